@@ -1,0 +1,79 @@
+"""Perplexity of running text: does the model still know the language?"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from debias import assets, metrics
+from debias.benchmarks.sampling import fingerprint
+from debias.records import Candidate, UserError
+from debias.statistics import Comparison, compare
+
+
+class Perplexity:
+    """exp of the mean negative log-likelihood per token, over windows that each begin with the start token.
+
+    Args:
+        protocol: how a window becomes a log-likelihood (`conditional`).
+        path: a text file, cut into windows as a whole (WikiText-2, say); when empty the Wikipedia passages of GAP test,
+            each on its own.
+        window: tokens of a window at the most.
+        limit: windows, evenly spaced over the text; all when empty.
+        n_resamples: bootstrap resamples of windows.
+    """
+
+    name = "perplexity"
+
+    def __init__(
+        self,
+        protocol: Any,
+        path: str | None = None,
+        window: int = 512,
+        limit: int | None = None,
+        n_resamples: int = 9999,
+    ) -> None:
+        self.protocol, self.window, self.limit, self.n_resamples = protocol, window, limit, n_resamples
+        self._path = path
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the text."""
+        return fingerprint(self._documents)
+
+    def candidates(self, tokenizer: Any) -> list[Candidate]:
+        """One text per window."""
+        source = Path(self._path).name if self._path else "gap-test"
+        encoded = tokenizer(self._documents, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        windows = []
+        for i, offsets in enumerate(encoded.offset_mapping):
+            document = self._documents[i]
+            for k in range(0, len(offsets), self.window):
+                first, last = offsets[k], offsets[min(k + self.window, len(offsets)) - 1]
+                text = document[first[0] : last[1]]
+                windows.append(Candidate(f"{i}:{k}", "window", "none", source, text))
+        if self.limit is not None and self.limit < len(windows):
+            windows = [windows[k * len(windows) // self.limit] for k in range(self.limit)]
+        return windows
+
+    def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
+        """Perplexity per token; the resampled unit is the window. Lower is better: the ideal is 1."""
+        columns = [(s["logprob"].to_numpy(), s["num_tokens"].to_numpy()) for s in (base, debiased)]
+        yield compare(
+            "none", "perplexity", 1.0, len(base), metrics.perplexity, columns[0], columns[1], self.n_resamples
+        )
+
+    @cached_property
+    def _documents(self) -> list[str]:
+        path = Path(self._path).expanduser() if self._path else assets.locate("gap-test")
+        try:
+            if self._path:
+                return [path.read_text(encoding="utf-8")]
+            with path.open(newline="", encoding="utf-8") as file:
+                return [row["Text"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path}: cannot be read as text ({error}); check eval.perplexity.path") from error

@@ -1,0 +1,200 @@
+"""The two jobs that need a model: `run` (data -> adapter -> evaluation -> report) and `evaluate`."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+
+from debias import assets, likelihood, training
+from debias.benchmarks import Benchmark
+from debias.data.encoding import encode
+from debias.data.triplets import TripletFile
+from debias.evaluation import Evaluation, Scorer, evaluate
+from debias.likelihood import Conditional
+from debias.models import adapter as adapters
+from debias.models.base import Base, BaseModel
+from debias.report.write import RunReport, write_reports
+from debias.results import RunFolder, write_json
+
+log = logging.getLogger(__name__)
+
+ADAPTER = "adapter"
+
+
+class Recipe(NamedTuple):
+    """How an adapter is trained; see `conf/run.yaml` for what each of them means."""
+
+    lr: float
+    epochs: int
+    batch_size: int
+    schedule: str
+    warmup: float
+    weight_decay: float
+    start_token: bool
+
+
+class Scoring(NamedTuple):
+    """How texts are scored; see `conf/run.yaml`."""
+
+    precision: str
+    token_budget: int
+
+
+class Cost:
+    """Tokens, dollars and seconds by stage, kept in cost.json across interruptions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "cost.json"
+        try:
+            self.stages = json.loads(self.path.read_text(encoding="utf-8"))["stages"]
+        except (OSError, ValueError, KeyError):
+            self.stages = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+        """Time a stage; the yielded dict takes its tokens."""
+        spent: dict[str, Any] = {"tokens": 0}
+        start = time.perf_counter()
+        yield spent
+        self.stages[name] = {"seconds": round(time.perf_counter() - start, 2), **spent}
+        self.write()
+
+    def write(self) -> None:
+        """Write the sums so far."""
+        gpu = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+        write_json(
+            self.path,
+            {
+                "tokens": sum(s["tokens"] for s in self.stages.values()),
+                "dollars": 0.0,  # nothing here calls a paid service
+                "seconds": round(sum(s["seconds"] for s in self.stages.values()), 2),
+                "peak_memory_gb": round(peak_memory_gb(), 3),
+                "peak_gpu_memory_gb": round(gpu, 3),
+                "stages": self.stages,
+            },
+        )
+
+
+def run(
+    folder: RunFolder,
+    data: TripletFile,
+    model: BaseModel,
+    adapter: Any,
+    objective: Any,
+    recipe: Recipe,
+    scoring: Scoring,
+    benchmarks: Sequence[Benchmark],
+    make_trainer: Callable[..., pl.Trainer],
+    report: RunReport,
+    seed: int,
+) -> Evaluation:
+    """Train an adapter unless the folder has it already, score base and debiased model, write the reports."""
+    cost = Cost(folder.path)
+    checked = data.load(seed)  # bad data stops the job before the model is loaded
+    dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
+    log.info("data: %d triplets from %s%s", len(checked.triplets), data.path.name, dropped)
+    for benchmark in benchmarks:
+        benchmark.fingerprint()  # so does a missing benchmark
+    with cost.stage("load"):
+        base = model.load()
+    log.info("model: %s on %s, %d threads", base.name, _device(), torch.get_num_threads())
+
+    target = folder.path / ADAPTER
+    if target.is_dir():
+        log.info("adapter: already trained")
+        adapted = adapters.load(base, target)
+    else:
+        with cost.stage("train") as spent:
+            pl.seed_everything(seed, verbose=False)
+            adapted = adapters.attach(base, adapter)
+            start = Conditional().start_id(base.tokenizer) if recipe.start_token else None
+            spans = [objective.span(text) for text in encode(checked.triplets, base.tokenizer, start)]
+            module = training.Debiaser(
+                adapted, objective.loss, recipe.lr, recipe.schedule, recipe.warmup, recipe.weight_decay
+            )
+            batches = training.SpanData(spans, likelihood.choose_layout(adapted), recipe.batch_size, seed)
+            spent["tokens"] = training.fit(module, batches, make_trainer, folder.path, recipe.epochs)
+        adapters.save(adapted, base, target)
+        trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        seconds = cost.stages["train"]["seconds"]
+        log.info("adapter: %s trainable parameters, trained in %.0f s", f"{trainable:,}", seconds)
+
+    evaluation = _evaluate(folder, base, adapted, scoring, benchmarks, cost)
+    write_reports(folder, evaluation, report, checked, base.name, target)
+    _release(base)
+    return evaluation
+
+
+def evaluate_only(
+    folder: RunFolder,
+    model: BaseModel,
+    adapter_path: str | None,
+    scoring: Scoring,
+    benchmarks: Sequence[Benchmark],
+    report: RunReport,
+) -> Evaluation:
+    """Score a base model, and the same with an adapter when a folder is given."""
+    cost = Cost(folder.path)
+    for benchmark in benchmarks:
+        benchmark.fingerprint()
+    with cost.stage("load"):
+        base = model.load()
+        adapted = adapters.load(base, adapter_path) if adapter_path else None
+    evaluation = _evaluate(folder, base, adapted, scoring, benchmarks, cost)
+    write_reports(folder, evaluation, report, None, base.name, None)
+    _release(base)
+    return evaluation
+
+
+def _evaluate(
+    folder: RunFolder, base: Base, adapted: Any, scoring: Scoring, benchmarks: Sequence[Benchmark], cost: Cost
+) -> Evaluation:
+    base.model.to(_device())
+    with cost.stage("evaluate") as spent:
+        scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir())
+        evaluation = evaluate(scorer, benchmarks)
+        spent["tokens"] = evaluation.positions
+    folder.write_likelihoods(evaluation.likelihoods)
+    folder.write_figures(evaluation.figures)
+    return evaluation
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _release(base: Base) -> None:
+    """Hydra's basic launcher runs all jobs of a sweep in one process: give the memory back."""
+    base.model.to("meta")
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def peak_memory_gb() -> float:
+    """Peak resident memory of this process, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak / 1e6
+
+
+def hardware() -> dict[str, Any]:
+    """What the job ran on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "peak_memory_gb": round(peak_memory_gb(), 3),
+    }

@@ -1,0 +1,26 @@
+"""Progress bars with an estimate of the time left, on a terminal; silent elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+
+
+def bar(label: str) -> Callable[[Iterable[Item], int], Iterator[Item]]:
+    """A function that wraps an iterable and its length, and shows `label`, what is done and the time left."""
+
+    def wrap(items: Iterable[Item], total: int) -> Iterator[Item]:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            yield from progress.track(items, total=total, description=label)
+
+    return wrap

@@ -1,0 +1,81 @@
+"""The types that travel between the rooms of the program."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class UserError(Exception):
+    """Something the user can mend: shown as one line that names the place and the remedy."""
+
+
+class Triplet(NamedTuple):
+    """A sentence with a target (a member of a social group) and an attribute that breaks a stereotype about it."""
+
+    sentence: str
+    target: str
+    attribute: str
+    bias: str
+    source: str
+    start: int  # character span of the attribute in the sentence
+    stop: int
+
+
+class Encoded(NamedTuple):
+    """A sentence's token ids; `ids[start:stop]` are the attribute's tokens."""
+
+    ids: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class Candidate(NamedTuple):
+    """One text that a benchmark wants scored; candidates of one example are compared with each other."""
+
+    example: str
+    candidate: str
+    bias: str
+    target: str
+    text: str
+
+
+class Span(NamedTuple):
+    """Token ids whose tail `ids[start:]` is scored given what stands before it; `start` is 1 or more."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+class Batch(NamedTuple):
+    """Spans laid out for one forward pass. B rows, T positions, N scored positions, E scored tokens.
+
+    Lightning moves a NamedTuple of tensors to the device, but not a dataclass.
+    """
+
+    input_ids_BT: Tensor
+    attention_mask: Tensor  # bool: (B, T) real positions, or (B, 1, T, T) who sees whom
+    position_ids_BT: Tensor
+    position_N: Tensor  # flat positions (in B * T) where logits are needed
+    source_E: Tensor  # index into N: the position that predicts the token
+    token_E: Tensor  # the predicted token's id
+    span_E: Tensor  # the span that the token belongs to
+    num_tokens_S: Tensor  # scored tokens of each span
+
+
+class Figure(NamedTuple):
+    """One line of `metrics.jsonl`: a figure, its 95% interval and the number of independent units behind it."""
+
+    benchmark: str
+    protocol: str
+    bias: str
+    metric: str
+    model: str  # base, debiased or delta (debiased - base)
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    ideal: float | None
+    p_value: float | None = None

@@ -1,0 +1,1 @@
+"""Tables, plots, the HTML page and the bias card: figures -> something a person reads."""

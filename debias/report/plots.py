@@ -1,0 +1,79 @@
+"""Plots as SVG that takes the page's colours, so that it is readable in light and dark mode."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+from markupsafe import Markup
+
+from debias.report.tables import TITLES, Row
+
+matplotlib.use("Agg")
+
+# Stand-ins that matplotlib accepts, replaced by CSS variables of the page.
+INK, FAINT, BASE, AFTER = "#010101", "#020202", "#030303", "#040404"
+VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)", BASE: "var(--base)", AFTER: "var(--after)"}
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "debias",  # the same figures give the same file
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def before_after(rows: Sequence[Row]) -> Markup | None:
+    """Stereotype scores of both models with their intervals, against the ideal of 50."""
+    chosen = [row for row in rows if row.base.metric == "SS"]
+    if not chosen:
+        return None
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.42 * len(chosen)))
+        axes.axvline(50, color=FAINT, linewidth=1.5)
+        for place, row in enumerate(reversed(chosen)):
+            for model, colour, shift in ((row.base, BASE, 0.13), (row.debiased, AFTER, -0.13)):
+                if model is not None:
+                    axes.plot([model.ci_low, model.ci_high], [place + shift] * 2, color=colour, linewidth=2)
+                    axes.plot(model.value, place + shift, "o", color=colour, markersize=6)
+        labels = [f"{TITLES.get(r.base.benchmark, r.base.benchmark)} {r.base.bias}" for r in reversed(chosen)]
+        axes.set_yticks(range(len(chosen)), labels)
+        axes.tick_params(length=0)
+        axes.set_xlabel("stereotype score, % (50 is unbiased), with 95% intervals")
+        return _svg(figure, "Stereotype scores before and after, with 95% intervals; the table below has the figures")
+
+
+def loss_curve(points: Sequence[tuple[int, float]], window: int = 10) -> Markup:
+    """Training loss by step, with a running mean."""
+    steps, losses = zip(*points, strict=True)
+    mean = [sum(losses[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(losses))]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.2, 2.6))
+        axes.plot(steps, losses, color=FAINT, linewidth=1)
+        axes.plot(steps, mean, color=AFTER, linewidth=2)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss, nats per token")
+        return _svg(figure, f"Training loss from {losses[0]:.2f} to {mean[-1]:.2f} nats per token in {steps[-1]} steps")
+
+
+def _svg(figure: Any, label: str) -> Markup:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)  # as wide as the page allows
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    # Only numbers and names from our own tables are in it; the names passed through matplotlib's XML escaping.
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(label)}"', 1))  # noqa: S704

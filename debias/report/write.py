@@ -1,0 +1,127 @@
+"""The files for people in a run folder: report.md, report.html and the adapter's bias card."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+
+from debias import __version__
+from debias.data.triplets import Checked
+from debias.evaluation import Evaluation
+from debias.report import plots, tables
+from debias.report.outcome import Bounds, outcome
+from debias.results import RunFolder, write_text
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+class RunReport(NamedTuple):
+    """What a report stresses: the targeted bias, and the bounds within which ability counts as kept."""
+
+    bias: str
+    bounds: Bounds
+
+
+class Change(NamedTuple):
+    """A pair of sentences and by how much the model prefers the stereotype, in nats per token, before and after."""
+
+    example: str
+    bias: str
+    target: str
+    stereotype: str
+    anti_stereotype: str
+    before: float
+    after: float
+
+
+def write_reports(
+    folder: RunFolder,
+    evaluation: Evaluation,
+    report: RunReport,
+    data: Checked | None,
+    base_name: str,
+    adapter: Path | None,
+) -> None:
+    """Write report.md and report.html, and the bias card into the adapter's folder where one was trained."""
+    rows = tables.rows(evaluation.figures, report.bias)
+    verdict = outcome(evaluation.figures, report.bias, report.bounds)
+    cost = json.loads((folder.path / "cost.json").read_text(encoding="utf-8"))
+    status = json.loads((folder.path / "status.json").read_text(encoding="utf-8"))
+    curve = _loss_curve(folder.path / "train.csv")
+    changed, unchanged = changes(evaluation)
+    facts: dict[str, Any] = {
+        "title": f"{folder.path.parent.name}/{folder.path.name}",
+        "verdict": verdict,
+        "rows": rows,
+        "header": tables.HEADER,
+        "markdown": tables.markdown(rows),
+        "plot": plots.before_after(rows),
+        "curve": plots.loss_curve(curve) if curve else None,
+        "losses": curve,
+        "changed": changed,
+        "unchanged": unchanged,
+        "config": folder.config,
+        "cost": cost,
+        "status": status,
+        "data": data,
+        "base": base_name,
+        "bias": report.bias,
+        "bounds": report.bounds,
+        "version": __version__,
+        "identity": folder.identity,
+    }
+    write_text(folder.path / "report.md", _template("report.md.j2", facts))
+    write_text(folder.path / "report.html", _template("report.html.j2", facts))
+    if adapter is not None:
+        write_text(adapter / "README.md", _template("card.md.j2", facts))
+
+
+def changes(evaluation: Evaluation, most: int = 20, least: int = 10) -> tuple[list[Change], list[Change]]:
+    """The StereoSet pairs whose preference changed most, and some of those it changed least."""
+    scores = evaluation.likelihoods
+    scores = scores[scores["benchmark"] == "stereoset"]
+    if scores.empty or "debiased" not in set(scores["model"]):
+        return [], []
+    wide = scores.pivot(index=["bias", "target", "example"], columns=["model", "candidate"], values="score")
+    lean = {m: wide[m]["stereotype"] - wide[m]["anti-stereotype"] for m in ("base", "debiased")}
+    order = (lean["debiased"] - lean["base"]).abs().sort_values(ascending=False, kind="stable").index
+
+    def change(key: tuple[str, str, str]) -> Change:
+        bias, target, example = key
+        pair = (evaluation.texts["stereoset", example, c] for c in ("stereotype", "anti-stereotype"))
+        return Change(example, bias, target, *pair, float(lean["base"][key]), float(lean["debiased"][key]))
+
+    return [change(key) for key in order[:most]], [change(key) for key in order[-least:]]
+
+
+def _loss_curve(path: Path) -> list[tuple[int, float]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+
+
+def _template(name: str, facts: dict[str, Any]) -> str:
+    """Fill a template; whatever goes into HTML is escaped, for it comes from data."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=lambda template: bool(template and template.endswith(".html.j2")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = _cell
+    return environment.get_template(name).render(**facts)
+
+
+def _cell(value: Any) -> str:
+    """A text that stays inside one cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+

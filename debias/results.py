@@ -1,0 +1,221 @@
+"""The run folder: claimed, written and read. Every file appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from debias import __version__
+from debias.records import Figure, UserError
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parent
+LIKELIHOODS = ["benchmark", "example", "candidate", "bias", "target", "model", "logprob", "num_tokens", "score"]
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which becomes `path` when the block ends well and is removed when it does not."""
+    half = path.with_name(f"{path.name}.tmp")
+    try:
+        yield half
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, and make sure that it reached the disk."""
+    with whole_file(path) as half, half.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def code_sha256() -> str:
+    """Checksum of the program's own source: what `same code version` means."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(str(path.relative_to(PACKAGE)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def text_sha256(text: str) -> str:
+    """Checksum of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class RunFolder:
+    """One run's folder and its state.
+
+    Args:
+        path: the folder.
+        config: the resolved config as YAML.
+        identity: checksums of config, data and code; a run is the same where all of them are.
+    """
+
+    def __init__(self, path: Path, config: str, identity: Mapping[str, str]) -> None:
+        self.path, self.config, self.identity = path, config, dict(identity)
+        self.started = _now()
+        self._lock = FileLock(path / ".lock")
+
+    @contextlib.contextmanager
+    def claim(self, overwrite: bool = False) -> Iterator[bool]:
+        """Hold the folder for this process; yields False when the run in it is finished and the same.
+
+        Raises:
+            UserError: another process holds the folder, or what is in it comes from another config, data or code.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"{self.path} is in use by another debias process; wait for it, or set name=OTHER") from error
+        try:
+            yield self._open(overwrite)
+        finally:
+            self._lock.release()
+            if not self._files():  # a refused job leaves no trace
+                shutil.rmtree(self.path)
+
+    def _open(self, overwrite: bool) -> bool:
+        before = self._status()
+        state = before.get("state")
+        differs = [what for what in self.identity if before.get(what) != self.identity[what]]
+        if state is not None and overwrite:
+            self._clear()
+        elif state == "done" and not differs:
+            return False
+        elif state == "done" or (state is not None and "config_sha256" in differs):
+            what = " and ".join(name.removesuffix("_sha256") for name in differs)
+            raise UserError(
+                f"{self.path} holds a run with another {what}; keep both with name=OTHER, or replace it with overwrite=true"
+            )
+        elif state is not None and differs:
+            log.info("the unfinished run in %s was made by other code or data: starting it afresh", self.path)
+            self._clear()
+        elif state is None and self._files():
+            raise UserError(f"{self.path} has files in it but no run; empty it, or set name=OTHER")
+        elif state is not None:
+            log.info("resuming the unfinished run in %s", self.path)
+        return True
+
+    def _files(self) -> list[Path]:
+        """Files of a run; locks and half-written files are none."""
+        return [p for p in self.path.iterdir() if not p.name.startswith(".") and p.suffix != ".tmp"]
+
+    def _status(self) -> dict[str, Any]:
+        path = self.path / "status.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); remove the folder or set overwrite=true") from error
+
+    def _clear(self) -> None:
+        for path in self.path.iterdir():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def start(self) -> None:
+        """Write the config and the state `running`."""
+        self._write_status("running")
+        write_text(self.path / "config.yaml", self.config)
+
+    def finish(self, hardware: Mapping[str, Any]) -> None:
+        """Write the state `done`: the last file to be written."""
+        self._write_status("done", hardware=dict(hardware))
+
+    def fail(self, error: BaseException) -> None:
+        """Write the state `failed` with the error, where the disk still takes it."""
+        text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        trace = "".join(traceback.format_exception(error))
+        with contextlib.suppress(OSError):
+            self._write_status("failed", error=text, traceback=trace)
+
+    def _write_status(self, state: str, **more: Any) -> None:
+        ended = None if state == "running" else _now()
+        versions = {"versions": _versions(), "git_commit": _git_commit()}
+        status = {"state": state, "started": self.started, "ended": ended, **self.identity, **versions, **more}
+        write_json(self.path / "status.json", status)
+
+    def write_figures(self, figures: Iterable[Figure]) -> None:
+        """Write metrics.jsonl."""
+        lines = [json.dumps({k: _finite(v) for k, v in figure._asdict().items()}) for figure in figures]
+        write_text(self.path / "metrics.jsonl", "\n".join(lines) + "\n")
+
+    def write_likelihoods(self, likelihoods: pd.DataFrame) -> None:
+        """Write likelihoods.parquet."""
+        with whole_file(self.path / "likelihoods.parquet") as half:
+            likelihoods[LIKELIHOODS].to_parquet(half, index=False)
+
+
+def read_figures(folder: Path) -> list[Figure]:
+    """Read metrics.jsonl of a run. Raises UserError, with the line, when it is missing or damaged."""
+    path = folder / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: no figures here ({error.strerror}); is the run finished?") from error
+    figures = []
+    for i, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            numbers = {k: float("nan") if row[k] is None else row[k] for k in ("value", "ci_low", "ci_high")}
+            figures.append(Figure(**{**row, **numbers}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}:{i}: not a figure ({error}); run this job again with overwrite=true") from error
+    return figures
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not (abs(value) < float("inf")) else value  # JSON has no NaN
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "peft", "pytorch-lightning", "scipy")
+    return {
+        "debias": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the program's source, `+` when it has uncommitted changes; None outside a checkout."""
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
