@@ -10,19 +10,21 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
 from debias import __version__
 from debias.records import UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("debias.cli")
 console = Console()
 
+VERBS = ("run", "evaluate", "report", "ls")
 USAGE = """\
 debias run       [overrides]     data -> adapter -> evaluation of base and debiased model -> report (the default verb)
 debias evaluate  [overrides]     score any base model or adapter
@@ -54,7 +56,9 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sys.exit(_complain(f"the disk is full ({error.filename or 'while writing'}); free space and run the command again"))
+        sys.exit(
+            _complain(f"the disk is full ({error.filename or 'while writing'}); free space and run the command again")
+        )
 
 
 def _dispatch(words: list[str]) -> None:
@@ -63,6 +67,8 @@ def _dispatch(words: list[str]) -> None:
         print(f"debias {__version__}: make a language model prefer stereotypes less, and prove it\n\n{USAGE}", end="")
     elif sys.argv[1:] == ["--version"]:
         print(f"debias {__version__}")
+    elif "COMP_LINE" in os.environ and any(word.startswith("query=") for word in words):
+        _complete(words)
     elif verb in ("run", "evaluate"):
         _hydra(verb, words)
     elif verb == "report":
@@ -72,8 +78,7 @@ def _dispatch(words: list[str]) -> None:
     elif verb == "ls":
         _list(words)
     else:
-        verbs = ("run", "evaluate", "report", "ls")
-        raise UserError(f"unknown verb {verb!r}{_nearest(verb, verbs)}; there are: {', '.join(verbs)}")
+        raise UserError(f"unknown verb {verb!r}{_nearest(verb, VERBS)}; there are: {', '.join(VERBS)}")
 
 
 def _complain(text: str, status: int = 1) -> int:
@@ -93,17 +98,47 @@ def _hydra(verb: str, overrides: list[str]) -> None:
     OmegaConf.register_new_resolver("job", _job_name, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, to be told in one line below
     sys.argv = [f"debias {verb}", *_any_model(overrides)]
-    job = _run_job if verb == "run" else _evaluate_job
+    failures: list[BaseException] = []
+
+    def job(cfg: Any) -> None:
+        """Leave no empty folder; keep a single job's error for our own message, let a sweep's pass to its launcher."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        try:
+            (_run_job if verb == "run" else _evaluate_job)(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode is not RunMode.RUN:
+                raise
+            failures.append(error)
+        finally:
+            with suppress(OSError):
+                Path(HydraConfig.get().runtime.output_dir).rmdir()
+
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(job)()
+        if failures:
+            raise failures[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, verb)) from error
 
 
+def _complete(words: list[str]) -> None:
+    """Answer the shell's question what may follow: the verb names the config, the rest is Hydra's."""
+    line = os.environ["COMP_LINE"].split(" ", 2)
+    verb = line[1] if len(line) > 2 else "run"
+    if len(line) == 2:
+        print("\n".join(name for name in VERBS if name.startswith(line[1])))
+    elif verb in ("run", "evaluate"):
+        os.environ["COMP_LINE"] = f"{line[0]} {line[2]}"
+        _hydra(verb, words)
+
+
 def _any_model(overrides: Sequence[str]) -> list[str]:
-    """`model=ID` for a model without a config file of its own is short for `model=hf model.path=ID`."""
+    """`model=ID` for a model without a config file, and `model.path=ID` alone, mean `model=hf model.path=ID`."""
     known = _options("model")
-    words = []
+    chosen = any(word.startswith("model=") for word in overrides)
+    words = [] if chosen or not any(word.startswith("model.path=") for word in overrides) else ["model=hf"]
     for word in overrides:
         key, _, value = word.partition("=")
         if key == "model" and value and not set(value.split(",")) & known:
@@ -119,8 +154,10 @@ def _options(group: str) -> set[str]:
 
 def _job_name(overrides: Sequence[str]) -> str:
     """Folder name of a job: its overrides in short form, `default` without any; long ones are cut and hashed."""
-    kept = sorted(word for word in overrides if not re.match(r"(name|overwrite)=", word))
-    name = re.sub(r"[^\w.=,+~-]+", "_", ",".join(kept)) or "default"
+    kept = sorted(word for word in overrides if not re.match(r"(name|overwrite|logger)=", word))
+    short = [re.sub(r"^\+*\w+\.(?=[\w.]+=)", "", word) for word in kept]  # training.lr=1e-3 -> lr=1e-3
+    short = [b if short.count(b) == 1 else a for a, b in zip(kept, short, strict=True)]
+    name = re.sub(r"[^\w.=,+~-]+", "_", ",".join(short)) or "default"
     if len(name) > 120:
         name = f"{name[:110]}-{hashlib.sha256(','.join(kept).encode()).hexdigest()[:8]}"
     return name
@@ -133,7 +170,7 @@ def _explain(error: Exception, verb: str) -> str:
         options = sorted(_options(group[1]))
         if options:
             hint = _nearest(group[2], options)
-            return f"there is no {group[1]}={group[2]}{hint}; choose one of: {', '.join(options)} (see `debias ls {group[1]}`)"
+            return f"there is no {group[1]}={group[2]}{hint}; choose one of: {', '.join(options)}"
     if key := re.search(r"Could not override '([^']+)'", text):
         return f"unknown key {key[1]!r}{_nearest(key[1], _keys(verb))}; see `debias {verb} --cfg job`"
     if group := re.search(r"Could not override '?([^'\s]+)'?\.\s*No match in the defaults list", text):
@@ -150,7 +187,7 @@ def _keys(verb: str) -> list[str]:
     from omegaconf import DictConfig
 
     def walk(node: DictConfig, prefix: str) -> Iterator[str]:
-        for key in node:
+        for key in map(str, node):
             yield f"{prefix}{key}"
             child = node._get_node(key)
             if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
@@ -170,9 +207,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _run_job(cfg: Any) -> None:
-    from hydra.utils import instantiate
-
-    data = instantiate(cfg.data)
+    data = _make(cfg.data)
     benchmarks = _benchmarks(cfg)
 
     def work(folder: Any) -> Any:
@@ -181,13 +216,13 @@ def _run_job(cfg: Any) -> None:
         return experiment.run(
             folder,
             data=data,
-            model=instantiate(cfg.model),
-            adapter=instantiate(cfg.adapter, _convert_="all"),  # PEFT wants a list, not a ListConfig
-            objective=instantiate(cfg.objective),
+            model=_make(cfg.model),
+            adapter=_make(cfg.adapter, _convert_="all"),  # PEFT wants a list, not a ListConfig
+            objective=_make(cfg.objective),
             recipe=experiment.Recipe(**cfg.training),
             scoring=experiment.Scoring(**cfg.scoring),
             benchmarks=benchmarks,
-            make_trainer=instantiate(cfg.trainer),
+            make_trainer=_make(cfg.trainer),
             report=_report(cfg),
             seed=cfg.seed,
         )
@@ -196,8 +231,6 @@ def _run_job(cfg: Any) -> None:
 
 
 def _evaluate_job(cfg: Any) -> None:
-    from hydra.utils import instantiate
-
     benchmarks = _benchmarks(cfg)
 
     def work(folder: Any) -> Any:
@@ -205,7 +238,7 @@ def _evaluate_job(cfg: Any) -> None:
 
         return experiment.evaluate_only(
             folder,
-            model=instantiate(cfg.model),
+            model=_make(cfg.model),
             adapter_path=cfg.adapter.path,
             scoring=experiment.Scoring(**cfg.scoring),
             benchmarks=benchmarks,
@@ -215,12 +248,23 @@ def _evaluate_job(cfg: Any) -> None:
     _job(cfg, benchmarks, work)
 
 
-def _benchmarks(cfg: Any) -> list[Any]:
+def _make(cfg: Any, **options: Any) -> Any:
+    """Build what a config names by `_target_`; a user's mistake found on the way stays the user's error."""
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    try:
+        return instantiate(cfg, **options)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from error
+        raise
+
+
+def _benchmarks(cfg: Any) -> list[Any]:
     if not cfg.eval:
         raise UserError("eval is empty: name at least one benchmark, as in eval=[stereoset]")
-    return [instantiate(benchmark) for benchmark in cfg.eval.values()]
+    return [_make(benchmark) for benchmark in cfg.eval.values()]
 
 
 def _report(cfg: Any) -> Any:
@@ -235,52 +279,52 @@ def _job(cfg: Any, inputs: Sequence[Any], work: Callable[[Any], Any]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from debias.results import RunFolder, code_sha256, text_sha256
+    from debias.results import RunFolder, code_sha256, read_figures, text_sha256
 
     OmegaConf.resolve(cfg)
-    config = OmegaConf.to_yaml(cfg)
-    same = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [k for k in cfg if k not in ("name", "overwrite", "logger")]))
+    same = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("name", "overwrite", "logger")])
     identity = {
-        "config_sha256": text_sha256(same),
+        "config_sha256": text_sha256(OmegaConf.to_yaml(same)),
         "data_sha256": text_sha256(" ".join(part.fingerprint() for part in inputs)),
         "code_sha256": code_sha256(),
     }
-    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir), config, identity)
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir), OmegaConf.to_yaml(cfg), identity)
     with folder.claim(cfg.overwrite) as to_do:
-        shown = _shown(folder.path)
-        if not to_do:
-            console.print(f"already done, nothing to do: {shown}", highlight=False, soft_wrap=True)
-            console.print((folder.path / "report.md").read_text(encoding="utf-8").split("\n## ")[0].strip(), highlight=False)
-            return
-        folder.start()
-        with _logging(folder.path / "run.log"):
-            try:
-                if cfg.threads:
-                    import torch
+        if to_do:
+            _work(cfg, folder, work)
+        else:
+            console.print(f"done before, nothing to do: {_shown(folder.path)}", highlight=False, soft_wrap=True)
+        _show(cfg, read_figures(folder.path))
+        console.print(f"report: {_shown(folder.path / 'report.html')}", highlight=False, soft_wrap=True)
 
-                    torch.set_num_threads(cfg.threads)
-                evaluation = work(folder)
-            except (SystemExit, KeyboardInterrupt, Exception) as error:
-                log.error("failed: %s", " ".join(str(error).split()) or type(error).__name__)
-                log.debug("traceback", exc_info=True)
-                folder.fail(error)
-                raise
-            from debias import experiment
 
-            _show(cfg, evaluation)
+def _work(cfg: Any, folder: Any, work: Callable[[Any], Any]) -> None:
+    folder.start()
+    with _logging(folder.path / "run.log"):
+        try:
+            from debias import experiment  # seconds of imports that a finished run does not need
+
+            _quieten()
+            if cfg.threads:
+                experiment.set_threads(cfg.threads)
+            work(folder)
             folder.finish(experiment.hardware())
-            log.info("report: %s", _shown(folder.path / "report.html"))
+        except BaseException as error:
+            log.debug("failed: %s", error, exc_info=True)
+            folder.fail(error)
+            raise
+        experiment.release_memory()
 
 
-def _show(cfg: Any, evaluation: Any) -> None:
+def _show(cfg: Any, figures: Sequence[Any]) -> None:
     from debias.report import tables
-    from debias.report.outcome import outcome
+    from debias.report.outcome import Bounds, outcome
 
-    report = _report(cfg)
+    bias, bounds = cfg.data.bias, Bounds(cfg.outcome.max_lms_drop, cfg.outcome.max_perplexity_ratio)
     console.print()
-    console.print(tables.terminal(tables.rows(evaluation.figures, report.bias), "Bias and ability"))
+    console.print(tables.terminal(tables.rows(figures, bias)))
     console.print()
-    console.print(outcome(evaluation.figures, report.bias, report.bounds).text, style="bold", highlight=False)
+    console.print(outcome(figures, bias, bounds).text, style="bold", highlight=False)
     console.print()
 
 
@@ -292,21 +336,37 @@ def _shown(path: Path) -> Path:
 def _logging(path: Path) -> Iterator[None]:
     """Log to the terminal in short and to the run's file in full; the handlers go with the job."""
     root = logging.getLogger()
+    before = root.handlers, root.level
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    terminal = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    terminal = RichHandler(
+        console=Console(stderr=True),
+        show_path=False,
+        show_level=False,
+        log_time_format="[%X]",
+        highlighter=NullHighlighter(),
+    )
     terminal.setLevel(logging.INFO)
-    terminal.addFilter(lambda record: record.name.startswith("debias") or record.levelno >= logging.WARNING)
-    root.handlers = [file, terminal]
-    root.setLevel(logging.INFO)
+    terminal.addFilter(logging.Filter("debias"))
+    root.handlers, root.level = [file, terminal], logging.INFO
     logging.getLogger("debias").setLevel(logging.DEBUG)
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").addHandler(logging.NullHandler())
     try:
         yield
     finally:
-        root.handlers = []
+        root.handlers, root.level = before
         file.close()
+
+
+def _quieten() -> None:
+    """Other libraries write to run.log, not to the terminal."""
+    import transformers
+
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning", "huggingface_hub"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
 
 
 # ---------------------------------------------------------------- ls
@@ -328,5 +388,5 @@ def _list(groups: Sequence[str]) -> None:
         for i, path in enumerate(sorted(folder.glob("*.yaml"))):
             comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
             line = next(c for c in comments if not c.startswith("@package"))
-            table.add_row("" if i else folder.name, path.stem, line, style="" if i else "")
+            table.add_row("" if i else folder.name, path.stem, line)
     console.print(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +78,9 @@ class Scorer:
         with self.adapted.disable_adapter() if off else nullcontext():
             scores = likelihood.score(self.model, spans, self.layout, self.token_budget, bar(f"{label}, {model}"))
         if not np.isfinite(scores).all():
-            raise UserError(f"the {model} model gives log-probabilities that are no numbers; training diverged (lower training.lr)")
+            raise UserError(
+                f"the {model} model gives log-probabilities that are no numbers; training diverged (lower training.lr)"
+            )
         self.positions += sum(len(ids) - start for ids, start in spans)
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(f".{np.random.randint(1 << 30)}.tmp")
@@ -115,7 +117,7 @@ def evaluate(scorer: Scorer, benchmarks: Sequence[Benchmark]) -> Evaluation:
     for benchmark in benchmarks:
         candidates = pd.DataFrame(benchmark.candidates(scorer.base.tokenizer))
         candidates.insert(0, "benchmark", benchmark.name)
-        scored = [_scored(scorer, benchmark, candidates, model) for model in scorer.models()]
+        scored = [score_candidates(scorer, benchmark, candidates, model) for model in scorer.models()]
         for comparison in benchmark.comparisons(scored[0], scored[-1]):
             lines = comparison.figures(benchmark.name, benchmark.protocol.name)
             figures.extend(line for line in lines if line.model in (*scorer.models(), *_delta(scorer)))
@@ -130,7 +132,8 @@ def _delta(scorer: Scorer) -> Iterator[str]:
         yield "delta"
 
 
-def _scored(scorer: Scorer, benchmark: Benchmark, candidates: pd.DataFrame, model: str) -> pd.DataFrame:
+def score_candidates(scorer: Scorer, benchmark: Benchmark, candidates: pd.DataFrame, model: str) -> pd.DataFrame:
+    """One row per candidate: the columns of `candidates` without the text, and logprob, num_tokens and score."""
     tokenizer, protocol = scorer.base.tokenizer, benchmark.protocol
     start = protocol.start_id(tokenizer)
     ids = tokenizer(list(candidates["text"]), add_special_tokens=False, verbose=False).input_ids
@@ -143,5 +146,3 @@ def _scored(scorer: Scorer, benchmark: Benchmark, candidates: pd.DataFrame, mode
     scored["num_tokens"] = [sum(len(span.ids) - span.start for span in spans) for spans in spans_of]
     scored["score"] = scored["logprob"] / scored["num_tokens"]
     return scored
-
-

@@ -133,7 +133,6 @@ def run(
 
     evaluation = _evaluate(folder, base, adapted, scoring, benchmarks, cost)
     write_reports(folder, evaluation, report, checked, base.name, target)
-    _release(base)
     return evaluation
 
 
@@ -154,7 +153,6 @@ def evaluate_only(
         adapted = adapters.load(base, adapter_path) if adapter_path else None
     evaluation = _evaluate(folder, base, adapted, scoring, benchmarks, cost)
     write_reports(folder, evaluation, report, None, base.name, None)
-    _release(base)
     return evaluation
 
 
@@ -175,12 +173,16 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _release(base: Base) -> None:
-    """Hydra's basic launcher runs all jobs of a sweep in one process: give the memory back."""
-    base.model.to("meta")
+def release_memory() -> None:
+    """Hydra's basic launcher runs all jobs of a sweep in one process: give the memory back between them."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def set_threads(count: int) -> None:
+    """Use this many threads for tensor arithmetic."""
+    torch.set_num_threads(count)
 
 
 def peak_memory_gb() -> float:

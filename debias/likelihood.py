@@ -85,7 +85,9 @@ def _token_id(tokenizer: Any, wanted: str | None, *others: str | None) -> int:
     for token in (wanted,) if wanted else others:
         if token in vocabulary:
             return vocabulary[token]
-    raise UserError(f"start token {wanted or others} is not in the vocabulary; choose one with protocol.start_token=TOKEN")
+    raise UserError(
+        f"start token {wanted or others} is not in the vocabulary; choose one with protocol.start_token=TOKEN"
+    )
 
 
 # ---------------------------------------------------------------- layouts: spans -> one batch
@@ -123,7 +125,7 @@ def padded(spans: Sequence[Span]) -> Batch:
     width = max(len(ids) for ids, _ in spans) - 1
     ids_BT = torch.zeros(len(spans), width, dtype=torch.long)
     real_BT = torch.zeros(len(spans), width, dtype=torch.bool)
-    edges = []
+    edges: list[tuple[int, int, int]] = []
     for i, (ids, start) in enumerate(spans):
         ids_BT[i, : len(ids) - 1] = torch.tensor(ids[:-1])
         real_BT[i, : len(ids) - 1] = True
@@ -131,7 +133,9 @@ def padded(spans: Sequence[Span]) -> Batch:
     return _batch(ids_BT, real_BT, torch.arange(width).expand(len(spans), width), edges, spans)
 
 
-def _batch(ids_BT: Tensor, mask: Tensor, at_BT: Tensor, edges: list[tuple[int, int, int]], spans: Sequence[Span]) -> Batch:
+def _batch(
+    ids_BT: Tensor, mask: Tensor, at_BT: Tensor, edges: list[tuple[int, int, int]], spans: Sequence[Span]
+) -> Batch:
     position_E, token_E, span_E = torch.tensor(edges).unbind(1)
     position_N, source_E = torch.unique(position_E, return_inverse=True)
     num_tokens_S = torch.tensor([len(ids) - start for ids, start in spans])
@@ -150,7 +154,7 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 # ---------------------------------------------------------------- the forward pass
 
 
-def span_logprobs(model: nn.Module, batch: Batch, rows: int = 64) -> Tensor:
+def span_logprobs(model: Any, batch: Batch, rows: int = 64) -> Tensor:
     """Log-probability of each span of a batch, in nats, shape (S,); differentiable.
 
     The softmax is taken in float32 over `rows` positions at a time: the logits of one batch are the largest thing in
@@ -174,7 +178,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
-def _head(model: nn.Module) -> Any:
+def _head(model: Any) -> Any:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
         raise UserError(f"{type(model).__name__} has no output embeddings; debias needs a model that predicts tokens")
@@ -197,12 +201,12 @@ def _logits_only_at(head: nn.Module, batch: Batch) -> Iterator[None]:
         handle.remove()
 
 
-def choose_layout(model: nn.Module) -> Layout:
+def choose_layout(model: Any) -> Layout:
     """`prefix_tree` where the model gives the same answer as for each text alone, else `padded`."""
     texts = [(3, 14, 15, 92, 65), (3, 14, 15, 92, 6, 53), (3, 14, 9), (2, 71, 82, 81)]
     size = _head(model).weight.shape[0]
     spans = [Span(tuple(i % size for i in ids), 1) for ids in texts]
-    with torch.inference_mode():
+    with torch.inference_mode(), _evaluating(model):
         try:
             together_S = _run(model, prefix_tree(spans))
         except (TypeError, ValueError, RuntimeError):
@@ -212,7 +216,19 @@ def choose_layout(model: nn.Module) -> Layout:
     return prefix_tree if torch.allclose(together_S, alone_S, atol=tolerance, rtol=tolerance) else padded
 
 
-def _run(model: nn.Module, batch: Batch) -> Tensor:
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off, and afterwards every module as it was: a frozen base and its adapter may be in different modes."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _run(model: Any, batch: Batch) -> Tensor:
     device = next(model.parameters()).device
     return span_logprobs(model, Batch(*(tensor.to(device) for tensor in batch)))
 
@@ -221,7 +237,7 @@ def _run(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def score(
-    model: nn.Module,
+    model: Any,
     spans: Sequence[Span],
     layout: Layout = prefix_tree,
     token_budget: int = 512,
@@ -236,12 +252,9 @@ def score(
     order, growth = _tree_order(spans) if layout is prefix_tree else _length_order(spans)
     batches = list(_packs(order, growth, token_budget))
     logprob_S = np.empty(len(spans))
-    training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), _evaluating(model):
         for batch in progress(batches, len(batches)) if progress else batches:
             logprob_S[batch] = _run(model, layout([spans[i] for i in batch])).double().cpu().numpy()
-    model.train(training)
     return logprob_S
 
 

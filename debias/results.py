@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -92,7 +91,9 @@ class RunFolder:
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise UserError(f"{self.path} is in use by another debias process; wait for it, or set name=OTHER") from error
+            raise UserError(
+                f"{self.path} is in use by another debias process; wait for it, or set name=OTHER"
+            ) from error
         try:
             yield self._open(overwrite)
         finally:
@@ -111,7 +112,8 @@ class RunFolder:
         elif state == "done" or (state is not None and "config_sha256" in differs):
             what = " and ".join(name.removesuffix("_sha256") for name in differs)
             raise UserError(
-                f"{self.path} holds a run with another {what}; keep both with name=OTHER, or replace it with overwrite=true"
+                f"{self.path} holds a run with another {what}; "
+                "keep both with name=OTHER, or replace it with overwrite=true"
             )
         elif state is not None and differs:
             log.info("the unfinished run in %s was made by other code or data: starting it afresh", self.path)
@@ -217,5 +219,3 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
-
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -168,7 +167,7 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write, then rename."""
         super().save_checkpoint(checkpoint, f"{path}.tmp", storage_options)
-        os.replace(f"{path}.tmp", path)
+        Path(f"{path}.tmp").replace(path)
 
 
 def make_trainer(precision: str = "auto", **options: Any) -> pl.Trainer:
@@ -202,7 +201,6 @@ def fit(module: Debiaser, data: SpanData, make_trainer: Callable[..., pl.Trainer
         plugins=[WholeFiles()],
         default_root_dir=str(folder),
         reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
         log_every_n_steps=1,
         enable_model_summary=False,
     )

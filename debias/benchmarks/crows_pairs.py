@@ -60,9 +60,7 @@ class CrowsPairs:
         for bias in ("overall", *sorted(pairs[0]["bias"].unique())):
             of = [p if bias == "overall" else p[p["bias"] == bias] for p in pairs]
             columns = [(p["ss"].to_numpy(),) for p in of]
-            yield compare(
-                bias, "SS", 50.0, len(of[0]), metrics.mean_of_first, columns[0], columns[1], self.n_resamples
-            )
+            yield compare(bias, "SS", 50.0, len(of[0]), metrics.mean_of_first, columns[0], columns[1], self.n_resamples)
 
     @cached_property
     def _pairs(self) -> list[dict[str, str]]:

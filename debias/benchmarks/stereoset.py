@@ -49,13 +49,13 @@ class StereoSet:
 
     def fingerprint(self) -> str:
         """SHA-256 of the chosen sentences."""
-        return fingerprint(s["id"] + s["sentence"] for e in self._examples for s in e["sentences"])
+        return fingerprint(s["id"] + s["sentence"] for e in self.examples for s in e["sentences"])
 
     def candidates(self, tokenizer: Any) -> list[Candidate]:
         """Three sentences per example."""
         return [
             Candidate(e["id"], s["gold_label"], e["bias_type"], e["target"], s["sentence"])
-            for e in self._examples
+            for e in self.examples
             for s in sorted(e["sentences"], key=lambda s: GOLD.index(s["gold_label"]))
         ]
 
@@ -74,7 +74,8 @@ class StereoSet:
                 yield compare(bias, metric, ideal, n, statistic, columns[0], columns[1], self.n_resamples)
 
     @cached_property
-    def _examples(self) -> list[dict[str, Any]]:
+    def examples(self) -> list[dict[str, Any]]:
+        """The chosen examples, as the file has them."""
         path = Path(self._path).expanduser() if self._path else assets.locate(f"stereoset-{self.split}")
         try:
             examples = json.loads(path.read_text(encoding="utf-8"))["data"]["intrasentence"]

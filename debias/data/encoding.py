@@ -15,7 +15,10 @@ def encode(triplets: Sequence[Triplet], tokenizer: Any, start_token: int | None 
         start_token: id to put in front of every sentence; none when empty.
     """
     encoded = tokenizer(
-        [t.sentence for t in triplets], add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
+        [t.sentence for t in triplets],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
     )
     front = () if start_token is None else (start_token,)
     texts = []

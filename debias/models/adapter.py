@@ -22,7 +22,7 @@ def attach(base: Base, config: peft.PeftConfig) -> peft.PeftModel:
         return peft.get_peft_model(base.model, config)
     except ValueError as error:
         raise UserError(
-            f"{config.peft_type.value} does not fit {type(base.model).__name__} ({error}); "
+            f"{type(config).__name__} does not fit {type(base.model).__name__} ({error}); "
             "name the modules with adapter.target_modules=[...]"
         ) from error
 
@@ -53,7 +53,9 @@ def load(base: Base, folder: str | Path) -> peft.PeftModel:
         return peft.PeftModel.from_pretrained(base.model, str(folder)).eval()
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"adapter {folder} does not fit {base.name!r} ({reason}); choose its base with model=") from error
+        raise UserError(
+            f"adapter {folder} does not fit {base.name!r} ({reason}); choose its base with model="
+        ) from error
 
 
 def adapter_sha256(model: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +39,10 @@ class BaseModel:
     Args:
         path: `smollm2` (embedded), a local folder or a Hugging Face id.
         revision: branch, tag or commit on the hub.
+        attention: names of the modules that a LoRA adapts by default; read by the adapter's config, not here.
     """
 
-    def __init__(self, path: str, revision: str | None = None) -> None:
+    def __init__(self, path: str, revision: str | None = None, attention: Sequence[str] | None = None) -> None:
         self.path, self.revision = str(path), revision
 
     def load(self) -> Base:
@@ -87,7 +89,7 @@ def _converted(name: str) -> Path:
             return folder
         source = assets.locate(name)
         log.info("converting %s to float32, once (about 20 s) ...", source.name)
-        where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+        where: dict[str, Any] = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
         loaded = AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where)
         config = AutoConfig.from_pretrained(**where)
         # `save_pretrained` refuses a model that says it is quantised: rebuild it from a config that does not.

@@ -16,7 +16,7 @@ class Bounds(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A verdict (`debiased`, `broken`, `overshot`, `unchanged`, `worse`, `scored`) and the sentence that explains it."""
+    """A verdict (`debiased`, `broken`, `overshot`, `unchanged`, `worse` or `scored`) and the sentence for it."""
 
     verdict: str
     text: str
@@ -35,7 +35,9 @@ def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> 
     name = f"{of} bias" if of != "overall" else "bias over all categories"
     score = f"{_title(benchmark)} {metric}"
     if (benchmark, of, metric, "delta") not in by:
-        text = f"{score} of {of}: {base.value:.1f} (95% interval {base.ci_low:.1f} to {base.ci_high:.1f}; 50 is unbiased)."
+        text = (
+            f"{score} of {of}: {base.value:.1f} (95% interval {base.ci_low:.1f} to {base.ci_high:.1f}; 50 is unbiased)."
+        )
         return Outcome("scored", text)
 
     after, delta = (by[benchmark, of, metric, model] for model in ("debiased", "delta"))
@@ -93,4 +95,6 @@ def _mark(beyond: bool, bound: str) -> str:
 
 
 def _title(benchmark: str) -> str:
-    return {"stereoset": "StereoSet", "crows_pairs": "CrowS-Pairs", "perplexity": "Perplexity"}.get(benchmark, benchmark)
+    return {"stereoset": "StereoSet", "crows_pairs": "CrowS-Pairs", "perplexity": "Perplexity"}.get(
+        benchmark, benchmark
+    )

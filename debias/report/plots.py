@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 # Stand-ins that matplotlib accepts, replaced by CSS variables of the page.
 INK, FAINT, BASE, AFTER = "#010101", "#020202", "#030303", "#040404"
 VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)", BASE: "var(--base)", AFTER: "var(--after)"}
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "debias",  # the same figures give the same file
     "font.family": "sans-serif",

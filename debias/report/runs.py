@@ -34,9 +34,16 @@ def report(paths: Sequence[Path], console: Console) -> None:
         figures = read_figures(folder)
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         bias = config.get("data", {}).get("bias", "overall")
-        table.add_row(f"{folder.parent.name}/{folder.name}", bias, *_cells(rows(figures, bias), bias), outcome(figures, bias).verdict)
+        table.add_row(
+            f"{folder.parent.name}/{folder.name}",
+            bias,
+            *_cells(rows(figures, bias), bias),
+            outcome(figures, bias).verdict,
+        )
     console.print(table)
-    console.print("base -> debiased; difference of SS with its 95% interval; StereoSet of the targeted bias", style="dim")
+    console.print(
+        "base -> debiased; difference of SS with its 95% interval; StereoSet of the targeted bias", style="dim"
+    )
 
 
 def run_folders(paths: Sequence[Path]) -> Iterator[Path]:

@@ -61,10 +61,10 @@ def rows(figures: Iterable[Figure], first: str = "") -> list[Row]:
     return [Row(by[k]["base"], by[k].get("debiased"), by[k].get("delta")) for k in ordered]
 
 
-def terminal(table_rows: Sequence[Row], title: str) -> Table:
+def terminal(table_rows: Sequence[Row]) -> Table:
     """The table for a terminal: certain improvements green, certain losses red."""
     compared = any(row.delta for row in table_rows)
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(header_style="bold", box=None, pad_edge=False)
     keep = [i for i, name in enumerate(HEADER) if compared or name not in ("debiased", "difference", "p")]
     for i in keep:
         table.add_column(HEADER[i], justify="left" if i < 3 else "right", no_wrap=True)
@@ -84,7 +84,10 @@ def terminal(table_rows: Sequence[Row], title: str) -> Table:
 
 def markdown(table_rows: Sequence[Row]) -> str:
     """The table as Markdown; certain differences in bold."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "|".join("---" if i < 3 else "--:" for i in range(len(HEADER))) + "|"]
+    lines = [
+        "| " + " | ".join(HEADER) + " |",
+        "|" + "|".join("---" if i < 3 else "--:" for i in range(len(HEADER))) + "|",
+    ]
     for row in table_rows:
         cells = [cell.replace("|", "\\|") for cell in row.cells()]
         if row.certain:

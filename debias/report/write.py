@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import pandas as pd
 
 from debias import __version__
 from debias.data.triplets import Checked
@@ -93,8 +92,8 @@ def changes(evaluation: Evaluation, most: int = 20, least: int = 10) -> tuple[li
 
     def change(key: tuple[str, str, str]) -> Change:
         bias, target, example = key
-        pair = (evaluation.texts["stereoset", example, c] for c in ("stereotype", "anti-stereotype"))
-        return Change(example, bias, target, *pair, float(lean["base"][key]), float(lean["debiased"][key]))
+        stereotype, anti = (evaluation.texts["stereoset", example, c] for c in ("stereotype", "anti-stereotype"))
+        return Change(example, bias, target, stereotype, anti, float(lean["base"][key]), float(lean["debiased"][key]))
 
     return [change(key) for key in order[:most]], [change(key) for key in order[-least:]]
 
@@ -110,7 +109,7 @@ def _template(name: str, facts: dict[str, Any]) -> str:
     """Fill a template; whatever goes into HTML is escaped, for it comes from data."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=lambda template: bool(template and template.endswith(".html.j2")),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -123,5 +122,3 @@ def _template(name: str, facts: dict[str, Any]) -> str:
 def _cell(value: Any) -> str:
     """A text that stays inside one cell of a Markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
-
-

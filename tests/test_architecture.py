@@ -1,0 +1,62 @@
+"""Imports go down only, and generic rooms do not exist."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "debias"
+
+# A room may import rooms of its own level or below.
+LEVELS = [
+    {"records"},
+    {"assets", "data", "models", "likelihood", "objectives", "metrics", "statistics", "progress"},
+    {"training", "benchmarks"},
+    {"evaluation"},
+    {"results"},
+    {"report"},
+    {"experiment"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "debias":
+            rooms |= {alias.name for alias in node.names} - {"__version__"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("debias."):
+            rooms.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            rooms |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("debias.")}
+    return rooms
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    upward = {room for room in imported_rooms(path) if LEVEL[room] > LEVEL[room_of(path)]}
+    assert not upward
+
+
+def test_only_cli_knows_hydra() -> None:
+    knowing = {room_of(p) for p in MODULES if "hydra" in {n.split(".")[0] for n in modules_imported(p)}}
+    assert knowing == {"cli"}
+
+
+def modules_imported(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    return names | {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+
+
+def test_there_are_no_generic_rooms() -> None:
+    assert not {room_of(p) for p in MODULES} & {"utils", "core", "common", "helpers"}

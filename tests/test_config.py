@@ -1,0 +1,89 @@
+"""Every config file composes, resolves, says what it is for, and builds what it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_class, get_method
+from omegaconf import DictConfig, OmegaConf
+
+from debias.cli import _job_name, config_dir
+
+GROUPS = {path.name: path for path in config_dir().iterdir() if path.is_dir()}
+CHOICES = [(group, file.stem) for group, folder in GROUPS.items() for file in sorted(folder.glob("*.yaml"))]
+REQUIRED = {("data", "triplets"): ["data.bias=gender", "data.path=x"], ("model", "hf"): ["model.path=x"]}
+
+
+def composed(verb: str, *overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    OmegaConf.register_new_resolver("job", _job_name, replace=True)
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose(verb, list(overrides))
+
+
+def targets(node: object) -> list[str]:
+    if isinstance(node, dict):
+        return [node["_target_"]] * ("_target_" in node) + [t for value in node.values() for t in targets(value)]
+    return []
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_names_something_real(group: str, choice: str) -> None:
+    cfg = composed("run", f"{group}={choice}", *REQUIRED.get((group, choice), []))
+    content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    for target in targets(content):
+        assert callable(get_method(target) if target.endswith("make_trainer") else get_class(target))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_says_in_one_line_what_it_is(group: str, choice: str) -> None:
+    lines = (GROUPS[group] / f"{choice}.yaml").read_text(encoding="utf-8").splitlines()
+    comments = [line for line in lines if line.startswith("# ") and "@package" not in line]
+    assert comments
+
+
+@pytest.mark.parametrize("verb", ["run", "evaluate"])
+def test_verbs_compose(verb: str) -> None:
+    assert OmegaConf.to_container(composed(verb), resolve=True, throw_on_missing=True)
+
+
+def test_defaults_are_those_of_the_design() -> None:
+    cfg = composed("run")
+    assert (cfg.model.path, cfg.data.bias, cfg.seed) == ("smollm2", "gender", 1)
+    assert list(cfg.eval) == ["stereoset", "crows_pairs", "perplexity"]
+    assert cfg.eval.stereoset.whole == "gender"
+    assert cfg.eval.stereoset.protocol["_target_"].endswith("BiasBench")
+
+
+def test_paper_suite_scores_everything() -> None:
+    cfg = composed("run", "eval=paper", "data=general")
+    assert cfg.eval.stereoset.limit is None
+    assert cfg.eval.crows_pairs.limit is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "default"),
+        (["seed=2", "training.lr=1e-3"], "seed=2,lr=1e-3"),
+        (["name=x", "overwrite=true"], "default"),
+        (["model=hf", "model.path=/a/b c"], "model=hf,path=_a_b_c"),
+        (["data.path=a", "model.path=b"], "path=a,path=b"),
+        (["data.n=3", "eval.n=3"], "data.n=3,eval.n=3"),
+    ],
+)
+def test_job_names_are_the_overrides_in_short_form(overrides: list[str], name: str) -> None:
+    assert _job_name(overrides) == name
+
+
+def test_long_job_names_are_cut_but_differ() -> None:
+    a, b = (_job_name([f"eval=[{'x' * 200}{c}]"]) for c in "ab")
+    assert a != b
+    assert len(a) <= 120
+
+
+def test_config_files_are_short() -> None:
+    assert all(len(p.read_text().splitlines()) <= 50 for p in Path(config_dir()).rglob("*.yaml"))

@@ -1,0 +1,109 @@
+"""Sentences, tables and the page: what a person reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from debias.records import Figure
+from debias.report import plots, tables
+from debias.report.outcome import Bounds, outcome
+
+Triple = tuple[float, float, float]
+
+
+def figures(
+    benchmark: str, metric: str, base: float, after: float, low: float, high: float, bias: str = "gender"
+) -> list[Figure]:
+    ideal = {"SS": 50.0, "perplexity": 1.0}.get(metric, 100.0)
+    return [
+        Figure(benchmark, "p", bias, metric, "base", base, base - 2, base + 2, 771, ideal),
+        Figure(benchmark, "p", bias, metric, "debiased", after, after - 2, after + 2, 771, ideal),
+        Figure(benchmark, "p", bias, metric, "delta", after - base, low, high, 771, None, 0.001),
+    ]
+
+
+def story(ss: Triple = (54, -10, -4), lms: float = 91, ppl: float = 40) -> list[Figure]:
+    """Base: SS 61, LMS 91, perplexity 38."""
+    return [
+        *figures("stereoset", "SS", 61, *ss),
+        *figures("stereoset", "LMS", 91, lms, -1, 1),
+        *figures("perplexity", "perplexity", 38, ppl, 1, 3, "none"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict", "words"),
+    [
+        (
+            story(),
+            "debiased",
+            "Gender bias fell: StereoSet SS 61.0 -> 54.0, difference -7.0 (95% interval -10.0 to -4.0",
+        ),
+        (story(lms=89.9), "broken", "LMS 91.0 -> 89.9 (beyond the bound of 1 points)"),
+        (story(ppl=48), "broken", "perplexity 38.0 -> 48.0 (beyond the bound of x 1.25)"),
+        (story((45, -20, -12)), "overshot", "now prefers anti-stereotypes (below 50)"),
+        (story((60, -4, 2)), "unchanged", "No certain change of gender bias"),
+        (story((66, 2, 8)), "worse", "Gender bias rose"),
+    ],
+)
+def test_outcome(rows: list[Figure], verdict: str, words: str) -> None:
+    told = outcome(rows, "gender")
+    assert told.verdict == verdict
+    assert words in told.text
+
+
+def test_outcome_without_adapter_or_benchmark() -> None:
+    assert "StereoSet SS of gender: 61.0 (95% interval 59.0 to 63.0" in outcome(story()[:1], "gender").text
+    assert outcome([], "gender").verdict == "scored"
+    assert outcome(figures("crows_pairs", "SS", 60, 52, -9, -7, "overall"), "gender").text.startswith("Bias over all")
+
+
+def test_bounds_are_the_users() -> None:
+    assert outcome(story(lms=89), "gender", Bounds(lms_points=3)).verdict == "debiased"
+
+
+def test_rows_put_the_targeted_bias_first_and_know_what_is_better() -> None:
+    mixed = [*figures("stereoset", "SS", 60, 55, -8, -2, "age"), *figures("stereoset", "SS", 60, 65, 2, 8, "overall"),
+             *figures("stereoset", "SS", 60, 58, -5, 1)]  # fmt: skip
+    ordered = tables.rows(mixed, "gender")
+    assert [r.base.bias for r in ordered] == ["gender", "overall", "age"]
+    assert [r.better for r in ordered] == [None, False, True]
+    assert ordered[2].cells() == (
+        "StereoSet", "age", "SS", "50", "60.0", "55.0", "-5.0", "-8.0 to -2.0", "0.001", "771"
+    )  # fmt: skip
+
+
+def test_markdown_cells_cannot_break_the_table() -> None:
+    text = tables.markdown(tables.rows(figures("stereoset", "SS", 60, 55, -8, -2, "a|b")))
+    assert "| a\\|b |" in text
+    assert "**-5.0**" in text
+
+
+def test_plots_are_the_same_bytes_for_the_same_figures() -> None:
+    rows = tables.rows(story(), "gender")
+    assert plots.before_after(rows) == plots.before_after(rows)
+    assert "var(--after)" in str(plots.before_after(rows))
+    assert plots.before_after([]) is None
+    assert "from 4.00 to 3.00 nats" in plots.loss_curve([(1, 4.0), (2, 2.0)])
+
+
+def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
+    from debias.report.write import Change, _template
+
+    evil = "<script>alert(1)</script>"
+    change = Change("1", evil, evil, evil, evil, 1.0, -1.0)
+    rows = tables.rows(figures("stereoset", "SS", 60, 55, -8, -2, evil))
+    facts = {
+        "title": evil, "verdict": outcome(story(), evil), "rows": rows, "header": tables.HEADER,
+        "plot": plots.before_after(rows), "curve": None, "changed": [change], "unchanged": [change],
+        "config": evil, "data": None, "base": evil, "version": "0", "identity": {"config_sha256": evil},
+        "bounds": Bounds(), "status": {"started": evil, "versions": {"torch": evil}, "git_commit": evil},
+        "cost": {"seconds": 1.0, "tokens": 1, "peak_memory_gb": 1.0, "dollars": 0.0, "stages": {}},
+    }  # fmt: skip
+    page = _template("report.html.j2", facts)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 10
+    assert "http://" not in page.replace("http://www.w3.org/", "")  # namespaces of SVG, never fetched
+    assert "https://" not in page

@@ -1,0 +1,167 @@
+"""The run folder: whole files, claims, refusals, faults."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from debias import results
+from debias.records import Figure, UserError
+from debias.results import RunFolder, read_figures, whole_file, write_text
+
+IDENTITY = {"config_sha256": "c", "data_sha256": "d", "code_sha256": "p"}
+
+
+def folder(path: Path, **changed: str) -> RunFolder:
+    return RunFolder(path / "run" / "job", "a: 1\n", {**IDENTITY, **changed})
+
+
+def finished(path: Path) -> Path:
+    run = folder(path)
+    with run.claim():
+        run.start()
+        run.finish({})
+    return run.path
+
+
+def test_a_half_written_file_never_passes_for_a_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def dies() -> None:
+        with whole_file(path) as half:
+            half.write_text("ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        dies()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    finished(tmp_path)
+    with folder(tmp_path).claim() as to_do:
+        assert not to_do
+    with folder(tmp_path).claim(overwrite=True) as to_do:
+        assert to_do
+
+
+@pytest.mark.parametrize("what", list(IDENTITY))
+def test_a_run_of_another_identity_is_not_overwritten(tmp_path: Path, what: str) -> None:
+    path = finished(tmp_path)
+    before = (path / "status.json").read_bytes()
+    expected = f"holds a run with another {what.removesuffix('_sha256')}.*name=OTHER.*overwrite=true"
+    with pytest.raises(UserError, match=expected), folder(tmp_path, **{what: "other"}).claim():
+        pass
+    assert (path / "status.json").read_bytes() == before
+
+
+def test_an_unfinished_run_goes_on_or_starts_afresh(tmp_path: Path) -> None:
+    """Same everything: goes on. Other code or data: what the old ones left is dropped. Other config: refused."""
+    run = folder(tmp_path)
+    with run.claim():
+        run.start()
+        (run.path / "train.csv").write_text("step\n")
+    with folder(tmp_path).claim() as to_do:
+        assert to_do
+        assert (run.path / "train.csv").exists()
+    with pytest.raises(UserError, match="another config"), folder(tmp_path, config_sha256="x").claim():
+        pass
+    with folder(tmp_path, code_sha256="x").claim() as to_do:
+        assert to_do
+        assert not (run.path / "train.csv").exists()
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    with (
+        folder(tmp_path).claim(),
+        pytest.raises(UserError, match="in use by another"),
+        folder(tmp_path).claim(),
+    ):
+        pass
+
+
+def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "job"
+    path.mkdir(parents=True)
+    (path / "thesis.docx").write_text("mine")
+    with pytest.raises(UserError, match="has files in it but no run"), folder(tmp_path).claim():
+        pass
+    assert (path / "thesis.docx").read_text() == "mine"
+
+
+def test_a_refused_job_leaves_no_folder(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    with run.claim():
+        pass
+    assert not run.path.exists()
+
+
+def test_damaged_status_is_named(tmp_path: Path) -> None:
+    path = finished(tmp_path)
+    (path / "status.json").write_text('{"state": "do')
+    with pytest.raises(UserError, match=r"status\.json is damaged.*overwrite=true"), folder(tmp_path).claim():
+        pass
+
+
+def test_status_has_versions_and_the_error(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    with run.claim():
+        run.start()
+        run.fail(ValueError("no"))
+        status = json.loads((run.path / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert status["error"] == "ValueError: no"
+    assert {"torch", "transformers", "peft", "debias", "python"} <= set(status["versions"])
+    assert IDENTITY.items() <= status.items()
+
+
+FIGURE = Figure("stereoset", "bias_bench", "gender", "SS", "delta", -1.5, math.nan, math.nan, 3, None, math.nan)
+
+
+def test_figures_round_trip_and_unknown_is_null(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    run.path.mkdir(parents=True)
+    run.write_figures([FIGURE])
+    row: dict[str, Any] = json.loads((run.path / "metrics.jsonl").read_text())
+    assert row["ci_low"] is None
+    (read,) = read_figures(run.path)
+    assert read[:6] == FIGURE[:6]
+    assert math.isnan(read.ci_low)
+
+
+def test_a_damaged_figure_is_named_by_line(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    run.path.mkdir(parents=True)
+    run.write_figures([FIGURE, FIGURE])
+    text = (run.path / "metrics.jsonl").read_text()
+    (run.path / "metrics.jsonl").write_text(text[:-20])
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a figure"):
+        read_figures(run.path)
+    with pytest.raises(UserError, match="no figures here"):
+        read_figures(tmp_path)
+
+
+def test_code_checksum_is_stable() -> None:
+    assert results.code_sha256() == results.code_sha256()

@@ -1,0 +1,149 @@
+"""Training on a tiny model: what moves, what stays, and what a killed run ends with."""
+
+from __future__ import annotations
+
+import csv
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from debias import objectives, training
+from debias.data.encoding import encode
+from debias.data.triplets import TripletFile
+from debias.likelihood import prefix_tree, score
+from debias.models import adapter as adapters
+from debias.models.base import Base, BaseModel, weights_sha256
+from debias.records import Encoded, Span, UserError
+from debias.training import Debiaser, SpanData, fit, make_trainer
+
+TRAINER = partial(make_trainer, accelerator="cpu", logger=False)
+
+
+def prepared(tiny: Path, seed: int = 1, dropout: float = 0.1) -> tuple[Base, Any, Debiaser, SpanData]:
+    pl.seed_everything(seed, verbose=False)
+    base = BaseModel(str(tiny)).load()
+    model = adapters.attach(base, peft.LoraConfig(r=2, lora_dropout=dropout))
+    objective = objectives.Attribute()
+    spans = [objective.span(text) for text in encode(TripletFile("gender", n=20).load().triplets, base.tokenizer, 0)]
+    return base, model, Debiaser(model, objective.loss, lr=1e-2), SpanData(spans, prefix_tree, 4, seed)
+
+
+def trained(tiny: Path, folder: Path, epochs: int = 3, seed: int = 1) -> dict[str, torch.Tensor]:
+    _, model, module, data = prepared(tiny, seed)
+    fit(module, data, TRAINER, folder, epochs)
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def losses(folder: Path) -> list[tuple[str, str, str]]:
+    with (folder / "train.csv").open(newline="") as file:
+        return [(row["step"], row["epoch"], row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_only_the_adapter_moves(tiny: Path, tmp_path: Path) -> None:
+    _, model, module, data = prepared(tiny)
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 2 * (16 * 2 + 2 * 48)  # c_attn: 16 -> 48
+    before = score(model, data.spans)
+    fit(module, data, TRAINER, tmp_path, 3)
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if not p.requires_grad)
+    assert score(model, data.spans).mean() > before.mean()
+    with model.disable_adapter():
+        assert score(model, data.spans) == pytest.approx(before)
+    assert not (tmp_path / training.CHECKPOINT).exists()
+
+
+def test_base_stays_in_eval_mode_while_the_adapters_dropout_is_on(tiny: Path, tmp_path: Path) -> None:
+    _, model, module, data = prepared(tiny)
+    modes: dict[str, bool] = {}
+
+    def watch(*_: Any) -> None:
+        modes.update({name: m.training for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)})
+
+    model.register_forward_hook(watch)
+    fit(module, data, TRAINER, tmp_path, 1)
+    assert any("lora_dropout" in name for name in modes)
+    assert all(on == ("lora_dropout" in name) for name, on in modes.items())
+
+
+def test_same_seed_same_adapter(tiny: Path, tmp_path: Path) -> None:
+    first, second = trained(tiny, tmp_path / "a"), trained(tiny, tmp_path / "b")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    other = trained(tiny, tmp_path / "c", seed=2)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_resumes_from_the_last_epoch_with_the_same_loss_sequence(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that dies in its third epoch goes on after the second, dropout and order included."""
+    expected = trained(tiny, tmp_path / "whole")
+    step = Debiaser.training_step
+
+    def dies(self: Debiaser, batch: Any) -> torch.Tensor:
+        if self.trainer.global_step == 12:  # five batches an epoch
+            raise RuntimeError("power cut")
+        return step(self, batch)
+
+    monkeypatch.setattr(Debiaser, "training_step", dies)
+    with pytest.raises(RuntimeError, match="power cut"):
+        trained(tiny, tmp_path / "cut")
+    assert (tmp_path / "cut" / training.CHECKPOINT).is_file()
+    monkeypatch.setattr(Debiaser, "training_step", step)
+    torch.manual_seed(99)
+    resumed = trained(tiny, tmp_path / "cut")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_checkpoint_holds_the_adapter_alone(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # keep the checkpoint
+    trained(tiny, tmp_path, epochs=1)
+    assert (tmp_path / training.CHECKPOINT).stat().st_size < 100_000  # the base alone has 3 MB
+
+
+def test_adapter_folder_round_trip(tiny: Path, tmp_path: Path) -> None:
+    """Saved, loaded by us and by plain PEFT: the same scores."""
+    base, model, module, data = prepared(tiny)
+    fit(module, data, TRAINER, tmp_path, 1)
+    adapters.save(model, base, tmp_path / "adapter")
+    expected = score(model, data.spans)
+    fresh = BaseModel(str(tiny)).load()
+    assert score(adapters.load(fresh, tmp_path / "adapter"), data.spans) == pytest.approx(expected)
+    plain = peft.PeftModel.from_pretrained(BaseModel(str(tiny)).load().model, str(tmp_path / "adapter"))
+    assert score(plain, data.spans) == pytest.approx(expected)
+    assert {p.name for p in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "debias.json"
+    }  # fmt: skip
+
+
+def test_adapter_of_another_base_is_refused(tiny: Path, tmp_path: Path) -> None:
+    base, model, *_ = prepared(tiny)
+    adapters.save(model, base, tmp_path / "adapter")
+    other = BaseModel(str(tiny)).load()
+    next(other.model.parameters()).data += 1
+    other = other._replace(sha256=weights_sha256(other.model))
+    with pytest.raises(UserError, match="was trained on"):
+        adapters.load(other, tmp_path / "adapter")
+    with pytest.raises(UserError, match="is no adapter folder"):
+        adapters.load(base, tmp_path)
+
+
+def test_unknown_modules_are_named(tiny: Path) -> None:
+    with pytest.raises(UserError, match=r"name the modules with adapter\.target_modules"):
+        adapters.attach(BaseModel(str(tiny)).load(), peft.LoraConfig(target_modules=["nowhere"]))
+
+
+def test_objectives_on_hand_worked_log_probabilities() -> None:
+    """Two spans of 1 and 3 tokens with log-probabilities -1 and -5: (1 + 5) / 4 nats per token."""
+    text = Encoded((9, 5, 6, 7, 8), 2, 4)
+    logprob_S, num_tokens_S = torch.tensor([-1.0, -5.0]), torch.tensor([1, 3])
+    attribute, language_model = objectives.Attribute(), objectives.LanguageModel()
+    assert attribute.span(text) == Span((9, 5, 6, 7), 2)
+    assert language_model.span(text) == Span((9, 5, 6, 7, 8), 1)
+    assert attribute.loss(logprob_S, num_tokens_S) == language_model.loss(logprob_S, num_tokens_S) == 1.5
