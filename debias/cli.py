@@ -157,7 +157,7 @@ def _job_name(overrides: Sequence[str]) -> str:
     kept = sorted(word for word in overrides if not re.match(r"(name|overwrite|logger)=", word))
     short = [re.sub(r"^\+*\w+\.(?=[\w.]+=)", "", word) for word in kept]  # training.lr=1e-3 -> lr=1e-3
     short = [b if short.count(b) == 1 else a for a, b in zip(kept, short, strict=True)]
-    name = re.sub(r"[^\w.=,+~-]+", "_", ",".join(short)) or "default"
+    name = re.sub(r"[^\w.=,+~-]+", "_", ",".join(sorted(short))) or "default"
     if len(name) > 120:
         name = f"{name[:110]}-{hashlib.sha256(','.join(kept).encode()).hexdigest()[:8]}"
     return name

@@ -122,7 +122,7 @@ def run(
             start = Conditional().start_id(base.tokenizer) if recipe.start_token else None
             spans = [objective.span(text) for text in encode(checked.triplets, base.tokenizer, start)]
             module = training.Debiaser(
-                adapted, objective.loss, recipe.lr, recipe.schedule, recipe.warmup, recipe.weight_decay
+                adapted, objective.loss, recipe.lr, seed, recipe.schedule, recipe.warmup, recipe.weight_decay
             )
             batches = training.SpanData(spans, likelihood.choose_layout(adapted), recipe.batch_size, seed)
             spent["tokens"] = training.fit(module, batches, make_trainer, folder.path, recipe.epochs)

@@ -34,6 +34,7 @@ class Debiaser(pl.LightningModule):
         model: a frozen base with a trainable adapter.
         loss: an objective's `loss(logprob_S, num_tokens_S)`.
         lr: peak learning rate of AdamW.
+        seed: of dropout.
         schedule: name of a `transformers` schedule (`linear`, `constant`, `cosine`, ...).
         warmup: share of the steps in which the learning rate rises from zero.
         weight_decay: of AdamW.
@@ -44,13 +45,15 @@ class Debiaser(pl.LightningModule):
         model: Any,
         loss: Callable[[Tensor, Tensor], Tensor],
         lr: float,
+        seed: int,
         schedule: str = "linear",
         warmup: float = 0.05,
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__()
         self.model, self.loss = model, loss
-        self.lr, self.schedule, self.warmup, self.weight_decay = lr, schedule, warmup, weight_decay
+        self.lr, self.seed = lr, seed
+        self.schedule, self.warmup, self.weight_decay = schedule, warmup, weight_decay
         self.epoch_loss = MeanMetric()
         self.strict_loading = False  # checkpoints hold the trainable part alone
 
@@ -74,20 +77,14 @@ class Debiaser(pl.LightningModule):
         scheduler = get_scheduler(self.schedule, optimizer, int(self.warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout depends on seed, step and device alone, so that a resumed run draws what an undisturbed one would."""
+        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trainable part and the state of the random numbers (dropout)."""
+        """Keep the trainable part alone."""
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
-        checkpoint["rng"] = torch.get_rng_state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the same random numbers as an undisturbed run."""
-        self._rng = checkpoint["rng"]
-
-    def on_train_start(self) -> None:
-        """Set the random numbers last, when everything else has drawn its own."""
-        if hasattr(self, "_rng"):
-            torch.set_rng_state(self._rng)
 
 
 class SpanData(pl.LightningDataModule):

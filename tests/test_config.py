@@ -26,7 +26,8 @@ def composed(verb: str, *overrides: str) -> DictConfig:
 
 def targets(node: object) -> list[str]:
     if isinstance(node, dict):
-        return [node["_target_"]] * ("_target_" in node) + [t for value in node.values() for t in targets(value)]
+        own = [node["_target_"]] if "_target_" in node else []
+        return own + [target for value in node.values() for target in targets(value)]
     return []
 
 
@@ -68,7 +69,7 @@ def test_paper_suite_scores_everything() -> None:
     ("overrides", "name"),
     [
         ([], "default"),
-        (["seed=2", "training.lr=1e-3"], "seed=2,lr=1e-3"),
+        (["seed=2", "training.lr=1e-3"], "lr=1e-3,seed=2"),
         (["name=x", "overwrite=true"], "default"),
         (["model=hf", "model.path=/a/b c"], "model=hf,path=_a_b_c"),
         (["data.path=a", "model.path=b"], "path=a,path=b"),

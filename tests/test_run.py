@@ -92,7 +92,7 @@ def test_the_same_command_does_nothing(finished: tuple[Path, str], small: list[s
 
 def test_another_config_is_refused(finished: tuple[Path, str], small: list[str], tmp_path: Path) -> None:
     """The same folder name, but a default changed: a config directory of the user's own in front."""
-    changed = (ROOT / "conf/trainer/auto.yaml").read_text().replace("gradient_clip_val: 1.0", "gradient_clip_val: 2.0")
+    changed = (ROOT / "conf/trainer/auto.yaml").read_text().replace("gradient_clip_val: null", "gradient_clip_val: 2.0")
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer/auto.yaml").write_text(changed)
     answer = debias(finished[0], "run", "--config-dir", str(tmp_path), *small, "name=tiny", check=False)

@@ -30,11 +30,12 @@ def prepared(tiny: Path, seed: int = 1, dropout: float = 0.1) -> tuple[Base, Any
     model = adapters.attach(base, peft.LoraConfig(r=2, lora_dropout=dropout))
     objective = objectives.Attribute()
     spans = [objective.span(text) for text in encode(TripletFile("gender", n=20).load().triplets, base.tokenizer, 0)]
-    return base, model, Debiaser(model, objective.loss, lr=1e-2), SpanData(spans, prefix_tree, 4, seed)
+    return base, model, Debiaser(model, objective.loss, 1e-2, seed), SpanData(spans, prefix_tree, 4, seed)
 
 
 def trained(tiny: Path, folder: Path, epochs: int = 3, seed: int = 1) -> dict[str, torch.Tensor]:
     _, model, module, data = prepared(tiny, seed)
+    folder.mkdir(exist_ok=True)
     fit(module, data, TRAINER, folder, epochs)
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 

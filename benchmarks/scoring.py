@@ -1,0 +1,111 @@
+"""How fast is scoring, and what is the share of the machine's peak? Everything in one process, as ratios.
+
+    python benchmarks/scoring.py [--sample 300] [--threads N]
+
+(a) the published way: one sentence a forward pass in float32, softmax over all positions;
+(b) length-sorted padded batches; (c) prefix trees in float32; (d) prefix trees in bfloat16.
+The sentences are those of StereoSet test, gender, under the `bias_bench` protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from debias import metrics
+from debias.benchmarks.stereoset import StereoSet
+from debias.likelihood import BiasBench, _tree_order, padded, prefix_tree, score
+from debias.models.base import BaseModel
+from debias.records import Span
+
+
+def main() -> None:
+    """Print one line per way of scoring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=300, help="sentences for the slow, published way")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    base = BaseModel("smollm2").load()
+    model, tokenizer, protocol = base.model, base.tokenizer, BiasBench()
+    benchmark = StereoSet(protocol, limit=0, whole="gender")
+    candidates = benchmark.candidates(tokenizer)
+    ids = tokenizer([c.text for c in candidates], add_special_tokens=False).input_ids
+    start = protocol.start_id(tokenizer)
+    spans_of = [protocol.spans(i, start) for i in ids]
+    spans = [span for several in spans_of for span in several]
+    tokens = sum(map(len, ids))
+    order, growth = _tree_order(spans)
+    positions = len(spans[order[0]].ids) - 1 + sum(growth([a], b) for a, b in pairwise(order))
+    flops = positions * 2 * sum(p.numel() for p in model.parameters())  # tied embeddings: the head is in it once
+    print(f"{torch.get_num_threads()} threads, {len(ids)} sentences, {tokens} tokens, {positions} distinct prefixes")
+
+    sample = np.random.default_rng(0).permutation(len(ids))[: arguments.sample]
+    with torch.inference_mode():
+        first_V = model(torch.tensor([[start]])).logits[0, 0].softmax(-1)
+        begin = time.perf_counter()
+        slow = np.array([one_by_one(model, first_V, ids[i]) for i in sample])
+        per_sentence = (time.perf_counter() - begin) / len(sample)
+    print(f"(a) one by one, float32:      {1e3 * per_sentence:7.2f} ms a sentence")
+
+    def report(name: str, run: Callable[[], np.ndarray], peak: float) -> None:
+        begin = time.perf_counter()
+        scores = mean_per_token(run(), spans_of, ids)
+        seconds = time.perf_counter() - begin
+        print(
+            f"{name} {1e3 * seconds / len(ids):7.2f} ms a sentence, {per_sentence * len(ids) / seconds:5.1f} x (a), "
+            f"{tokens / seconds:6.0f} tokens/s, {flops / seconds / peak:4.0%} of peak, "
+            f"largest difference {np.abs(scores[sample] - slow).max():.1e}, SS {ss(candidates, scores):.2f}"
+        )
+
+    fp32 = peak_flops(torch.float32)
+    score(model, spans[:64])  # warm up
+    report("(b) padded batches, float32: ", lambda: score(model, spans, padded), fp32)
+    report("(c) prefix trees, float32:   ", lambda: score(model, spans, prefix_tree), fp32)
+    model.to(torch.bfloat16)
+    bf16 = peak_flops(torch.bfloat16)
+    score(model, spans[:64])
+    report("(d) prefix trees, bfloat16:  ", lambda: score(model, spans, prefix_tree), bf16)
+    print(f"peak of a 2048 x 2048 product: {fp32 / 1e9:.0f} GFLOP/s float32, {bf16 / 1e9:.0f} bfloat16")
+
+
+def one_by_one(model: torch.nn.Module, first_V: torch.Tensor, ids: list[int]) -> float:
+    """The published way: mean log-probability per token of one sentence."""
+    probability_TV = model(torch.tensor([ids])).logits[0].softmax(-1)
+    joint = [first_V[ids[0]].item(), *(probability_TV[k - 1, ids[k]].item() for k in range(1, len(ids)))]
+    return float(np.log(joint).mean())
+
+
+def mean_per_token(logprob_S: np.ndarray, spans_of: list[list[Span]], ids: list[list[int]]) -> np.ndarray:
+    """Spans of a sentence added up, divided by its length."""
+    owner = np.repeat(np.arange(len(ids)), [len(several) for several in spans_of])
+    return np.bincount(owner, logprob_S) / np.array([len(i) for i in ids])
+
+
+def ss(candidates: list, scores: np.ndarray) -> float:
+    """StereoSet's stereotype score."""
+    import pandas as pd
+
+    terms = metrics.stereoset_terms(pd.DataFrame(candidates).assign(score=scores))
+    return float(terms["ss"].mean())
+
+
+def peak_flops(dtype: torch.dtype, size: int = 2048, seconds: float = 2.0) -> float:
+    """Operations per second of a square matrix product."""
+    a, b = torch.randn(2, size, size).to(dtype)
+    a @ b
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        a @ b
+        count += 1
+    return 2 * size**3 * count / (time.perf_counter() - begin)
+
+
+if __name__ == "__main__":
+    main()
