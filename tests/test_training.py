@@ -14,8 +14,9 @@ import torch
 
 from debias import objectives, training
 from debias.data.encoding import encode
+from debias.data.neutral import neutral_spans
 from debias.data.triplets import TripletFile
-from debias.likelihood import prefix_tree, score
+from debias.likelihood import padded, prefix_tree, score, span_logprobs_and_drift
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel, weights_sha256
 from debias.records import Encoded, Span, UserError
@@ -138,6 +139,44 @@ def test_adapter_of_another_base_is_refused(tiny: Path, tmp_path: Path) -> None:
 def test_unknown_modules_are_named(tiny: Path) -> None:
     with pytest.raises(UserError, match=r"name the modules with adapter\.target_modules"):
         adapters.attach(BaseModel(str(tiny)).load(), peft.LoraConfig(target_modules=["nowhere"]))
+
+
+@pytest.mark.parametrize("layout", [prefix_tree, padded])
+def test_drift_is_the_divergence_from_the_base_where_nothing_is_scored(tiny: Path, layout: Any) -> None:
+    """Worked out position by position: 7 8 | 9 scores 9 after 8, so only the position of 7 is free; 5 6 is all free."""
+    _, model, *_ = prepared(tiny, dropout=0.0)
+    spans = [Span((7, 8, 9), 2), Span((5, 6), 2)]
+    assert span_logprobs_and_drift(model, layout(spans))[1].item() == pytest.approx(0, abs=1e-6)  # not trained yet
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(0))
+
+    def distributions(ids: list[int]) -> torch.Tensor:
+        return model(torch.tensor([ids])).logits[0].log_softmax(-1)
+
+    with torch.no_grad():
+        after = torch.stack([distributions([7])[0], distributions([5])[0]])
+        with model.disable_adapter():
+            before = torch.stack([distributions([7])[0], distributions([5])[0]])
+        expected = (before.exp() * (before - after)).sum(-1).mean()
+        logprob_S, drift = span_logprobs_and_drift(model, layout(spans))
+    assert expected > 0.01
+    assert drift.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert logprob_S[0].item() == pytest.approx(score(model, spans[:1])[0], rel=1e-5)
+    assert logprob_S[1] == 0
+
+
+def test_neutral_spans_score_nothing_and_join_every_batch(tiny: Path) -> None:
+    base, *_ = prepared(tiny)
+    neutral = neutral_spans(base.tokenizer, start_token=0)
+    assert len(neutral) > 1000
+    assert all(span.start == len(span.ids) <= 33 and span.ids[0] == 0 for span in neutral)
+    data = SpanData([Span((1, 2), 1)] * 10, prefix_tree, 4, 1, neutral, num_neutral=3)
+    batches = data.batches(0)
+    assert [len(b) for b in batches] == [7, 7, 5]
+    assert sorted(i for b in batches for i in b if i < 10) == list(range(10))
+    assert all(sum(i >= 10 for i in b) == 3 for b in batches)
+    assert batches == data.batches(0) != data.batches(1)
 
 
 def test_objectives_on_hand_worked_log_probabilities() -> None:

@@ -55,7 +55,7 @@ class Perplexity:
             for k in range(0, len(offsets), self.window):
                 first, last = offsets[k], offsets[min(k + self.window, len(offsets)) - 1]
                 text = document[first[0] : last[1]]
-                windows.append(Candidate(f"{i}:{k}", "window", "none", source, text))
+                windows.append(Candidate(f"{i}:{k}", "window", "all", source, text))
         if self.limit is not None and self.limit < len(windows):
             windows = [windows[k * len(windows) // self.limit] for k in range(self.limit)]
         return windows
@@ -63,9 +63,7 @@ class Perplexity:
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
         """Perplexity per token; the resampled unit is the window. Lower is better: the ideal is 1."""
         columns = [(s["logprob"].to_numpy(), s["num_tokens"].to_numpy()) for s in (base, debiased)]
-        yield compare(
-            "none", "perplexity", 1.0, len(base), metrics.perplexity, columns[0], columns[1], self.n_resamples
-        )
+        yield compare("all", "perplexity", 1.0, len(base), metrics.perplexity, columns[0], columns[1], self.n_resamples)
 
     @cached_property
     def _documents(self) -> list[str]:

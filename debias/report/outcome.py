@@ -78,7 +78,7 @@ def _price(by: Mapping[Key, Figure], benchmark: str, of: str, bounds: Bounds) ->
         beyond = fall > bounds.lms_points
         words.append(f"LMS {lms[0].value:.1f} -> {lms[1].value:.1f}" + _mark(beyond, f"{bounds.lms_points:g} points"))
         broke |= beyond
-    ppl = by.get(("perplexity", "none", "perplexity", "base")), by.get(("perplexity", "none", "perplexity", "debiased"))
+    ppl = by.get(("perplexity", "all", "perplexity", "base")), by.get(("perplexity", "all", "perplexity", "debiased"))
     if ppl[0] and ppl[1]:
         beyond = ppl[1].value > bounds.perplexity_ratio * ppl[0].value
         words.append(

@@ -65,7 +65,7 @@ def _cells(table_rows: Sequence[Row], bias: str) -> list[str]:
     of = bias if ("stereoset", bias, "SS") in by else "overall"
     ss = by.get(("stereoset", of, "SS"))
     delta = "" if ss is None else " ".join((ss.cells()[6], f"({ss.cells()[7]})")) if ss.delta else ""
-    others = [by.get(("stereoset", of, m)) for m in ("LMS", "ICAT")] + [by.get(("perplexity", "none", "perplexity"))]
+    others = [by.get(("stereoset", of, m)) for m in ("LMS", "ICAT")] + [by.get(("perplexity", "all", "perplexity"))]
     return [_arrow(ss), delta, *map(_arrow, others)]
 
 

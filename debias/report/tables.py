@@ -62,23 +62,26 @@ def rows(figures: Iterable[Figure], first: str = "") -> list[Row]:
 
 
 def terminal(table_rows: Sequence[Row]) -> Table:
-    """The table for a terminal: certain improvements green, certain losses red."""
+    """The table for a terminal of 80 columns: certain improvements green, certain losses red."""
     compared = any(row.delta for row in table_rows)
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    keep = [i for i, name in enumerate(HEADER) if compared or name not in ("debiased", "difference", "p")]
-    for i in keep:
-        table.add_column(HEADER[i], justify="left" if i < 3 else "right", no_wrap=True)
+    shown = {"bias": "bias", "metric": "metric", "base": "base", "debiased": "debiased", "difference": "change"}
+    shown |= {"95% interval": "95% interval", "p": "p", "n": "n"}
+    keep = [n for n in HEADER if n in shown and (compared or n not in ("debiased", "difference", "p"))]
+    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in keep:
+        table.add_column(shown[name], justify="left" if name in ("bias", "metric") else "right", no_wrap=True)
     previous = ("", "")
     for row in table_rows:
-        cells = list(row.cells())
-        group = (row.base.benchmark, row.base.bias)
-        if group[0] != previous[0] and previous[0]:
-            table.add_section()
-        cells[0] = "" if group[0] == previous[0] else cells[0]
-        cells[1] = "" if group == previous else cells[1]
+        cells = dict(zip(HEADER, row.cells(), strict=True))
+        group = (cells["benchmark"], cells["bias"])
+        if group[0] != previous[0]:
+            if previous[0]:
+                table.add_row()
+            table.add_row(group[0], style="bold")
+        cells["bias"] = "" if group == previous else cells["bias"]
         previous = group
         style = {True: "green", False: "red", None: ""}[row.better]
-        table.add_row(*[cells[i] for i in keep], style=style)
+        table.add_row(*[cells[name] for name in keep], style=style)
     return table
 
 
