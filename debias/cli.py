@@ -19,10 +19,10 @@ from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
 from debias import __version__
-from debias.records import UserError
+from debias.records import Recipe, Scoring, UserError
 
 log = logging.getLogger("debias.cli")
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 160)  # files and pipes need no narrow lines
 
 VERBS = ("run", "evaluate", "report", "ls")
 USAGE = """\
@@ -153,11 +153,15 @@ def _options(group: str) -> set[str]:
 
 
 def _job_name(overrides: Sequence[str]) -> str:
-    """Folder name of a job: its overrides in short form, `default` without any; long ones are cut and hashed."""
+    """Folder name of a job: its overrides in short form, `default` without any; long ones are cut and hashed.
+
+    It holds nothing that Hydra or a shell would want quoted, so that `adapter.path=FOLDER` can be typed as it is.
+    """
     kept = sorted(word for word in overrides if not re.match(r"(name|overwrite|logger)=", word))
     short = [re.sub(r"^\+*\w+\.(?=[\w.]+=)", "", word) for word in kept]  # training.lr=1e-3 -> lr=1e-3
     short = [b if short.count(b) == 1 else a for a, b in zip(kept, short, strict=True)]
-    name = re.sub(r"[^\w.=,+~-]+", "_", ",".join(sorted(short))) or "default"
+    words = [re.sub(r"[^\w.-]+", "_", word.replace("=", "-")) for word in sorted(short)]
+    name = "+".join(words) or "default"
     if len(name) > 120:
         name = f"{name[:110]}-{hashlib.sha256(','.join(kept).encode()).hexdigest()[:8]}"
     return name
@@ -166,7 +170,7 @@ def _job_name(overrides: Sequence[str]) -> str:
 def _explain(error: Exception, verb: str) -> str:
     """One line for an error of Hydra's, with the nearest known name."""
     text = str(error)
-    if group := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+    if group := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
         options = sorted(_options(group[1]))
         if options:
             hint = _nearest(group[2], options)
@@ -207,6 +211,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _run_job(cfg: Any) -> None:
+    recipe, scoring = _checked(Recipe, cfg, "training"), _checked(Scoring, cfg, "scoring")
     data = _make(cfg.data)
     benchmarks = _benchmarks(cfg)
 
@@ -219,8 +224,8 @@ def _run_job(cfg: Any) -> None:
             model=_make(cfg.model),
             adapter=_make(cfg.adapter, _convert_="all"),  # PEFT wants a list, not a ListConfig
             objective=_make(cfg.objective),
-            recipe=experiment.Recipe(**cfg.training),
-            scoring=experiment.Scoring(**cfg.scoring),
+            recipe=recipe,
+            scoring=scoring,
             benchmarks=benchmarks,
             make_trainer=_make(cfg.trainer),
             report=_report(cfg),
@@ -231,6 +236,7 @@ def _run_job(cfg: Any) -> None:
 
 
 def _evaluate_job(cfg: Any) -> None:
+    scoring = _checked(Scoring, cfg, "scoring")
     benchmarks = _benchmarks(cfg)
 
     def work(folder: Any) -> Any:
@@ -240,7 +246,7 @@ def _evaluate_job(cfg: Any) -> None:
             folder,
             model=_make(cfg.model),
             adapter_path=cfg.adapter.path,
-            scoring=experiment.Scoring(**cfg.scoring),
+            scoring=scoring,
             benchmarks=benchmarks,
             report=_report(cfg),
         )
@@ -259,6 +265,17 @@ def _make(cfg: Any, **options: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
         raise
+
+
+def _checked(schema: Any, cfg: Any, section: str) -> Any:
+    """A section of the config as the dataclass that says which types its values have."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg[section]))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{section}.{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
 def _benchmarks(cfg: Any) -> list[Any]:

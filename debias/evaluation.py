@@ -46,8 +46,6 @@ class Scorer:
     """
 
     def __init__(self, base: Base, adapted: Any, precision: str, token_budget: int, cache: Path) -> None:
-        if precision not in PRECISIONS:
-            raise UserError(f"scoring.precision={precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
         self.base, self.adapted, self.precision, self.token_budget, self.cache = (
             base, adapted, precision, token_budget, cache,
         )  # fmt: skip

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -26,33 +26,13 @@ from debias.evaluation import Evaluation, Scorer, evaluate
 from debias.likelihood import Conditional
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
+from debias.records import Recipe, Scoring
 from debias.report.write import RunReport, write_reports
 from debias.results import RunFolder, write_json
 
 log = logging.getLogger(__name__)
 
 ADAPTER = "adapter"
-
-
-class Recipe(NamedTuple):
-    """How an adapter is trained; see `conf/run.yaml` for what each of them means."""
-
-    lr: float
-    epochs: int
-    batch_size: int
-    schedule: str
-    warmup: float
-    weight_decay: float
-    start_token: bool
-    retention: float
-    num_neutral: int
-
-
-class Scoring(NamedTuple):
-    """How texts are scored; see `conf/run.yaml`."""
-
-    precision: str
-    token_budget: int
 
 
 class Cost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -79,3 +80,40 @@ class Figure(NamedTuple):
     n: int
     ideal: float | None
     p_value: float | None = None
+
+
+@dataclass
+class Recipe:
+    """How an adapter is trained; `conf/run.yaml` says what each of them means, and these types check it."""
+
+    lr: float
+    epochs: int
+    batch_size: int
+    schedule: str
+    warmup: float
+    weight_decay: float
+    start_token: bool
+    retention: float
+    num_neutral: int
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "epochs", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"training.{name}={getattr(self, name)} must be more than 0")
+        for name in ("warmup", "weight_decay", "retention", "num_neutral"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"training.{name}={getattr(self, name)} must be 0 or more")
+
+
+@dataclass
+class Scoring:
+    """How texts are scored; see `conf/run.yaml`."""
+
+    precision: str
+    token_budget: int
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("32", "bf16"):
+            raise UserError(f"scoring.precision={self.precision!r} is unknown; choose 32 or bf16")
+        if self.token_budget < 1:
+            raise UserError(f"scoring.token_budget={self.token_budget} must be 1 or more")

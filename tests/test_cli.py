@@ -62,7 +62,9 @@ def complaint(answer: tuple[int, str, str]) -> str:
         (["run", "data.n=0"], "data.n=0 must be 1 or more"),
         (["run", "eval.stereoset.split=train"], "eval.stereoset.split='train' is unknown; choose dev or test"),
         (["run", "eval.stereoset.path=none.json"], "none.json: no StereoSet file"),
-        (["run", "training.lr="], "error:"),
+        (["run", "training.lr=fast"], "training.lr: Value 'fast' of type 'str' could not be converted to Float"),
+        (["run", "training.epochs=0"], "training.epochs=0 must be more than 0"),
+        (["run", "scoring.precision=16"], "scoring.precision='16' is unknown; choose 32 or bf16"),
         (["ls", "modle"], "unknown group 'modle' (did you mean 'model'?)"),
         (["report", "nowhere"], "nowhere is no folder"),
         (["report", "."], "no finished run below ."),
@@ -83,7 +85,7 @@ def test_data_empty_after_checks(debias: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('["A man wept.", "man", "cried"]\n')
     said = complaint(debias("run", "data.path=bad.jsonl"))
     assert "no usable triplet is left (1 attribute not in the sentence)" in said
-    status = json.loads((tmp_path / "outputs/run/path=bad.jsonl/status.json").read_text())
+    status = json.loads((tmp_path / "outputs/run/path-bad.jsonl/status.json").read_text())
     assert status["state"] == "failed"
 
 

@@ -69,11 +69,11 @@ def test_paper_suite_scores_everything() -> None:
     ("overrides", "name"),
     [
         ([], "default"),
-        (["seed=2", "training.lr=1e-3"], "lr=1e-3,seed=2"),
+        (["seed=2", "training.lr=1e-3"], "lr-1e-3+seed-2"),
         (["name=x", "overwrite=true"], "default"),
-        (["model=hf", "model.path=/a/b c"], "model=hf,path=_a_b_c"),
-        (["data.path=a", "model.path=b"], "path=a,path=b"),
-        (["data.n=3", "eval.n=3"], "data.n=3,eval.n=3"),
+        (["model=hf", "model.path=/a/b c"], "model-hf+path-_a_b_c"),
+        (["data.path=a", "model.path=b"], "path-a+path-b"),
+        (["data.n=3", "eval.n=3"], "data.n-3+eval.n-3"),
     ],
 )
 def test_job_names_are_the_overrides_in_short_form(overrides: list[str], name: str) -> None:

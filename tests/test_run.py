@@ -90,24 +90,23 @@ def test_the_same_command_does_nothing(finished: tuple[Path, str], small: list[s
     assert old == {p: p.stat().st_mtime_ns for p in old}
 
 
-def test_another_config_is_refused(finished: tuple[Path, str], small: list[str], tmp_path: Path) -> None:
-    """The same folder name, but a default changed: a config directory of the user's own in front."""
-    changed = (ROOT / "conf/trainer/auto.yaml").read_text().replace("gradient_clip_val: null", "gradient_clip_val: 2.0")
-    (tmp_path / "trainer").mkdir()
-    (tmp_path / "trainer/auto.yaml").write_text(changed)
-    answer = debias(finished[0], "run", "--config-dir", str(tmp_path), *small, "name=tiny", check=False)
+def test_another_config_is_refused(finished: tuple[Path, str], small: list[str]) -> None:
+    folder = folder_of(finished[0])
+    before = (folder / "status.json").read_bytes()
+    answer = debias(finished[0], "run", *small, "seed=5", f"hydra.run.dir={folder}", check=False)
     assert answer.returncode == 1
     assert "holds a run with another config; keep both with name=OTHER" in " ".join(answer.stderr.split())
+    assert (folder / "status.json").read_bytes() == before
 
 
-def test_evaluating_the_saved_adapter_gives_the_same_figures(finished: tuple[Path, str], small: list[str]) -> None:
-    cwd, _ = finished
-    folder = folder_of(cwd)
+def test_evaluating_the_saved_adapter_gives_the_same_figures(
+    finished: tuple[Path, str], small: list[str], tmp_path: Path
+) -> None:
+    folder = folder_of(finished[0])
     words = [w for w in small if w.startswith(("model", "eval", "threads"))]
-    debias(cwd, "evaluate", *words, f"adapter.path={folder / 'adapter'}", "name=again")
-    (again,) = (cwd / "outputs/again").rglob("metrics.jsonl")
-    assert again.read_bytes() == (folder / "metrics.jsonl").read_bytes()
-    shown = debias(cwd, "report", "outputs").stdout
+    debias(tmp_path, "evaluate", *words, f"adapter.path={folder / 'adapter'}", "name=again")
+    assert (folder_of(tmp_path) / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+    shown = debias(tmp_path, "report", "outputs", str(finished[0] / "outputs")).stdout
     assert "tiny/" in shown
     assert "again/" in shown
 

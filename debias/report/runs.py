@@ -25,7 +25,7 @@ def report(paths: Sequence[Path], console: Console) -> None:
     if not folders:
         raise UserError(f"no finished run below {', '.join(map(str, paths)) or 'outputs'}; start one with `debias run`")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", overflow="fold")
+    table.add_column("run", overflow="fold", min_width=16)
     table.add_column("bias")
     for name in ("SS", "difference", "LMS", "ICAT", "perplexity"):
         table.add_column(name, justify="right", no_wrap=True)
