@@ -135,10 +135,9 @@ def _complete(words: list[str]) -> None:
 
 
 def _any_model(overrides: Sequence[str]) -> list[str]:
-    """`model=ID` for a model without a config file, and `model.path=ID` alone, mean `model=hf model.path=ID`."""
+    """`model=ID` for a model without a config file of its own is short for `model=hf model.path=ID`."""
     known = _options("model")
-    chosen = any(word.startswith("model=") for word in overrides)
-    words = [] if chosen or not any(word.startswith("model.path=") for word in overrides) else ["model=hf"]
+    words = []
     for word in overrides:
         key, _, value = word.partition("=")
         if key == "model" and value and not set(value.split(",")) & known:

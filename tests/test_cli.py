@@ -183,5 +183,5 @@ def test_shell_completion(tmp_path: Path) -> None:
 def test_any_model_is_short_for_a_path() -> None:
     assert cli._any_model(["model=smollm2", "seed=2"]) == ["model=smollm2", "seed=2"]
     assert cli._any_model(["model=org/name"]) == ["model=hf", "model.path=org/name"]
-    assert cli._any_model(["model.path=/x"]) == ["model=hf", "model.path=/x"]
+    assert cli._any_model(["model.path=/x"]) == ["model.path=/x"]
     assert cli._any_model(["model=a,b"]) == ["model=hf", "model.path=a,b"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,10 +38,9 @@ class BaseModel:
     Args:
         path: `smollm2` (embedded), a local folder or a Hugging Face id.
         revision: branch, tag or commit on the hub.
-        attention: names of the modules that a LoRA adapts by default; read by the adapter's config, not here.
     """
 
-    def __init__(self, path: str, revision: str | None = None, attention: Sequence[str] | None = None) -> None:
+    def __init__(self, path: str, revision: str | None = None) -> None:
         self.path, self.revision = str(path), revision
 
     def load(self) -> Base:
