@@ -42,7 +42,7 @@ def story(ss: Triple = (54, -10, -4), lms: float = 91, ppl: float = 40) -> list[
             "Gender bias fell: StereoSet SS 61.0 -> 54.0, difference -7.0 (95% interval -10.0 to -4.0",
         ),
         (story(lms=89.9), "broken", "LMS 91.0 -> 89.9 (beyond the bound of 1 points)"),
-        (story(ppl=58), "broken", "perplexity 38.0 -> 58.0 (beyond the bound of x 1.5)"),
+        (story(ppl=48), "broken", "perplexity 38.0 -> 48.0 (beyond the bound of x 1.25)"),
         (story((45, -20, -12)), "overshot", "now prefers anti-stereotypes (below 50)"),
         (story((60, -4, 2)), "unchanged", "No certain change of gender bias"),
         (story((66, 2, 8)), "worse", "Gender bias rose"),

@@ -12,7 +12,7 @@ class Bounds(NamedTuple):
     """How much worse a model may get before a fall in bias no longer counts as a success."""
 
     lms_points: float = 1.0  # the language-modelling score may fall by this much
-    perplexity_ratio: float = 1.5  # perplexity may rise by this factor
+    perplexity_ratio: float = 1.25  # perplexity may rise by this factor
 
 
 class Outcome(NamedTuple):
