@@ -133,15 +133,21 @@ def test_full_disk(debias: Run, tmp_path: Path, small: list[str], monkeypatch: p
 def test_interrupt(tmp_path: Path, small: list[str]) -> None:
     """Ctrl-C: exit status 130, the state is `failed`, and the folder is free again."""
     command = [sys.executable, "-m", "debias", "run", *small, "training.epochs=10000", "name=stop"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("train.csv")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs inherit "ignore"
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.rglob("train.csv")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "error: interrupted; the same command goes on from here" in error
     (status,) = tmp_path.rglob("status.json")
