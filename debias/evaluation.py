@@ -40,7 +40,7 @@ class Scorer:
     Args:
         base: the loaded base; its weights are converted to `precision` in place.
         adapted: the same model with an adapter, or None.
-        precision: `32` or `bf16` (a third to half of the time; single scores move by up to 0.1 nats per token).
+        precision: `32` or `bf16` (a third to half of the time; single scores move by up to 0.4 nats per token).
         token_budget: positions of one forward pass; 512 suits a CPU's cache, a GPU likes 2,048 and more.
         cache: folder of shared scores; they are keyed on weights, precision and every scored token.
     """

@@ -114,9 +114,10 @@ def run(
                 recipe.weight_decay,
                 recipe.retention,
             )
-            neutral = neutral_spans(base.tokenizer, start) if recipe.num_neutral else []
+            num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would only cost time
+            neutral = neutral_spans(base.tokenizer, start) if num_neutral else []
             layout = likelihood.choose_layout(adapted)
-            batches = training.SpanData(spans, layout, recipe.batch_size, seed, neutral, recipe.num_neutral)
+            batches = training.SpanData(spans, layout, recipe.batch_size, seed, neutral, num_neutral)
             spent["tokens"] = training.fit(module, batches, make_trainer, folder.path, recipe.epochs)
         adapters.save(adapted, base, target)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)

@@ -5,7 +5,7 @@ A benchmark is any object with the attributes of `Benchmark`; a config file in `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
@@ -30,6 +30,3 @@ class Benchmark(Protocol):
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
         """Figures of both models and their difference, from one row per candidate (columns of likelihoods.parquet)."""
-
-
-Statistic = Callable[..., Any]
