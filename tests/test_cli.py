@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from debias import assets, cli, results
+from debias.cli import config
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -187,7 +188,7 @@ def test_shell_completion(tmp_path: Path) -> None:
 
 
 def test_any_model_is_short_for_a_path() -> None:
-    assert cli._any_model(["model=smollm2", "seed=2"]) == ["model=smollm2", "seed=2"]
-    assert cli._any_model(["model=org/name"]) == ["model=hf", "model.path=org/name"]
-    assert cli._any_model(["model.path=/x"]) == ["model.path=/x"]
-    assert cli._any_model(["model=a,b"]) == ["model=hf", "model.path=a,b"]
+    assert config.any_model(["model=smollm2", "seed=2"]) == ["model=smollm2", "seed=2"]
+    assert config.any_model(["model=org/name"]) == ["model=hf", "model.path=org/name"]
+    assert config.any_model(["model.path=/x"]) == ["model.path=/x"]
+    assert config.any_model(["model=a,b"]) == ["model=hf", "model.path=a,b"]

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
-from debias.cli import _job_name, config_dir
+from debias.cli.config import config_dir, job_name
 
 GROUPS = {path.name: path for path in config_dir().iterdir() if path.is_dir()}
 CHOICES = [(group, file.stem) for group, folder in GROUPS.items() for file in sorted(folder.glob("*.yaml"))]
@@ -19,7 +19,7 @@ REQUIRED = {("data", "triplets"): ["data.bias=gender", "data.path=x"], ("model",
 
 def composed(verb: str, *overrides: str) -> DictConfig:
     GlobalHydra.instance().clear()
-    OmegaConf.register_new_resolver("job", _job_name, replace=True)
+    OmegaConf.register_new_resolver("job", job_name, replace=True)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose(verb, list(overrides))
 
@@ -76,12 +76,12 @@ def test_paper_suite_scores_everything() -> None:
         (["data.n=3", "eval.n=3"], "data.n-3+eval.n-3"),
     ],
 )
-def test_job_names_are_the_overrides_in_short_form(overrides: list[str], name: str) -> None:
-    assert _job_name(overrides) == name
+def testjob_names_are_the_overrides_in_short_form(overrides: list[str], name: str) -> None:
+    assert job_name(overrides) == name
 
 
-def test_long_job_names_are_cut_but_differ() -> None:
-    a, b = (_job_name([f"eval=[{'x' * 200}{c}]"]) for c in "ab")
+def test_longjob_names_are_cut_but_differ() -> None:
+    a, b = (job_name([f"eval=[{'x' * 200}{c}]"]) for c in "ab")
     assert a != b
     assert len(a) <= 120
 

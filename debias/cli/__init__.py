@@ -1,0 +1,164 @@
+"""verb -> Hydra -> verb function; the only place that knows Hydra. It wraps a job: status, log, errors, clean-up."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from debias import __version__
+from debias.cli import jobs
+from debias.cli.config import any_model, config_dir, explain, job_name, nearest
+from debias.records import UserError
+
+# Verbs that Hydra configures: each has a primary config of its name, and a job that returns an exit status or nothing.
+JOBS: dict[str, Callable[[Any], int | None]] = {"run": jobs.run_job, "evaluate": jobs.evaluate_job}
+VERBS = (*JOBS, "report", "ls")
+USAGE = """\
+debias run       [overrides]     data -> adapter -> evaluation of base and debiased model -> report (the default verb)
+debias evaluate  [overrides]     score any base model or adapter
+debias report    PATH...         one table over many runs
+debias ls        [GROUP]         models, data sources, adapters, benchmarks, protocols: name and one line each
+
+After the verb everything is Hydra:
+  debias run training.lr=3e-4 seed=2                one run with other settings
+  debias run -m data.bias=gender seed=1,2,3         a sweep
+  debias run --cfg job --resolve                    the whole config, run nothing
+  debias run --help                                 what can be overridden
+"""
+
+
+def main() -> None:
+    """Entry point of the `debias` command; leaves with a status that is not 0 when any job failed."""
+    try:
+        status = _dispatch(sys.argv[1:])
+    except UserError as error:
+        sys.exit(_complain(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted; the same command goes on from here", status=130))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(
+            _complain(f"the disk is full ({error.filename or 'while writing'}); free space and run the command again")
+        )
+    sys.exit(status)
+
+
+def _dispatch(words: list[str]) -> int:
+    """Do what the words ask for; returns the exit status."""
+    verb = words.pop(0) if words and re.fullmatch(r"[a-z]+", words[0]) else "run"
+    if words[:1] in (["-h"], ["--help"]) and len(sys.argv) == 2:
+        print(f"debias {__version__}: make a language model prefer stereotypes less, and prove it\n\n{USAGE}", end="")
+    elif sys.argv[1:] == ["--version"]:
+        print(f"debias {__version__}")
+    elif "COMP_LINE" in os.environ and any(word.startswith("query=") for word in words):
+        _complete(words)
+    elif verb in JOBS:
+        return _hydra(verb, words)
+    elif verb == "report":
+        from debias.report.runs import report
+
+        report([Path(word) for word in words], jobs.console)
+    elif verb == "ls":
+        _list(words)
+    else:
+        raise UserError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; there are: {', '.join(VERBS)}")
+    return 0
+
+
+def _complain(text: str, status: int = 1) -> int:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return status
+
+
+# ---------------------------------------------------------------- Hydra
+
+
+def _hydra(verb: str, overrides: list[str]) -> int:
+    """Compose the verb's config and start its job or jobs; returns the worst exit status."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    OmegaConf.register_new_resolver("job", job_name, replace=True)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, to be told in one line below
+    sys.argv = [f"debias {verb}", *any_model(_plain_words(verb, overrides))]
+    failures: list[BaseException] = []
+    statuses = [0]
+
+    def job(cfg: Any) -> None:
+        """Leave no empty folder; keep a single job's error for our own message, let a sweep's pass to its launcher."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        try:
+            statuses.append(JOBS[verb](cfg) or 0)
+        except Exception as error:
+            if HydraConfig.get().mode is not RunMode.RUN:
+                raise
+            failures.append(error)
+        finally:
+            output = Path(HydraConfig.get().runtime.output_dir)
+            with suppress(OSError):
+                if output.resolve() != Path.cwd():
+                    output.rmdir()
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(job)()
+        if failures:
+            raise failures[0]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, verb)) from error
+    return max(statuses)
+
+
+def _plain_words(verb: str, words: Sequence[str]) -> list[str]:
+    """`debias doctor a.jsonl --json` is short for `debias doctor files=[a.jsonl] json=true`."""
+    if verb != "doctor":
+        return list(words)
+    files = [word for word in words if "=" not in word and not word.startswith("-")]
+    flags = [f"{word[2:]}=true" for word in words if word in ("--json", "--fix")]
+    others = [word for word in words if word not in files and word not in ("--json", "--fix")]
+    quoted = ",".join("'" + file.replace("\\", "\\\\").replace("'", "\\'") + "'" for file in files)
+    return [*([f"files=[{quoted}]"] if files else []), *flags, *others]
+
+
+def _complete(words: list[str]) -> None:
+    """Answer the shell's question what may follow: the verb names the config, the rest is Hydra's."""
+    line = os.environ["COMP_LINE"].split(" ", 2)
+    verb = line[1] if len(line) > 2 else "run"
+    if len(line) == 2:
+        print("\n".join(name for name in VERBS if name.startswith(line[1])))
+    elif verb in JOBS:
+        os.environ["COMP_LINE"] = f"{line[0]} {line[2]}"
+        _hydra(verb, words)
+
+
+# ---------------------------------------------------------------- ls
+
+
+def _list(groups: Sequence[str]) -> None:
+    """Print what each config group offers: name and the first comment line of its file."""
+    from rich.table import Table
+
+    folders = sorted(path for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra")
+    known = [folder.name for folder in folders]
+    for group in groups:
+        if group not in known:
+            raise UserError(f"unknown group {group!r}{nearest(group, known)}; there are: {', '.join(known)}")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for folder in folders:
+        if groups and folder.name not in groups:
+            continue
+        for i, path in enumerate(sorted(folder.glob("*.yaml"))):
+            comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+            line = next(c for c in comments if not c.startswith("@package"))
+            table.add_row("" if i else folder.name, path.stem, line)
+    jobs.console.print(table)

@@ -1,0 +1,114 @@
+"""What stands on the command line -> Hydra's config, and the config -> objects; errors told in one line."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from debias.records import UserError
+
+
+def config_dir() -> Path:
+    """The config tree: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def any_model(overrides: Sequence[str]) -> list[str]:
+    """`model=ID` for a model without a config file of its own is short for `model=hf model.path=ID`."""
+    known = options("model")
+    words = []
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key == "model" and value and not set(value.split(",")) & known:
+            words += ["model=hf", f"model.path={value}"]
+        else:
+            words.append(word)
+    return words
+
+
+def options(group: str) -> set[str]:
+    return {path.stem for path in (config_dir() / group).glob("*.yaml")}
+
+
+def job_name(overrides: Sequence[str]) -> str:
+    """Folder name of a job: its overrides in short form, `default` without any; long ones are cut and hashed.
+
+    It holds nothing that Hydra or a shell would want quoted, so that `adapter.path=FOLDER` can be typed as it is.
+    """
+    kept = sorted(word for word in overrides if not re.match(r"(name|overwrite|logger)=", word))
+    short = [re.sub(r"^\+*\w+\.(?=[\w.]+=)", "", word) for word in kept]  # training.lr=1e-3 -> lr=1e-3
+    short = [b if short.count(b) == 1 else a for a, b in zip(kept, short, strict=True)]
+    words = [re.sub(r"[^\w.-]+", "_", word.replace("=", "-")) for word in sorted(short)]
+    name = "+".join(words) or "default"
+    if len(name) > 120:
+        name = f"{name[:110]}-{hashlib.sha256(','.join(kept).encode()).hexdigest()[:8]}"
+    return name
+
+
+def explain(error: Exception, verb: str) -> str:
+    """One line for an error of Hydra's, with the nearest known name."""
+    text = str(error)
+    if group := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
+        choices = sorted(options(group[1]))
+        if choices:
+            hint = nearest(group[2], choices)
+            return f"there is no {group[1]}={group[2]}{hint}; choose one of: {', '.join(choices)}"
+    if key := re.search(r"Could not override '([^']+)'", text):
+        return f"unknown key {key[1]!r}{nearest(key[1], keys(verb))}; see `debias {verb} --cfg job`"
+    if group := re.search(r"Could not override '?([^'\s]+)'?\.\s*No match in the defaults list", text):
+        return f"unknown group {group[1]!r}{nearest(group[1], keys(verb))}; see `debias ls`"
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{missing[1]} must be set: add {missing[1]}=VALUE"
+    return text.split("\nSee https")[0]
+
+
+def keys(verb: str) -> list[str]:
+    """All keys that can be overridden, in dotted form, and the groups."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import DictConfig
+
+    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
+        for key in map(str, node):
+            yield f"{prefix}{key}"
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+                yield from walk(child, f"{prefix}{key}.")
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return [*walk(compose(verb), ""), *(path.name for path in config_dir().iterdir() if path.is_dir())]
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def make(cfg: Any, **more: Any) -> Any:
+    """Build what a config names by `_target_`; a user's mistake found on the way stays the user's error."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(cfg, **more)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from error
+        raise
+
+
+def checked(schema: Any, cfg: Any, section: str) -> Any:
+    """A section of the config as the dataclass that says which types its values have."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg[section]))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{section}.{error.full_key}: {str(error).splitlines()[0]}") from error

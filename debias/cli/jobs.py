@@ -1,0 +1,172 @@
+"""The jobs that verbs start: config -> objects, a claimed run folder, and a status, a log and a table left behind."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.highlighter import NullHighlighter
+from rich.logging import RichHandler
+
+from debias.cli.config import checked, make
+from debias.records import Recipe, Scoring, UserError
+
+log = logging.getLogger(__name__)
+console = Console(width=None if sys.stdout.isatty() else 160)  # files and pipes need no narrow lines
+
+
+def run_job(cfg: Any) -> None:
+    recipe, scoring = checked(Recipe, cfg, "training"), checked(Scoring, cfg, "scoring")
+    data = make(cfg.data)
+    benchmarks = _benchmarks(cfg)
+
+    def work(folder: Any) -> Any:
+        from debias import experiment
+
+        return experiment.run(
+            folder,
+            data=data,
+            model=make(cfg.model),
+            adapter=make(cfg.adapter, _convert_="all"),  # PEFT wants a list, not a ListConfig
+            objective=make(cfg.objective),
+            recipe=recipe,
+            scoring=scoring,
+            benchmarks=benchmarks,
+            make_trainer=make(cfg.trainer),
+            report=_report(cfg),
+            seed=cfg.seed,
+        )
+
+    _job(cfg, [data, *benchmarks], work)
+
+
+def evaluate_job(cfg: Any) -> None:
+    scoring = checked(Scoring, cfg, "scoring")
+    benchmarks = _benchmarks(cfg)
+
+    def work(folder: Any) -> Any:
+        from debias import experiment
+
+        return experiment.evaluate_only(
+            folder,
+            model=make(cfg.model),
+            adapter_path=cfg.adapter.path,
+            scoring=scoring,
+            benchmarks=benchmarks,
+            report=_report(cfg),
+        )
+
+    _job(cfg, benchmarks, work)
+
+
+def _benchmarks(cfg: Any) -> list[Any]:
+    if not cfg.eval:
+        raise UserError("eval is empty: name at least one benchmark, as in eval=[stereoset]")
+    return [make(benchmark) for benchmark in cfg.eval.values()]
+
+
+def _report(cfg: Any) -> Any:
+    from debias.report.outcome import Bounds
+    from debias.report.write import RunReport
+
+    return RunReport(cfg.data.bias, Bounds(cfg.outcome.max_lms_drop, cfg.outcome.max_perplexity_ratio))
+
+
+def _job(cfg: Any, inputs: Sequence[Any], work: Callable[[Any], Any]) -> None:
+    """Claim the run folder, do the work, and leave a status, a log and a table behind, whatever happens."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from debias.results import RunFolder, code_sha256, read_figures, text_sha256
+
+    OmegaConf.resolve(cfg)
+    same = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("name", "overwrite", "logger")])
+    identity = {
+        "config_sha256": text_sha256(OmegaConf.to_yaml(same)),
+        "data_sha256": text_sha256(" ".join(part.fingerprint() for part in inputs)),
+        "code_sha256": code_sha256(),
+    }
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir), OmegaConf.to_yaml(cfg), identity)
+    with folder.claim(cfg.overwrite) as to_do:
+        if to_do:
+            _work(cfg, folder, work)
+        else:
+            console.print(f"done before, nothing to do: {_shown(folder.path)}", highlight=False, soft_wrap=True)
+        _show(cfg, read_figures(folder.path))
+        console.print(f"report: {_shown(folder.path / 'report.html')}", highlight=False, soft_wrap=True)
+
+
+def _work(cfg: Any, folder: Any, work: Callable[[Any], Any]) -> None:
+    folder.start()
+    with _logging(folder.path / "run.log"):
+        try:
+            from debias import experiment  # seconds of imports that a finished run does not need
+
+            _quieten()
+            if cfg.threads:
+                experiment.set_threads(cfg.threads)
+            work(folder)
+            folder.finish(experiment.hardware())
+        except BaseException as error:
+            log.debug("failed: %s", error, exc_info=True)
+            folder.fail(error)
+            raise
+        experiment.release_memory()
+
+
+def _show(cfg: Any, figures: Sequence[Any]) -> None:
+    from debias.report import tables
+    from debias.report.outcome import Bounds, outcome
+
+    bias, bounds = cfg.data.bias, Bounds(cfg.outcome.max_lms_drop, cfg.outcome.max_perplexity_ratio)
+    console.print()
+    console.print(tables.terminal(tables.rows(figures, bias)))
+    console.print()
+    console.print(outcome(figures, bias, bounds).text, style="bold", highlight=False)
+    console.print()
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+@contextmanager
+def _logging(path: Path) -> Iterator[None]:
+    """Log to the terminal in short and to the run's file in full; the handlers go with the job."""
+    root = logging.getLogger()
+    before = root.handlers, root.level
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    terminal = RichHandler(
+        console=Console(stderr=True),
+        show_path=False,
+        show_level=False,
+        log_time_format="[%X]",
+        highlighter=NullHighlighter(),
+    )
+    terminal.setLevel(logging.INFO)
+    terminal.addFilter(logging.Filter("debias"))
+    root.handlers, root.level = [file, terminal], logging.INFO
+    logging.getLogger("debias").setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        root.handlers, root.level = before
+        file.close()
+
+
+def _quieten() -> None:
+    """Other libraries write to run.log, not to the terminal."""
+    import transformers
+
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning", "huggingface_hub"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
