@@ -1,0 +1,163 @@
+"""Measures of a set of sentences: words, near-duplicates, diversity, and polarity of wording. Pure, no files."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from datasketch import MinHash, MinHashLSH
+
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+
+# Single words and phrases, counted wherever they stand: "while" is concessive here even where it means "during".
+CONCESSIVE = (
+    "although", "but", "contrary to", "despite", "however", "in spite of", "nevertheless", "nonetheless",
+    "notwithstanding", "regardless", "though", "unlike", "whereas", "while", "yet",
+)  # fmt: skip
+NEGATED = (
+    "cannot", "neither", "never", "no", "nobody", "none", "nor", "not", "nothing", "nowhere", "without",
+)  # fmt: skip
+
+
+def words(sentence: str) -> list[str]:
+    """The sentence's words in lower case, without punctuation; `self-made` and `don't` are one word each."""
+    return [word.lower().replace("’", "'") for word in WORD.findall(sentence)]
+
+
+def opening(sentence: str, n: int = 4) -> str:
+    """The first `n` words in lower case."""
+    return " ".join(words(sentence)[:n])
+
+
+def shingles(sentence: str, n: int = 3) -> frozenset[tuple[str, ...]]:
+    """All runs of `n` words; of a sentence with fewer words, the whole sentence."""
+    found = words(sentence)
+    return frozenset(_ngrams(found, n) if len(found) >= n else [tuple(found)])
+
+
+def jaccard(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> float:
+    """Shared items over all items, from 0 to 1."""
+    return len(a & b) / len(a | b)
+
+
+class Near(NamedTuple):
+    """The most similar of the known sentences, and its Jaccard similarity; a repeat but for case and punctuation has 1."""
+
+    key: str
+    sentence: str
+    similarity: float
+
+
+class NearDuplicates:
+    """Sentences in which repeats are looked up. MinHash proposes candidates, the exact Jaccard similarity decides.
+
+    Args:
+        threshold: the least Jaccard similarity of word n-grams that counts as nearly the same.
+        shingle: words per n-gram; shorter sentences are compared as a whole.
+    """
+
+    # 32 bands of 2 rows propose a pair of similarity s with probability 1 - (1 - s^2)^32: of those at 0.5 they miss one
+    # in 10,000, at 0.3 one in 20.
+    BANDS, ROWS = 32, 2
+
+    def __init__(self, threshold: float = 0.5, shingle: int = 3) -> None:
+        if not 0.3 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold} must lie between 0.3 (below, candidates are missed) and 1")
+        self.threshold, self.shingle = threshold, shingle
+        self._keys: list[str] = []
+        self._sentences: list[str] = []
+        self._shingles: list[frozenset[tuple[str, ...]]] = []
+        self._whole: dict[tuple[str, ...], int] = {}
+        self._blank = MinHash(num_perm=self.BANDS * self.ROWS)  # copied: drawing permutations anew is slow
+        self._lsh = MinHashLSH(num_perm=self.BANDS * self.ROWS, params=(self.BANDS, self.ROWS))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, key: str, sentence: str) -> None:
+        """Remember a sentence under a key; of repeats (but for case and punctuation) the first key is kept."""
+        whole = tuple(words(sentence))
+        if whole in self._whole:
+            return
+        place = self._whole[whole] = len(self._keys)
+        grams = shingles(sentence, self.shingle)
+        self._keys.append(key)
+        self._sentences.append(sentence)
+        self._shingles.append(grams)
+        self._lsh.insert(place, self._sketch(grams), check_duplication=False)
+
+    def find(self, sentence: str) -> str | None:
+        """Key of the most similar sentence at or above the threshold, or None."""
+        near = self.nearest(sentence)
+        return near.key if near else None
+
+    def nearest(self, sentence: str) -> Near | None:
+        """The most similar sentence at or above the threshold (of equals the first added), or None."""
+        same = self._whole.get(tuple(words(sentence)))
+        if same is not None:
+            return Near(self._keys[same], self._sentences[same], 1.0)
+        grams = shingles(sentence, self.shingle)
+        scored = [(jaccard(grams, self._shingles[i]), -i) for i in self._lsh.query(self._sketch(grams))]
+        similarity, place = max(scored, default=(0.0, 0))
+        if similarity < self.threshold:
+            return None
+        return Near(self._keys[-place], self._sentences[-place], similarity)
+
+    def _sketch(self, grams: frozenset[tuple[str, ...]]) -> MinHash:
+        sketch = self._blank.copy()
+        sketch.update_batch(" ".join(gram).encode() for gram in grams)
+        return sketch
+
+
+def distinct_n(sentences: Iterable[str], n: int) -> float:
+    """Different n-grams of words over all n-grams, from 0 to 1 (Li et al. 2016); 0 without any."""
+    grams = [gram for sentence in sentences for gram in _ngrams(words(sentence), n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def self_bleu(sentences: Sequence[str], sample: int = 100, seed: int = 0) -> float:
+    """Mean BLEU-4 of each sentence against all others, from 0 (nothing shared) to 100 (Zhu et al. 2018, Texygen).
+
+    It is taken over `sample` sentences drawn with the seed, since it takes quadratic time and grows with the number of
+    references: compare only values of equally large samples. Words as in `words`, smoothing is sacrebleu's `exp`.
+    """
+    from sacrebleu.metrics import BLEU  # a slow import that few callers need
+
+    drawn = random.Random(seed).sample(list(sentences), min(sample, len(sentences)))  # noqa: S311 (not a secret)
+    if len(drawn) < 2:
+        return 0.0
+    texts = [" ".join(words(sentence)) for sentence in drawn]
+    bleu = BLEU(tokenize="none", effective_order=True)
+    scores = [bleu.sentence_score(text, [*texts[:i], *texts[i + 1 :]]).score for i, text in enumerate(texts)]
+    return sum(scores) / len(scores)
+
+
+class Polarity(NamedTuple):
+    """Whether a sentence argues against something it also says: by a concession, by a negation."""
+
+    concessive: bool
+    negated: bool
+
+
+def polarity(sentence: str) -> Polarity:
+    """Whether the sentence holds a concessive word (`despite`, `but`, ...), and a negation (`not`, `n't`, ...)."""
+    found = words(sentence)
+    text = f" {' '.join(found)} "
+    return Polarity(
+        concessive=any(f" {word} " in text for word in CONCESSIVE),
+        negated=any(f" {word} " in text for word in NEGATED) or any(word.endswith("n't") for word in found),
+    )
+
+
+def most_common(items: Iterable[str]) -> tuple[str, float]:
+    """The most frequent item and its share of all, from 0 to 1."""
+    counts = Counter(items)
+    item, count = counts.most_common(1)[0] if counts else ("", 0)
+    return item, count / max(1, counts.total())
+
+
+def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(tokens[i:] for i in range(n)), strict=False))
