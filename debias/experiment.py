@@ -20,13 +20,15 @@ import torch
 from debias import assets, likelihood, training
 from debias.benchmarks import Benchmark
 from debias.data.encoding import encode
+from debias.data.matching import steps_of_examples, steps_of_tokens
+from debias.data.mixture import Mixture
 from debias.data.neutral import neutral_spans
 from debias.data.triplets import TripletFile
 from debias.evaluation import Evaluation, Scorer, evaluate
 from debias.likelihood import Conditional
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
-from debias.records import Recipe, Scoring
+from debias.records import Recipe, Scoring, Span, Triplet
 from debias.report.write import RunReport, write_reports
 from debias.results import RunFolder, write_json
 
@@ -51,7 +53,8 @@ class Cost:
         spent: dict[str, Any] = {"tokens": 0}
         start = time.perf_counter()
         yield spent
-        self.stages[name] = {"seconds": round(time.perf_counter() - start, 2), **spent}
+        spent["seconds"] = round(time.perf_counter() - start, 2)
+        self.stages[name] = spent
         self.write()
 
     def write(self) -> None:
@@ -72,7 +75,7 @@ class Cost:
 
 def run(
     folder: RunFolder,
-    data: TripletFile,
+    data: Mixture,
     model: BaseModel,
     adapter: Any,
     objective: Any,
@@ -87,7 +90,9 @@ def run(
     cost = Cost(folder.path)
     checked = data.load(seed)  # bad data stops the job before the model is loaded
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
-    log.info("data: %d triplets from %s%s", len(checked.triplets), data.path.name, dropped)
+    log.info("data: %d sentences from %s%s", len(checked.triplets), ", ".join(data.sources), dropped)
+    for note in checked.notes:
+        log.info("note: %s", note)
     for benchmark in benchmarks:
         benchmark.fingerprint()  # so does a missing benchmark
     with cost.stage("load"):
@@ -103,7 +108,10 @@ def run(
             pl.seed_everything(seed, verbose=False)
             adapted = adapters.attach(base, adapter)
             start = Conditional().start_id(base.tokenizer) if recipe.start_token else None
-            spans = [objective.span(text) for text in encode(checked.triplets, base.tokenizer, start)]
+
+            def spans_of(triplets: Sequence[Triplet]) -> list[Span]:
+                return [objective.span(text) for text in encode(triplets, base.tokenizer, start)]
+
             module = training.Debiaser(
                 adapted,
                 objective.loss,
@@ -117,16 +125,39 @@ def run(
             num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would only cost time
             neutral = neutral_spans(base.tokenizer, start) if num_neutral else []
             layout = likelihood.choose_layout(adapted)
-            batches = training.SpanData(spans, layout, recipe.batch_size, seed, neutral, num_neutral)
-            spent["tokens"] = training.fit(module, batches, make_trainer, folder.path, recipe.epochs)
+            batches = training.SpanData(
+                spans_of(checked.triplets), layout, recipe.batch_size, seed, neutral, num_neutral
+            )
+            steps = _matched_steps(data, recipe, batches, spans_of, make_trainer)
+            spent.update(training.fit(module, batches, make_trainer, folder.path, recipe.epochs, steps)._asdict())
         adapters.save(adapted, base, target)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-        seconds = cost.stages["train"]["seconds"]
-        log.info("adapter: %s trainable parameters, trained in %.0f s", f"{trainable:,}", seconds)
+        log.info(
+            "adapter: %s trainable parameters, trained in %.0f s, %d steps, %s tokens",
+            f"{trainable:,}", spent["seconds"], spent["steps"], f"{spent['tokens']:,}",
+        )  # fmt: skip
 
     evaluation = _evaluate(folder, base, adapted, scoring, benchmarks, cost)
     write_reports(folder, evaluation, report, checked, base.name, target)
     return evaluation
+
+
+def _matched_steps(
+    data: Mixture,
+    recipe: Recipe,
+    batches: training.SpanData,
+    spans_of: Callable[[Sequence[Triplet]], list[Span]],
+    make_trainer: Callable[..., pl.Trainer],
+) -> int | None:
+    """Steps that make runs on different sources comparable, or None: the epochs decide."""
+    if data.match == "steps":
+        return steps_of_examples(data.match_to, recipe.batch_size, recipe.epochs)
+    if data.match == "tokens":
+        lengths = [len(span.ids) for span in spans_of(TripletFile("general").load().triplets)]
+        tokens = recipe.epochs * data.match_to * sum(lengths) / len(lengths)
+        trainer = make_trainer()  # only it knows how many batches make a step
+        return steps_of_tokens(tokens, batches.tokens_per_step(trainer.world_size, trainer.accumulate_grad_batches))
+    return None
 
 
 def evaluate_only(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +24,13 @@ from debias.likelihood import Layout, span_logprobs, span_logprobs_and_drift
 from debias.records import Batch, Span
 
 CHECKPOINT = "checkpoint.ckpt"
+
+
+class Spent(NamedTuple):
+    """What training took: optimiser steps, and tokens read by this process (neutral text included)."""
+
+    steps: int
+    tokens: int
 
 
 class Debiaser(pl.LightningModule):
@@ -130,6 +138,15 @@ class SpanData(pl.LightningDataModule):
             batches = [b + (len(order) + d).tolist() for b, d in zip(batches, drawn, strict=True)]
         return batches
 
+    def tokens_per_step(self, devices: int = 1, accumulated: int = 1) -> Iterator[int]:
+        """Tokens of the sentences read in step after step, without end; neutral spans do not count."""
+        for epoch in itertools.count():
+            batches = self.batches(epoch)
+            read = [sum(len(self.spans[i].ids) for i in b if i < len(self.spans)) for b in batches]
+            even = len(read) - len(read) % devices
+            for k in range(0, even, devices * accumulated):
+                yield sum(read[k : min(k + devices * accumulated, even)])
+
     def train_dataloader(self) -> DataLoader[Span]:
         """The current epoch's batches, shared out among the devices (`reload_dataloaders_every_n_epochs=1`)."""
         trainer = self.trainer
@@ -210,15 +227,26 @@ def make_trainer(precision: str = "auto", **options: Any) -> pl.Trainer:
     return pl.Trainer(precision=precision, enable_progress_bar=terminal, **options)  # type: ignore[arg-type]
 
 
-def fit(module: Debiaser, data: SpanData, make_trainer: Callable[..., pl.Trainer], folder: Path, epochs: int) -> int:
-    """Train to the end, from the folder's checkpoint if there is one; returns the number of tokens read.
+def fit(
+    module: Debiaser,
+    data: SpanData,
+    make_trainer: Callable[..., pl.Trainer],
+    folder: Path,
+    epochs: int,
+    steps: int | None = None,
+) -> Spent:
+    """Train to the end, from the folder's checkpoint if there is one.
+
+    Args:
+        steps: train for exactly that many steps, and as many epochs as they take, whatever `epochs` says.
 
     Raises KeyboardInterrupt on Ctrl-C (Lightning would leave with exit status 1).
     """
     checkpoint = folder / CHECKPOINT
     curve = LossCurve(folder / "train.csv")
     trainer = make_trainer(
-        max_epochs=epochs,
+        max_epochs=epochs if steps is None else -1,
+        max_steps=-1 if steps is None else steps,
         callbacks=[
             curve,
             ModelCheckpoint(folder, checkpoint.stem, save_top_k=1, every_n_epochs=1, enable_version_counter=False),
@@ -235,4 +263,4 @@ def fit(module: Debiaser, data: SpanData, make_trainer: Callable[..., pl.Trainer
     except SystemExit as error:
         raise KeyboardInterrupt from error
     checkpoint.unlink(missing_ok=True)
-    return curve.tokens
+    return Spent(trainer.global_step, curve.tokens)

@@ -30,7 +30,7 @@ def prepared(tiny: Path, seed: int = 1, dropout: float = 0.1) -> tuple[Base, Any
     base = BaseModel(str(tiny)).load()
     model = adapters.attach(base, peft.LoraConfig(r=2, lora_dropout=dropout))
     objective = objectives.Attribute()
-    spans = [objective.span(text) for text in encode(TripletFile("gender", n=20).load().triplets, base.tokenizer, 0)]
+    spans = [objective.span(text) for text in encode(TripletFile("gender").load().triplets[:20], base.tokenizer, 0)]
     return base, model, Debiaser(model, objective.loss, 1e-2, seed), SpanData(spans, prefix_tree, 4, seed)
 
 

@@ -89,13 +89,6 @@ def test_missing_empty_and_undecodable_files(tmp_path: Path) -> None:
         TripletFile("height")
 
 
-def test_sample_is_drawn_with_the_seed() -> None:
-    source = TripletFile("gender", n=10)
-    assert source.load(1) == source.load(1)
-    assert source.load(1).triplets != source.load(2).triplets
-    assert len(source.load(1).triplets) == 10
-
-
 def test_attribute_tokens_are_found_in_every_corpus_sentence(smollm2: Path) -> None:
     """The marked tokens decode to the attribute, with at most the space and punctuation that its tokens carry."""
     from transformers import AutoTokenizer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -19,10 +18,11 @@ Policy = Literal["strict", "as_published"]
 
 
 class Checked(NamedTuple):
-    """Triplets that can be trained on, and how many records were dropped for which reason."""
+    """Triplets that can be trained on, how many records were dropped for which reason, and what a reader must know."""
 
     triplets: list[Triplet]
     dropped: Counter[str]
+    notes: tuple[str, ...] = ()
 
 
 class TripletFile:
@@ -33,15 +33,12 @@ class TripletFile:
         path: JSON Lines of objects, or one JSON list of `[sentence, target, attribute]`.
         policy: `strict` drops and counts records whose attribute does not stand after the target as a whole word;
             `as_published` does what the paper's script did (see `_as_published`).
-        n: keep this many triplets, drawn with the run's seed; all when empty.
     """
 
-    def __init__(self, bias: str, path: str | None = None, policy: Policy = "strict", n: int | None = None) -> None:
+    def __init__(self, bias: str, path: str | None = None, policy: Policy = "strict") -> None:
         if policy not in ("strict", "as_published"):
             raise UserError(f"data.policy={policy!r} is unknown; choose strict or as_published")
-        if n is not None and n < 1:
-            raise UserError(f"data.n={n} must be 1 or more, or null for all")
-        self.bias, self.policy, self.n = bias, policy, n
+        self.bias, self.policy = bias, policy
         self.path = Path(path).expanduser() if path else _corpus(bias)
 
     def fingerprint(self) -> str:
@@ -49,7 +46,7 @@ class TripletFile:
         return hashlib.sha256(_read(self.path)).hexdigest()
 
     def load(self, seed: int = 0) -> Checked:
-        """Read, check and, if asked to, draw a sample. Raises UserError when nothing is left to train on."""
+        """Read and check. Raises UserError when nothing is left to train on."""
         check = _strict if self.policy == "strict" else _as_published
         triplets: list[Triplet] = []
         dropped: Counter[str] = Counter()
@@ -62,8 +59,6 @@ class TripletFile:
         if not triplets:
             reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the file is empty"
             raise UserError(f"{self.path}: no usable triplet is left ({reasons}); mend the file or choose another")
-        if self.n is not None and self.n < len(triplets):
-            triplets = random.Random(seed).sample(triplets, self.n)  # noqa: S311 (a sample, not a secret)
         return Checked(triplets, dropped)
 
 

@@ -1,0 +1,118 @@
+"""What a run trains on: one or several sources, in shares, cut to size and matched with other runs."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+from debias.data.triplets import Checked
+from debias.records import Triplet, UserError
+
+Match = Literal["examples", "steps", "tokens"]
+
+
+class Source(Protocol):
+    """Where training sentences come from; a config file in `conf/data/` names its class."""
+
+    def fingerprint(self) -> str:
+        """Checksum of everything that `load` depends on besides the seed."""
+
+    def load(self, seed: int) -> Checked:
+        """The sentences, what was dropped, and what a reader must know. Raises UserError when there are none."""
+
+
+class Mixture:
+    """The data of a run: its sources, one after the other.
+
+    Args:
+        bias: the bias that is scored whole and stands on top of the table; sources have been given it by the config.
+        sources: by name.
+        n: keep this many sentences, drawn with the seed; all when empty.
+        match: what runs on different sources shall have in common: `examples` (draw `match_to` of them), `steps` (as
+            many as `match_to` examples take) or `tokens` (as many as `match_to` sentences of our general corpus have).
+        match_to: number of sentences that `match` refers to.
+        weights: share of each source by name, as in `{targeted: 2, general: 1}`; the largest set with these shares in
+            which no sentence is repeated is drawn with the seed.
+        path: file of the sources that read one; they have been given it by the config.
+        policy: of the sources that check triplets, likewise.
+    """
+
+    def __init__(
+        self,
+        bias: str,
+        sources: Mapping[str, Source],
+        n: int | None = None,
+        match: Match | None = None,
+        match_to: int = 500,
+        weights: Mapping[str, float] | None = None,
+        path: str | None = None,
+        policy: str = "strict",
+    ) -> None:
+        if n is not None and n < 1:
+            raise UserError(f"data.n={n} must be 1 or more, or null for all")
+        if match not in (None, "examples", "steps", "tokens"):
+            raise UserError(f"data.match={match!r} is unknown; choose examples, steps, tokens or null")
+        if match_to < 1:
+            raise UserError(f"data.match_to={match_to} must be 1 or more")
+        self.bias, self.sources, self.n, self.match, self.match_to = bias, dict(sources), n, match, match_to
+        self.weights = _checked_weights(weights, self.sources) if weights else None
+
+    def fingerprint(self) -> str:
+        """Checksums of the sources. Raises UserError where two of them are the same text."""
+        prints = {name: source.fingerprint() for name, source in self.sources.items()}
+        names: dict[str, str] = {}
+        for name, checksum in prints.items():
+            if checksum in names:
+                raise UserError(
+                    f"data={names[checksum]} and data={name} are the same text: set data.bias=gender (or another bias "
+                    "that one of them is about), or name another file"
+                )
+            names[checksum] = name
+        return " ".join(prints.values())
+
+    def load(self, seed: int) -> Checked:
+        """All sentences, in the shares asked for, cut to `n` and, with `match=examples`, to `match_to`."""
+        parts = {name: source.load(seed) for name, source in self.sources.items()}
+        several = len(parts) > 1
+        dropped: Counter[str] = Counter()
+        for name, part in parts.items():
+            for reason, count in part.dropped.items():
+                dropped[f"{reason} ({name})" if several else reason] += count
+        notes = [note for part in parts.values() for note in part.notes]
+        draw = random.Random(seed)  # noqa: S311 (a sample, not a secret)
+        triplets: list[Triplet] = []
+        sizes = shares({name: len(part.triplets) for name, part in parts.items()}, self.weights)
+        for name, part in parts.items():
+            triplets += draw.sample(part.triplets, sizes[name]) if self.weights else part.triplets
+        if several:
+            notes.append("sentences of each source: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
+        if self.match == "examples" and self.match_to > min(len(triplets), self.n or len(triplets)):
+            notes.append(f"data.match=examples asked for {self.match_to} sentences, but there are fewer: all are used")
+        wanted = [self.n] if self.n is not None else []
+        wanted += [self.match_to] if self.match == "examples" else []
+        if wanted and min(wanted) < len(triplets):
+            triplets = draw.sample(triplets, min(wanted))
+        return Checked(triplets, dropped, tuple(notes))
+
+
+def shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> dict[str, int]:
+    """How many sentences to take of each source: the most that has the shares of `weights` and repeats none."""
+    if weights is None:
+        return dict(sizes)
+    unit = min(sizes[name] / weight for name, weight in weights.items())
+    taken = {name: int(unit * weight + 1e-9) for name, weight in weights.items()}  # 1e-9: 3 * (1 / 3) is 1
+    for name, size in taken.items():
+        if size < 1:
+            raise UserError(f"data.weights leave no sentence of {name}; weigh it more")
+    return taken
+
+
+def _checked_weights(weights: Mapping[str, float], sources: Mapping[str, Source]) -> dict[str, float]:
+    if set(weights) != set(sources):
+        raise UserError(f"data.weights must name the sources, and no others: {', '.join(sources)}")
+    for name, weight in weights.items():
+        if not weight > 0:
+            raise UserError(f"data.weights.{name}={weight} must be more than 0; leave the source out instead")
+    return dict(weights)
