@@ -1,0 +1,1 @@
+"""A chat model in, checked triplets out: prompts, client, ledger, filters."""

@@ -1,0 +1,167 @@
+"""What goes to a chat model and what comes back: requests, answers, settings, and what was spent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from debias.records import UserError
+
+
+class Message(NamedTuple):
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class Request(NamedTuple):
+    """One question. Two requests are the same when the body that is sent and the sample number are."""
+
+    messages: tuple[Message, ...]
+    schema: dict[str, Any] | None  # JSON schema of the answer, sent where llm.structured is json_schema
+    max_tokens: int  # of the answer
+    sample: int = 0  # the same content asked again for another answer is another request
+
+
+class Answer(NamedTuple):
+    """What the model said. Its text is data: never formatted, never executed."""
+
+    key: str  # the request's, as in the ledger
+    text: str
+    finish_reason: str  # stop, length, refusal, content_filter, incomplete (the body was cut off), empty
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float | None  # None: the price is unknown
+    request_id: str
+    time: str
+    model: str  # as the server names it
+    cached: bool  # from the ledger: not paid in this run
+
+
+class Spent(NamedTuple):
+    """What the ledger says was paid, in this run and before it."""
+
+    calls: int  # that the server answered with status 200
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float | None  # None: at least one call was made at an unknown price
+    bounded: int  # of the calls: those without a usage report, counted at their upper bound
+    lost: int  # calls that were sent and never heard of again: they may have been paid
+    lost_dollars: float  # at most, on top of `dollars`
+
+
+class Estimate(NamedTuple):
+    """What requests that the ledger cannot answer would cost at most."""
+
+    calls: int
+    prompt_tokens: int  # an upper bound: one token per byte
+    completion_tokens: int  # an upper bound: max_tokens of each
+    dollars: float | None  # None: the price is unknown
+
+
+class Outcome(NamedTuple):
+    """The end of one `ask`.
+
+    `stopped` is "" (everything was asked), "budget" (the rest would exceed llm.max_cost_usd), "failed" (the server
+    answers nothing any more) or "batch" (submitted or in progress: come back); `reason` says it in words.
+    """
+
+    answers: list[Answer | None]  # in the order of the requests; None: not answered
+    stopped: str
+    reason: str
+
+
+@dataclass
+class LLM:
+    """A chat model and how it is asked; `conf/llm/openai.yaml` says what each key means, and these types check it."""
+
+    base_url: str | None
+    model: str
+    api_key_env: str | None
+    system_prompt: str | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+    max_tokens: int
+    max_tokens_name: str
+    structured: str
+    schema_drops: list[str]
+    extra_body: dict[str, Any]
+    timeout: float
+    max_retries: int
+    concurrency: int
+    max_cost_usd: float | None
+    batch: bool
+    batch_price_factor: float
+    price_prompt: float | None
+    price_completion: float | None
+    priced_on: str | None
+    server: Any = field(default=None)  # what starts a server of our own, see conf/llm/local.yaml
+
+    def __post_init__(self) -> None:
+        if self.structured not in ("json_schema", "json_object", "text"):
+            raise UserError(f"llm.structured={self.structured!r} is unknown; choose json_schema, json_object or text")
+        if self.max_tokens_name not in ("max_tokens", "max_completion_tokens"):
+            raise UserError(
+                f"llm.max_tokens_name={self.max_tokens_name!r} is unknown; choose max_tokens or max_completion_tokens"
+            )
+        for name in ("max_tokens", "timeout", "concurrency"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"llm.{name}={getattr(self, name)} must be more than 0")
+        for name in ("max_retries", "max_cost_usd", "batch_price_factor", "price_prompt", "price_completion"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UserError(f"llm.{name}={value} must be 0 or more")
+        if self.max_cost_usd is not None and not self.priced:
+            raise UserError(
+                f"llm.max_cost_usd is set but the price of {self.model} is unknown; "
+                "set llm.price_prompt and llm.price_completion (dollars per million tokens)"
+            )
+
+    @property
+    def priced(self) -> bool:
+        return self.price_prompt is not None and self.price_completion is not None
+
+
+def body_of(request: Request, llm: LLM) -> dict[str, Any]:
+    """The JSON body that asks a request: everything the answer depends on."""
+    messages = [message._asdict() for message in request.messages]
+    if llm.system_prompt is not None:
+        turns = [message for message in messages if message["role"] != "system"]
+        messages = [{"role": "system", "content": llm.system_prompt}, *turns]
+    body: dict[str, Any] = {"model": llm.model, "messages": messages, llm.max_tokens_name: request.max_tokens}
+    body |= {name: value for name in ("temperature", "top_p") if (value := getattr(llm, name)) is not None}
+    if llm.seed is not None:
+        body["seed"] = llm.seed + request.sample  # a server that obeys the seed would repeat itself
+    if request.schema is not None and llm.structured == "json_schema":
+        schema = _without(request.schema, set(llm.schema_drops))
+        named = {"name": "answer", "strict": True, "schema": schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": named}
+    elif request.schema is not None and llm.structured == "json_object":
+        body["response_format"] = {"type": "json_object"}
+    return body | llm.extra_body
+
+
+def key_of(body: dict[str, Any], sample: int) -> str:
+    """SHA-256 of the canonical body and the sample number."""
+    canonical = json.dumps([body, sample], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _without(schema: Any, words: set[str]) -> Any:
+    """A schema without the keywords that a server refuses; the names of properties are no keywords."""
+    if isinstance(schema, list):
+        return [_without(part, words) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: part for key, part in schema.items() if key not in words}
+    return {
+        key: _properties(part, words) if key == "properties" else _without(part, words) for key, part in kept.items()
+    }
+
+
+def _properties(schema: dict[str, Any], words: set[str]) -> dict[str, Any]:
+    return {name: _without(part, words) for name, part in schema.items()}
