@@ -26,6 +26,34 @@ class Request(NamedTuple):
     sample: int = 0  # the same content asked again for another answer is another request
 
 
+class Bound(NamedTuple):
+    """What one call costs at most: tokens, and dollars per million of them (None: unknown)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    price_prompt: float | None
+    price_completion: float | None
+
+    def dollars(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """Price of so many tokens."""
+        if self.price_prompt is None or self.price_completion is None:
+            return None
+        return (prompt_tokens * self.price_prompt + completion_tokens * self.price_completion) / 1e6
+
+    @property
+    def worst(self) -> float:
+        """Dollars, 0 where the price is unknown (there is no budget then)."""
+        return self.dollars(self.prompt_tokens, self.completion_tokens) or 0.0
+
+
+class Question(NamedTuple):
+    """A request as it is sent."""
+
+    key: str
+    body: dict[str, Any]
+    bound: Bound
+
+
 class Answer(NamedTuple):
     """What the model said. Its text is data: never formatted, never executed."""
 
@@ -115,6 +143,8 @@ class LLM:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"llm.{name}={value} must be 0 or more")
+        if self.extra_body.get("stream"):
+            raise UserError("llm.extra_body.stream is not supported: answers are read whole")
         if self.max_cost_usd is not None and not self.priced:
             raise UserError(
                 f"llm.max_cost_usd is set but the price of {self.model} is unknown; "
@@ -149,6 +179,21 @@ def key_of(body: dict[str, Any], sample: int) -> str:
     """SHA-256 of the canonical body and the sample number."""
     canonical = json.dumps([body, sample], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def bound_of(body: dict[str, Any], llm: LLM) -> Bound:
+    """What asking a body costs at most: no token is shorter than a byte, and JSON outweighs a chat template."""
+    prompt_tokens = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    completion_tokens = body[llm.max_tokens_name] * body.get("n", 1)
+    factor = llm.batch_price_factor if llm.batch else 1.0
+    prices = [None if price is None else price * factor for price in (llm.price_prompt, llm.price_completion)]
+    return Bound(prompt_tokens, completion_tokens, *prices)
+
+
+def question_of(request: Request, llm: LLM) -> Question:
+    """A request as it is sent to this model."""
+    body = body_of(request, llm)
+    return Question(key_of(body, request.sample), body, bound_of(body, llm))
 
 
 def _without(schema: Any, words: set[str]) -> Any:

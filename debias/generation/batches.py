@@ -1,0 +1,153 @@
+"""Questions asked through the Batch API: submit, leave, come back. Half the price, up to a day's wait."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import openai
+
+from debias.generation.complaints import mistake, reason_of, redacted, shown, unreachable
+from debias.generation.exchange import LLM, Answer, Question
+from debias.generation.ledger import Ledger
+from debias.records import UserError
+
+log = logging.getLogger(__name__)
+
+ENDED = ("completed", "failed", "expired", "cancelled")
+MAX_REQUESTS = 50_000  # of one batch, as the API's documentation says
+ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+
+
+class Batches:
+    """Submits what is missing as one batch, and fetches it when it has ended; see `Live` for the arguments."""
+
+    def __init__(self, client: openai.AsyncOpenAI, llm: LLM, ledger: Ledger, base_url: str, secret: str) -> None:
+        self.client, self.llm, self.ledger, self.base_url, self.secret = client, llm, ledger, base_url, secret
+        self.patient = client.with_options(max_retries=llm.max_retries)  # for calls that may well be made twice
+
+    async def ask(self, missing: Mapping[str, Question], collect: Callable[[Answer], None]) -> tuple[str, str]:
+        """Fetch what has ended, submit what is left; returns why we stopped and the reason in words."""
+        try:
+            return await self._ask(missing, collect)
+        except openai.APIStatusError as error:
+            raise self._told(error) from None  # the original may quote the key
+        except openai.APIConnectionError as error:
+            raise unreachable(self.base_url, error) from None
+
+    async def _ask(self, missing: Mapping[str, Question], collect: Callable[[Answer], None]) -> tuple[str, str]:
+        for tag, batch_id in list(self.ledger.memory.batches.items()):
+            batch = await self._find(tag, batch_id)
+            if batch is not None and batch.status not in ENDED:
+                return "batch", f"batch {batch.id} is {batch.status}{_progress(batch)}; run the same command later"
+            await self._end(tag, batch)
+        known = self.ledger.memory.answers
+        for key in missing:
+            if key in known:
+                collect(known[key]._replace(cached=False))
+        left = {key: question for key, question in missing.items() if key not in known}
+        return await self._submit(left) if left else ("", "")
+
+    async def _find(self, tag: str, batch_id: str | None) -> Any:
+        """A batch by its id, or by its tag where we died before the id was written; None: it was never submitted."""
+        if batch_id is not None:
+            return await self.patient.batches.retrieve(batch_id)
+        async for batch in self.patient.batches.list(limit=100):
+            if (batch.metadata or {}).get("debias") == tag:
+                self.ledger.batch(tag, batch.id)
+                return batch
+        return None
+
+    async def _end(self, tag: str, batch: Any) -> None:
+        """Put every result in the ledger; what has none was not paid and will be asked again."""
+        status = "never submitted" if batch is None else batch.status
+        for file_id in [] if batch is None else [batch.output_file_id, batch.error_file_id]:
+            if file_id is not None:
+                content = await self.patient.files.content(file_id)
+                self._store(tag, content.text)
+        left = list(self._attempts(tag).values())
+        if left:
+            log.warning("%d requests of a batch have no result (%s)", len(left), status)
+            self.ledger.declined(left, None, f"the batch is {status}")
+        self.ledger.batch_ended(tag, status)
+        if status == "failed":
+            errors = batch.errors.data if batch.errors and batch.errors.data else []
+            reason = redacted("; ".join(str(error.message) for error in errors), self.secret)
+            raise UserError(
+                f"batch {batch.id} failed ({reason[:200] or 'no reason given'}); run again to submit another"
+            )
+
+    def _attempts(self, tag: str) -> dict[str, str]:
+        """Calls of a batch that have no result yet: key -> attempt."""
+        return {sent.key: attempt for attempt, sent in self.ledger.memory.pending.items() if sent.batch == tag}
+
+    def _store(self, tag: str, text: str) -> None:
+        attempts = self._attempts(tag)
+        answered: list[tuple[str, str, str]] = []
+        for i, line in enumerate(text.splitlines(), start=1):
+            try:
+                result = json.loads(line)
+                attempt, response = attempts.pop(result["custom_id"]), result["response"] or {}
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("line %d of a batch's results is none of ours (%s)", i, error)
+                continue
+            if response.get("status_code") == 200:
+                body = redacted(json.dumps(response.get("body"), ensure_ascii=False), self.secret)
+                answered.append((attempt, body, str(response.get("request_id", ""))))
+            else:
+                reason = redacted(json.dumps(result.get("error") or response.get("body")), self.secret)[:200]
+                self.ledger.declined([attempt], response.get("status_code"), reason)
+        self.ledger.answered_all(answered)
+
+    async def _submit(self, questions: Mapping[str, Question]) -> tuple[str, str]:
+        chosen = self._affordable(questions)
+        if not chosen:
+            return "budget", f"not one more call fits into llm.max_cost_usd={self.llm.max_cost_usd}"
+        lines = [
+            json.dumps({"custom_id": key, "method": "POST", "url": ENDPOINT, "body": questions[key].body}) + "\n"
+            for key in chosen
+        ]
+        tag = self.ledger.sent_batch({key: questions[key].bound for key in chosen})
+        file = await self.patient.files.create(file=("batch.jsonl", "".join(lines).encode()), purpose="batch")
+        batch = await self._create(tag, file.id)
+        self.ledger.batch(tag, batch.id)
+        return "batch", f"batch {batch.id} with {len(chosen)} requests is submitted; run the same command later"
+
+    async def _create(self, tag: str, file_id: str) -> Any:
+        """Not repeated: a batch whose creation we did not see confirmed is looked for by its tag in the next run."""
+        try:
+            return await self.client.batches.create(
+                input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata={"debias": tag}
+            )
+        except openai.APIStatusError as error:
+            if error.status_code < 500:
+                self.ledger.declined(self._attempts(tag).values(), error.status_code, reason_of(error, self.secret))
+                self.ledger.batch_ended(tag, "refused")
+            raise
+
+    def _affordable(self, questions: Mapping[str, Question]) -> list[str]:
+        """Keys of the first questions whose worst cases fit into the budget together."""
+        limit, total = self.llm.max_cost_usd, self.ledger.memory.committed
+        chosen: list[str] = []
+        for key, question in questions.items():
+            total += question.bound.worst
+            if len(chosen) == MAX_REQUESTS or (limit is not None and total > limit):
+                break
+            chosen.append(key)
+        return chosen
+
+    def _told(self, error: openai.APIStatusError) -> UserError:
+        reason = reason_of(error, self.secret)
+        if error.status_code in (404, 405):
+            return UserError(
+                f"{shown(self.base_url)} has no such batch or no Batch API ({reason}); set llm.batch=false"
+            )
+        told = mistake(error, self.llm, self.base_url, self.secret)
+        return told or UserError(f"{shown(self.base_url)} is not well ({reason}); run the same command later")
+
+
+def _progress(batch: Any) -> str:
+    counts = batch.request_counts
+    return f" ({counts.completed} of {counts.total} done)" if counts and counts.total else ""

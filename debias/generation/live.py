@@ -1,0 +1,297 @@
+"""Questions asked one by one, several at a time: attempts, back-off, budget, and a clean end.
+
+The official client makes the calls, but we repeat them ourselves: each attempt needs its line in the ledger and its
+share of the budget, a quota that is used up is not worth repeating, and Ctrl-C must not wait for a back-off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any, NamedTuple
+
+import httpx2
+import openai
+
+from debias.generation.complaints import mistake, reason_of, redacted, shown, unreachable, wait_of
+from debias.generation.exchange import LLM, Answer, Question
+from debias.generation.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+MAX_BROKEN = 3  # bodies without an answer that one request may bring in one run, all of them paid
+MAX_WAIT = 600.0  # seconds; a server that wants us to wait longer ends the run
+MAX_DELAY = 60.0  # seconds of back-off where the server does not say
+GRACE = 30.0  # seconds that calls in flight are given after Ctrl-C
+GATEWAY_TIMEOUTS = (504, 524)  # somebody in between lost patience: the model may have answered, and been paid
+NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+
+
+class Failure(NamedTuple):
+    """An attempt without an answer; `wait` is in seconds, None where the server does not say."""
+
+    reason: str
+    wait: float | None = None
+    hopeless: bool = False  # the same request will fail again
+
+
+class End:
+    """Why sending stopped; the first reason counts."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.interrupted = asyncio.Event()
+        self.stopped, self.reason = "", ""
+        self.error: Exception | None = None
+
+    def because(self, stopped: str, reason: str = "", error: Exception | None = None) -> None:
+        if not self.reached.is_set():
+            self.stopped, self.reason, self.error = stopped, reason, error
+            self.reached.set()
+
+    def interrupt(self) -> None:
+        self.because("interrupted")
+        self.interrupted.set()
+
+
+class Live:
+    """Asks over one connection pool.
+
+    Args:
+        client: with `max_retries=0`.
+        ledger: open.
+        secret: the key, which must not reach any file; empty for none.
+        first_delay: seconds before the first repetition; it doubles from there on.
+    """
+
+    def __init__(
+        self, client: openai.AsyncOpenAI, llm: LLM, ledger: Ledger, base_url: str, secret: str, first_delay: float
+    ) -> None:
+        self.client, self.llm, self.ledger, self.base_url = client, llm, ledger, base_url
+        self.secret, self.first_delay = secret, first_delay
+        self._settled = asyncio.Condition()
+        self._in_flight = 0
+        self._heard = False  # the server has said something
+        self._not_before = 0.0  # the event loop's time: a server that says Retry-After says it to all of us
+        self._failed_in_a_row = 0
+
+    async def ask(self, missing: Mapping[str, Question], collect: Callable[[Answer], None]) -> tuple[str, str]:
+        """Ask; returns why it stopped early and the reason in words, both empty when nothing was left out."""
+        end, todo = End(), iter(missing.values())
+        with _listening(end):
+            count = min(self.llm.concurrency, len(missing))
+            workers = [asyncio.create_task(self._work(todo, collect, end)) for _ in range(count)]
+            try:
+                await _join(workers, end)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+        if end.interrupted.is_set():
+            raise KeyboardInterrupt
+        if end.error is not None:
+            raise end.error
+        return end.stopped, end.reason
+
+    async def _work(self, todo: Iterator[Question], collect: Callable[[Answer], None], end: End) -> None:
+        try:
+            for question in todo:
+                if end.reached.is_set():
+                    return
+                if (answer := await self._answer(question, end)) is not None:
+                    collect(answer)
+        except Exception as error:
+            end.because("error", error=error)  # raised when what the others have in flight has been recorded
+
+    async def _answer(self, question: Question, end: End) -> Answer | None:
+        """Ask until there is an answer; None where it failed for good, or the end came first."""
+        failures = broken = 0
+        while True:
+            await self._pause(self._not_before - asyncio.get_running_loop().time(), end)
+            if (attempt := await self._send_line(question, end)) is None:
+                return None
+            failure = await self._attempt(question, attempt)
+            if failure is None:
+                self._failed_in_a_row = 0
+                if answer := self.ledger.memory.answers.get(question.key):
+                    return answer._replace(cached=False)
+                broken += 1
+                failure = Failure("a paid answer that cannot be used")
+            else:
+                failures += 1
+            log.debug("%s: attempt %d failed: %s", question.key[:8], failures + broken, failure.reason)
+            if failure.hopeless or failures > self.llm.max_retries or broken >= MAX_BROKEN:
+                self._give_up(failure, end)
+                return None
+            await self._back_off(failure, failures + broken, end)
+
+    async def _send_line(self, question: Question, end: End) -> str | None:
+        """Reserve the worst case and record the call; None when the end came or the budget does not allow it.
+
+        While something is in flight the decision waits: what comes back is mostly cheaper than its worst case.
+        """
+        limit = self.llm.max_cost_usd
+
+        def affordable() -> bool:
+            return limit is None or self.ledger.memory.committed + question.bound.worst <= limit
+
+        async with self._settled:
+            await self._settled.wait_for(lambda: end.reached.is_set() or affordable() or not self._in_flight)
+            if end.reached.is_set():
+                return None
+            if not affordable():
+                committed = self.ledger.memory.committed
+                end.because(
+                    "budget",
+                    f"the next call may cost {question.bound.worst:.4f} dollars and {committed:.4f} of "
+                    f"llm.max_cost_usd={limit} are spent",
+                )
+                return None
+            attempt = self.ledger.sent(question.key, question.bound)
+            self._in_flight += 1
+            return attempt
+
+    async def _attempt(self, question: Question, attempt: str) -> Failure | None:
+        """One call, and its end in the ledger; None: something came with status 200."""
+        try:
+            return await self._call(question, attempt)
+        finally:
+            self._in_flight -= 1
+            async with self._settled:
+                self._settled.notify_all()
+
+    async def _call(self, question: Question, attempt: str) -> Failure | None:
+        chunks: list[bytes] = []
+        request_id: str | None = None  # from status 200 on
+        try:
+            async with asyncio.timeout(self.llm.timeout), self._response(question) as response:
+                request_id = response.headers.get("x-request-id", "")
+                async for chunk in response.iter_bytes():
+                    chunks.append(chunk)
+        except openai.APIStatusError as error:
+            return self._refused(attempt, error)
+        except (openai.APIConnectionError, httpx2.HTTPError, TimeoutError) as error:
+            if request_id is None:
+                return self._unheard(attempt, error)
+        except BaseException as error:
+            if request_id is None:
+                self.ledger.lost(attempt, type(error).__name__)
+            else:
+                self._record(attempt, chunks, request_id)
+            raise
+        self._record(attempt, chunks, request_id or "")
+        return None
+
+    def _response(self, question: Question) -> contextlib.AbstractAsyncContextManager[Any]:
+        """The call itself. The body is wanted as it is on the wire, so that one cut off is kept up to the cut."""
+        body = dict(question.body)
+        repeated = self.ledger.memory.broken.get(question.key, 0)  # a broken answer is not wanted a second time
+        headers = {
+            "Accept-Encoding": "identity",
+            "Idempotency-Key": f"{question.key}-{repeated}" if repeated else question.key,
+        }
+        return self.client.chat.completions.with_streaming_response.create(
+            model=body.pop("model"), messages=body.pop("messages"), extra_body=body, extra_headers=headers
+        )
+
+    def _record(self, attempt: str, chunks: list[bytes], request_id: str) -> None:
+        self._heard = True
+        body = redacted(b"".join(chunks).decode("utf-8", "replace"), self.secret)
+        self.ledger.answered(attempt, body, redacted(request_id, self.secret))
+
+    def _refused(self, attempt: str, error: openai.APIStatusError) -> Failure:
+        self._heard = True
+        reason = reason_of(error, self.secret)
+        if error.status_code in GATEWAY_TIMEOUTS:
+            self.ledger.lost(attempt, reason)
+        else:
+            self.ledger.declined([attempt], error.status_code, reason)
+        if error.code == "content_filter":
+            return Failure(reason, hopeless=True)
+        if told := mistake(error, self.llm, self.base_url, self.secret):
+            raise told from None  # the original may quote the key
+        return Failure(reason, wait_of(error.response.headers))
+
+    def _unheard(self, attempt: str, error: Exception) -> Failure:
+        reason = f"{type(error.__cause__ or error).__name__}"
+        if not isinstance(error.__cause__, NOT_SENT):
+            self.ledger.lost(attempt, reason)
+        else:
+            self.ledger.declined([attempt], None, reason)
+            if not self._heard:
+                raise unreachable(self.base_url, error) from None
+        return Failure(reason)
+
+    def _give_up(self, failure: Failure, end: End) -> None:
+        log.warning("a request failed for good: %s", failure.reason)
+        self._failed_in_a_row += not failure.hopeless
+        if self._failed_in_a_row >= max(3, self.llm.concurrency):
+            where = shown(self.base_url)
+            end.because(
+                "failed",
+                f"{self._failed_in_a_row} requests in a row failed at {where}, the last with: {failure.reason}",
+            )
+
+    async def _back_off(self, failure: Failure, failures: int, end: End) -> None:
+        if failure.wait is None:
+            delay = min(self.first_delay * 2 ** (failures - 1), MAX_DELAY)
+            await self._pause(delay * random.uniform(0.75, 1.0), end)  # noqa: S311
+        elif failure.wait > MAX_WAIT:
+            end.because(
+                "failed",
+                f"{shown(self.base_url)} asks to wait {failure.wait:.0f} seconds; run the same command then",
+            )
+        else:
+            self._not_before = max(self._not_before, asyncio.get_running_loop().time() + failure.wait)
+
+    async def _pause(self, seconds: float, end: End) -> None:
+        """Wait, but not beyond the end."""
+        with contextlib.suppress(TimeoutError):
+            if seconds > 0:
+                await asyncio.wait_for(end.reached.wait(), seconds)
+
+
+async def _join(workers: list[asyncio.Task[None]], end: End) -> None:
+    """Wait for the workers; once interrupted, no longer than GRACE."""
+    interrupted = asyncio.create_task(end.interrupted.wait())
+    working: asyncio.Future[Any] = asyncio.gather(*workers)
+    ends: list[asyncio.Future[Any]] = [working, interrupted]
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            log.warning("stopping: waiting for %d calls in flight (interrupt again to leave at once)", len(workers))
+            await asyncio.wait([working], timeout=GRACE)
+    finally:
+        interrupted.cancel()
+
+
+@contextlib.contextmanager
+def _listening(end: End) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask for a clean end; a second one does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        restore()
+        loop.call_soon_threadsafe(end.interrupt)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()

@@ -1,0 +1,50 @@
+"""A chat server of our own: llama.cpp inside this process, with the model that the program brings along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from debias import assets
+from debias.records import UserError
+
+
+class LlamaServer:
+    """A context manager: starts llama.cpp's OpenAI-compatible server on a free loopback port and yields its address.
+
+    Args:
+        model: a GGUF file, or the name of an asset.
+        threads: of computation; several jobs on few cores do best with one each.
+        context: tokens of prompt and answer together, for each call at a time.
+        parallel: calls that are computed at the same time.
+    """
+
+    def __init__(self, model: str, threads: int, context: int, parallel: int) -> None:
+        self.model, self.threads, self.context, self.parallel = model, threads, context, parallel
+        self._server: Any = None
+
+    def __enter__(self) -> str:
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise UserError("llm=local needs a package: python -m pip install xllamacpp==2026.10.11549") from error
+        path = assets.locate(self.model) if self.model in assets.ASSETS else Path(self.model)
+        if not path.is_file():
+            raise UserError(f"llm.server.model={self.model} is no file; name a GGUF file or smollm2")
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.hostnames, params.port = ["127.0.0.1"], 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self.threads
+        params.n_ctx, params.n_parallel = self.context * self.parallel, self.parallel
+        params.n_gpu_layers, params.warmup, params.ui, params.verbosity = 0, False, False, -1
+        try:
+            self._server = xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise UserError(f"llama.cpp cannot serve {path} ({error})") from error
+        return f"{self._server.listening_address}/v1"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server = None  # its destructor stops the threads and closes the port
