@@ -90,11 +90,11 @@ class Batches:
             try:
                 result = json.loads(line)
                 attempt, response = attempts.pop(result["custom_id"]), result["response"] or {}
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 log.warning("line %d of a batch's results is none of ours (%s)", i, error)
                 continue
             if response.get("status_code") == 200:
-                body = redacted(json.dumps(response.get("body"), ensure_ascii=False), self.secret)
+                body = redacted(json.dumps(response.get("body")), self.secret)
                 answered.append((attempt, body, str(response.get("request_id", ""))))
             else:
                 reason = redacted(json.dumps(result.get("error") or response.get("body")), self.secret)[:200]

@@ -42,6 +42,10 @@ class Chat:
 
     async def __aenter__(self) -> Chat:
         llm, secret = self.llm, self._key_from_environment()
+        for name in ("openai", "httpx2", "httpcore2"):
+            logging.getLogger(name).setLevel(
+                logging.WARNING
+            )  # below it they quote headers, and a server may echo the key
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.ledger)
             base_url = stack.enter_context(self.server) if self.server is not None else llm.base_url
@@ -53,6 +57,7 @@ class Chat:
                 max_retries=0,
                 timeout=httpx2.Timeout(llm.timeout, connect=min(10.0, llm.timeout)),
             )
+            self.address = base_url
             if self.ledger.memory.batches and not llm.batch:
                 raise UserError(f"{self.ledger.path} waits for a batch: fetch it with llm.batch=true")
             if llm.batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 import jiter
@@ -22,8 +23,8 @@ class Reading(NamedTuple):
 def read_body(body: str) -> Reading:
     """Read a chat completion; a body that was cut off is read up to the cut."""
     try:
-        content, whole = jiter.from_json(body.encode()), True
-    except ValueError:
+        content, whole = json.loads(body), True
+    except (ValueError, RecursionError):
         content, whole = _beginning(body), False
     content = content if isinstance(content, dict) else {}
     prompt_tokens, completion_tokens = _usage(content) if whole else (None, None)
@@ -75,4 +76,4 @@ def _text(value: Any) -> str:
     """A string, or the text parts of a list of parts, as one string."""
     if isinstance(value, list):
         return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
-    return value if isinstance(value, str) else ""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""  # no half surrogate pairs
