@@ -132,17 +132,17 @@ def test_a_server_that_only_fails_ends_the_run_in_words(ledger: Path) -> None:
 
 
 def test_silence_before_the_body_counts_as_perhaps_paid(ledger: Path) -> None:
-    with serving([Fault(stall=0.8)]) as server:
-        outcome, _, spent = ask(settings(server.base_url, timeout=0.3), ledger, [question("x")])
+    with serving([Fault(stall=4)]) as server:
+        outcome, _, spent = ask(settings(server.base_url, timeout=1), ledger, [question("x")])
         worst = question_of(question("x"), settings("http://x")).bound.worst
     assert outcome.answers[0] is not None
     assert (spent.calls, spent.lost, spent.lost_dollars) == (1, 1, pytest.approx(worst))
 
 
-@pytest.mark.parametrize("fault", [Fault(cut=290), Fault(stall_body=0.8, cut=290)], ids=["cut", "stalled"])
+@pytest.mark.parametrize("fault", [Fault(cut=290), Fault(stall_body=4, cut=290)], ids=["cut", "stalled"])
 def test_a_body_cut_off_is_kept_up_to_the_cut(fault: Fault, ledger: Path) -> None:
     with serving([fault]) as server:
-        outcome, _, spent = ask(settings(server.base_url, timeout=0.4), ledger, [question("x")])
+        outcome, _, spent = ask(settings(server.base_url, timeout=1), ledger, [question("x")])
         again, _, _ = ask(settings(server.base_url), ledger, [question("x")])
     answer = outcome.answers[0]
     assert answer is not None
@@ -216,7 +216,8 @@ def test_everything_at_once_loses_nothing(ledger: Path, monkeypatch: pytest.Monk
     with serving(faults) as server:
         llm = settings(server.base_url, timeout=0.7, max_retries=9)
         outcome, _, spent = ask(llm, ledger, [question(f"number {i}") for i in range(30)])
-        time.sleep(0.6)  # for the server's stalled threads to finish counting
+        while server.serving:  # stalled calls are counted when they wake up
+            time.sleep(0.02)
         recorded = " ".join(json.loads(line["body"])["choices"][0]["message"]["content"] for line in whole(ledger))
         assert all(text in recorded for text in server.counts.texts if text)
     assert None not in outcome.answers
@@ -279,8 +280,8 @@ def test_a_prompt_that_the_server_filters_is_left_out(ledger: Path) -> None:
 def test_what_is_in_flight_is_recorded_before_a_mistake_is_told(ledger: Path) -> None:
     with serving([Fault(401), None, None, None], delay=0.1) as server, pytest.raises(UserError):
         ask(settings(server.base_url), ledger, [question(str(i)) for i in range(9)])
-    assert server.counts.calls == 4
-    assert len(whole(ledger)) == 3
+    assert server.counts.calls < 9
+    assert len(whole(ledger)) == server.counts.whole >= 3
 
 
 def test_a_failing_reader_of_answers_ends_the_run_with_its_own_error(ledger: Path) -> None:

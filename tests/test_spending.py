@@ -17,6 +17,7 @@ from chat_server import ChatServer, Fault, ask, ledger_lines, question, serving,
 from debias.generation import live
 from debias.generation.client import Chat
 from debias.generation.exchange import question_of
+from debias.generation.ledger import read_ledger
 
 
 @pytest.fixture
@@ -103,6 +104,7 @@ sys.path[:0] = [{tests!r}]
 from pathlib import Path
 from chat_server import question, settings
 from debias.generation.client import Chat
+from debias.generation.ledger import read_ledger
 from debias.generation.ledger import Ledger
 
 if {hook!r}:
@@ -149,27 +151,30 @@ def test_killed_between_answer_and_ledger(ledger: Path) -> None:
 
 def test_killed_at_random_five_times(ledger: Path) -> None:
     """At most what was in flight is asked twice, and every answer is recorded once."""
-    rng = random.Random(5)
+    rng, requests = random.Random(5), [question(f"number {i}") for i in range(60)]
     with serving(delay=0.05) as server:
         for _ in range(5):
-            process = child(server, ledger, 60)
+            before, held = len(server.counts.keys), set(read_ledger(ledger).answers)
+            process = child(server, ledger, len(requests))
             assert process.stdout is not None
             for _ in range(rng.randint(1, 8)):
                 process.stdout.readline()
             time.sleep(rng.uniform(0, 0.05))
             process.kill()
             process.communicate(timeout=60)
-        time.sleep(0.2)  # for requests that were on the wire
-        lines = ledger_lines(ledger)
-        held = {line["attempt"] for line in lines if line["kind"] == "answered"}
-        keys = {line["key"] for line in lines if line["kind"] == "sent" and line["attempt"] in held}
-        before = len(server.counts.keys)
-        outcome, _, spent = ask(settings(server.base_url), ledger, [question(f"number {i}") for i in range(60)])
-        assert not keys & set(server.counts.keys[before:])  # nothing that the ledger held
+            while server.serving:
+                time.sleep(0.02)
+            assert not held & set(server.counts.keys[before:])
+        before, held = len(server.counts.keys), set(read_ledger(ledger).answers)
+        assert 5 <= len(held) < 60
+        outcome, _, spent = ask(settings(server.base_url), ledger, requests)
+        assert sorted(server.counts.keys[before:]) == sorted(
+            {answer.key for answer in outcome.answers if answer} - held
+        )
     assert None not in outcome.answers
     answered = [line for line in ledger_lines(ledger) if line["kind"] == "answered"]
-    assert len(answered) == spent.calls == 60  # no key was answered twice on paper
-    assert len(server.counts.keys) - 60 <= spent.lost <= 5 * 4
+    assert len(answered) == spent.calls == 60
+    assert len(server.counts.keys) - 60 <= spent.lost <= 5 * 4  # four calls at a time
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -202,11 +207,17 @@ def test_a_second_interrupt_ends_at_once(ledger: Path) -> None:
 def test_waiting_for_calls_in_flight_is_bounded(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "GRACE", 0.2)
     before = signal.getsignal(signal.SIGTERM)
-    with serving([Fault(stall=3)]) as server:
-        threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with serving([Fault(stall=5)]) as server:
+
+        def terminate() -> None:
+            while not server.counts.calls:
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=terminate, daemon=True).start()
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             ask(settings(server.base_url), ledger, [question("x")])
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 4
     assert ledger_lines(ledger)[-1]["kind"] == "lost"
     assert signal.getsignal(signal.SIGTERM) == before
