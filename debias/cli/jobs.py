@@ -14,6 +14,7 @@ from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
 from debias.cli.config import checked, make
+from debias.data.triplets import read_text
 from debias.records import Recipe, Scoring, UserError
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,58 @@ def evaluate_job(cfg: Any) -> None:
         )
 
     _job(cfg, benchmarks, work)
+
+
+def doctor_job(cfg: Any) -> int:
+    """Examine files of triplets; returns 1 when one of them does not pass."""
+    import json
+
+    from debias.data import doctor, leakage
+    from debias.progress import bar
+    from debias.report.quality import terminal
+
+    if not cfg.files:
+        raise UserError("name at least one file: debias doctor FILE...")
+    paths = [Path(name).expanduser() for name in cfg.files]
+    for path in paths:
+        read_text(path)  # a missing file is told before the benchmarks are read
+    names = leakage.available() if cfg.leakage else []
+    indices = [leakage.benchmark_index(name) for name in bar("reading benchmarks")(names, len(names))]
+    unread = leakage.missing() if cfg.leakage else []
+    diagnoses = []
+    for path in paths:
+        diagnosis = doctor.examine(path, cfg.bias, indices, unread)
+        if cfg.loss:
+            from debias.experiment import attribute_losses
+
+            diagnosis.loss = doctor.histogram(attribute_losses(make(cfg.model), path))
+        diagnoses.append(diagnosis)
+        if not cfg.json:
+            console.print(terminal(diagnosis), highlight=False)
+        if cfg.fix:
+            _fix(path, cfg.bias, diagnosis, cfg.overwrite, quiet=cfg.json)
+    if cfg.json:
+        print(json.dumps([d.as_json() for d in diagnoses], indent=2, ensure_ascii=False))
+    return 0 if all(d.passes for d in diagnoses) else 1
+
+
+def _fix(path: Path, bias: str, diagnosis: Any, overwrite: bool, quiet: bool) -> None:
+    import json
+
+    from debias.data.doctor import mended
+    from debias.results import write_text
+
+    target = path.with_suffix(".fixed.jsonl")
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists already; move it away, or set overwrite=true")
+    kept, dropped = mended(path, bias, diagnosis)
+    if not kept:
+        raise UserError(f"{path}: nothing is left after mending; choose another file")
+    lines = [json.dumps({k: v for k, v in r._asdict().items() if k != "place"}, ensure_ascii=False) for r in kept]
+    write_text(target, "\n".join(lines) + "\n")
+    if not quiet:
+        reasons = "".join(f"; {count:,} dropped: {reason}" for reason, count in dropped.items())
+        console.print(f"\nwrote {target}: {len(kept):,} records{reasons}", highlight=False, soft_wrap=True)
 
 
 def _benchmarks(cfg: Any) -> list[Any]:

@@ -47,7 +47,7 @@ class TripletFile:
 
     def load(self, seed: int = 0) -> Checked:
         """Read and check. Raises UserError when nothing is left to train on."""
-        check = _strict if self.policy == "strict" else _as_published
+        check = strict if self.policy == "strict" else _as_published
         triplets: list[Triplet] = []
         dropped: Counter[str] = Counter()
         for record in _records(self.path, self.bias):
@@ -89,12 +89,17 @@ def _read(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read the triplets ({error.strerror}); check data.path") from error
 
 
-def _records(path: Path, bias: str) -> Iterator[dict[str, str]]:
-    """Records of a file as `{sentence, target, attribute, bias, source}`; UserError names the line of a bad one."""
+def read_text(path: Path) -> str:
+    """A file of triplets as text. Raises UserError when it cannot be read or is no UTF-8."""
     try:
-        text = _read(path).decode("utf-8-sig")
+        return _read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def _records(path: Path, bias: str) -> Iterator[dict[str, str]]:
+    """Records of a file as `{sentence, target, attribute, bias, source}`; UserError names the line of a bad one."""
+    text = read_text(path)
     for place, raw in _rows(path, text):
         row: Any = raw
         if isinstance(row, list) and len(row) == 3:
@@ -130,7 +135,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             raise UserError(f"{path}:{i}: not JSON ({error.msg}); mend or delete this line") from error
 
 
-def _strict(record: dict[str, str]) -> Triplet | str:
+def strict(record: dict[str, str]) -> Triplet | str:
     """The triplet with its attribute located, or the reason why it cannot be trained on."""
     sentence = record["sentence"]
     target = whole_word(record["target"]).search(sentence)

@@ -1,0 +1,101 @@
+"""Sentences of the benchmarks, which training data must not hold: from the data wheel, checked like all assets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from debias import assets
+from debias.data.quality import NearDuplicates
+
+ENVIRONMENT = "DEBIAS_DATA"  # folder of public data that no wheel carries
+
+
+class Index(NamedTuple):
+    """One benchmark's sentences, ready to be searched, and the target terms it asks about (lower case)."""
+
+    name: str
+    sentences: NearDuplicates
+    targets: frozenset[str]
+
+
+def benchmark_index(name: str) -> Index:
+    """Read one benchmark. Raises UserError when its asset is missing or not the file we know."""
+    sentences, targets = NearDuplicates(), set()
+    for sentence, target in _READERS[name]():
+        sentences.add(sentence, sentence)
+        if target:
+            targets.add(target.lower())
+    return Index(name, sentences, frozenset(targets))
+
+
+def available() -> list[str]:
+    """Benchmarks that can be read here; BiasTestGPT needs $DEBIAS_DATA."""
+    return [name for name in _READERS if name != "biastestgpt" or _biastestgpt_folder() is not None]
+
+
+def missing() -> list[str]:
+    """Benchmarks that cannot be read here."""
+    return [name for name in _READERS if name not in available()]
+
+
+Texts = Iterator[tuple[str, str]]  # sentence, and the target term where the benchmark names one
+
+
+def _stereoset() -> Texts:
+    for split in ("dev", "test"):
+        tasks = json.loads(assets.locate(f"stereoset-{split}").read_text(encoding="utf-8"))["data"]
+        for task in tasks.values():
+            for example in task:
+                for sentence in example["sentences"]:
+                    yield sentence["sentence"], example["target"]
+
+
+def _crows_pairs() -> Texts:
+    with assets.locate("crows_pairs").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            yield row["sent_more"], ""
+            yield row["sent_less"], ""
+
+
+def _winobias() -> Texts:
+    for name in assets.ASSETS:
+        if name.startswith("winobias-"):
+            for line in assets.locate(name).read_text(encoding="utf-8").splitlines():
+                yield re.sub(r"^\d+ |[\[\]]", "", line), ""
+
+
+def _bbq() -> Texts:
+    for name in assets.ASSETS:
+        if name.startswith("bbq-"):
+            for line in assets.locate(name).read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                for sentence in re.split(r"(?<=[.?!]) ", f"{row['context']} {row['question']}"):
+                    yield sentence, ""
+
+
+def _biastestgpt() -> Texts:
+    folder = _biastestgpt_folder()
+    for path in sorted(folder.glob("*.json")) if folder else ():
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            yield row["sentence"], row["grp_term1"]
+            yield row["alt_sentence"], row["grp_term2"]
+
+
+def _biastestgpt_folder() -> Path | None:
+    folder = Path(os.environ.get(ENVIRONMENT, "")).expanduser() / "biastestgpt"
+    return folder if os.environ.get(ENVIRONMENT) and folder.is_dir() else None
+
+
+_READERS: dict[str, Callable[[], Texts]] = {
+    "stereoset": _stereoset,
+    "crows_pairs": _crows_pairs,
+    "winobias": _winobias,
+    "bbq": _bbq,
+    "biastestgpt": _biastestgpt,
+}

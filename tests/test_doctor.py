@@ -1,0 +1,180 @@
+"""`debias doctor`: every fault by its line, counts that can be checked by hand, a cleaned copy that passes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from debias.data import doctor, leakage
+from debias.data.doctor import examine, mended
+from debias.data.quality import NearDuplicates
+from debias.data.triplets import CORPORA, corpora
+from debias.records import UserError
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def counts(diagnosis: doctor.Diagnosis) -> dict[str, int]:
+    return {f.name: f.count for f in diagnosis.findings if f.count}
+
+
+def places(diagnosis: doctor.Diagnosis, name: str) -> list[int]:
+    (finding,) = (f for f in diagnosis.findings if f.name == name)
+    return finding.places
+
+
+GOOD = ["The woman in the blue coat was stoic.", "woman", "stoic"]
+
+
+def test_every_fault_has_its_line(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl",
+        GOOD,
+        '{"sentence": ',  # 2: not JSON
+        ["two", "items"],  # 3: not three
+        {"sentence": "x", "target": "", "attribute": "x"},  # 4: an empty field
+        ["She has wisdom enough for us.", "She", "wise"],  # 5: absent
+        ["She loves mechanics and maps.", "She", "mechanic"],  # 6: inside a word
+        ["A man from Oslo was Calm.", "Man", "calm"],  # 7: other case, twice
+        ["Kind to all was the woman.", "woman", "kind"],  # 8: before the target
+        ["My aunt is very good at chess.", "My aunt", "good at"],  # 9: several words
+        GOOD,  # 10: repeats line 1
+    )
+    found = examine(path, "gender")
+    assert (found.records, found.usable, found.passes) == (7, 4, False)  # 1, 7, 9 and 10 can be trained on
+    assert counts(found) == {
+        "not a record": 3, "cannot be trained on": 3, "attribute absent": 1, "attribute only inside a word": 1,
+        "attribute in another case": 3, "target in another case": 1, "attribute before target": 1,
+        "attribute of several words": 1, "target of several words": 1, "repeated sentence": 1,
+    }  # fmt: skip
+    assert places(found, "not a record") == [2, 3, 4]
+    assert places(found, "cannot be trained on") == [5, 6, 8]
+    assert places(found, "attribute in another case") == [5, 7, 8]
+    assert places(found, "repeated sentence") == [10]
+
+
+def test_near_repeats_and_shares(tmp_path: Path) -> None:
+    """Seven of eight words in common: 5 of 7 different three-word runs are shared."""
+    one = ["On the ship my sister was the bravest.", "sister", "bravest"]
+    other = ["On the ship my sister was the calmest.", "sister", "calmest"]
+    found = examine(write(tmp_path / "a.jsonl", GOOD, one, other), "gender")
+    assert places(found, "nearly repeated sentence") == [3]
+    assert found.measures["different targets"] == 2
+    assert found.common["target"][0] == ("sister", 2)
+    assert found.measures["distinct-1"] == pytest.approx(13 / 24)  # 8 words each; 7, 5 and 1 of them new
+
+
+def test_a_target_in_every_sentence_is_said_of_a_large_file(tmp_path: Path) -> None:
+    rows = [[f"Number {i} said the woman at door {i} is kind{i}.", "woman", f"kind{i}"] for i in range(40)]
+    often = [f for f in examine(write(tmp_path / "a.jsonl", *rows)).findings if f.name == "target in over 3%"]
+    assert (often[0].level, often[0].count, often[0].examples) == ("warning", 1, ["woman: 40 times"])
+
+
+def planted() -> leakage.Index:
+    sentences = NearDuplicates()
+    sentences.add("x", "The old sailor on the pier was always very gentle with children.")
+    return leakage.Index("planted", sentences, frozenset({"woman"}))
+
+
+def test_leakage_fails_a_file_and_mending_removes_it(tmp_path: Path) -> None:
+    leaked = ["The old sailor on the pier was always very gentle with dogs.", "sailor", "gentle"]
+    path = write(tmp_path / "a.jsonl", GOOD, leaked, GOOD, ["x y", "q", "y"], "{")
+    found = examine(path, "gender", [planted()])
+    (leak,) = found.leaks
+    assert (leak.exact, leak.near, leak.places, leak.target_overlap) == (0, 1, [2], 0.5)
+    kept, dropped = mended(path, "gender", found)
+    assert [r.place for r in kept] == [1]
+    assert dropped == {"not a record": 1, "cannot be trained on": 1, "repeated sentence": 1, "of a benchmark": 1}
+    fixed = write(tmp_path / "b.jsonl", *[r._asdict() for r in kept])
+    assert examine(fixed, "gender", [planted()]).passes
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "the file is empty"), (b"\xff\xfe\x00", "not UTF-8 text"), (b'[["a", "b"', "a.json:1: not JSON")],
+)
+def test_files_that_cannot_be_read_at_all(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        examine(tmp_path / "a.json")
+
+
+def test_histogram() -> None:
+    loss = doctor.histogram([0.0, 1.0, 2.0, 3.0, 4.0], bins=2)
+    assert (loss["mean"], loss["q1"], loss["median"], loss["q3"], loss["counts"]) == (2, 1, 2, 3, [2, 3])
+
+
+@pytest.mark.parametrize("name", corpora())
+def test_our_corpora_have_no_faults(name: str) -> None:
+    found = examine(CORPORA / f"{name}.jsonl", name)
+    assert found.passes
+    assert found.usable == found.records
+    assert found.measures["concessive"] < 0.1
+
+
+# Attribute absent, only inside a word, not in this case; the same of the target; attribute before target; several words
+# in target and attribute; repeated sentences (exact). Counted by hand and by an independent script.
+PAPER = {
+    "general/Synthetic_General_1S": (0, 0, 0, 0, 0, 0, 4, 85, 57, 0),
+    "general/Synthetic_General_2S": (1, 0, 1, 1, 0, 1, 3, 173, 70, 0),
+    "general/Synthetic_General_3S": (0, 0, 0, 0, 0, 2, 9, 132, 157, 0),
+    "gender/Synthetic_Gender_1S": (16, 2, 16, 0, 0, 0, 4, 4, 0, 0),
+    "gender/Synthetic_Gender_2S": (42, 11, 119, 4, 30, 95, 8, 5, 0, 0),
+    "gender/Synthetic_Gender_3S": (5, 0, 5, 1, 2, 100, 3, 5, 5, 0),
+    "racial/Synthetic_Race_1S": (37, 4, 37, 0, 6, 2, 7, 13, 0, 21),
+    "racial/Synthetic_Race_2S": (41, 8, 41, 2, 3, 2, 132, 12, 0, 0),
+    "racial/Synthetic_Race_3S": (0, 0, 0, 1, 5, 2, 9, 11, 2, 0),
+    "religion/Synthetic_Religion_1S": (2, 0, 2, 3, 18, 5, 2, 50, 15, 0),
+    "religion/Synthetic_Religion_2S": (48, 7, 100, 6, 23, 7, 4, 47, 0, 1),
+    "religion/Synthetic_Religion_3S": (6, 2, 106, 5, 30, 8, 4, 48, 0, 1),
+}
+NAMES = (
+    "attribute absent", "attribute only inside a word", "attribute in another case", "target absent",
+    "target only inside a word", "target in another case", "attribute before target", "target of several words",
+    "attribute of several words", "repeated sentence",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_released_files_of_the_paper(name: str) -> None:
+    folder = Path(os.environ.get("DEBIAS_DATA", "")) / "synthetic_debiasing"
+    if not os.environ.get("DEBIAS_DATA") or not folder.is_dir():
+        pytest.skip("set DEBIAS_DATA to a folder that holds synthetic_debiasing/, the paper's released files")
+    found = {f.name: f.count for f in examine(folder / f"{name}.json").findings}
+    assert tuple(found[what] for what in NAMES) == PAPER[name]
+
+
+def command(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "debias", "doctor", *words], cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """Table, JSON alone with --json, a cleaned copy with --fix; the status says whether every file passes."""
+    bad = write(tmp_path / "it's bad.jsonl", GOOD, ["She has wisdom.", "She", "wise"])
+    shown = command(tmp_path, bad.name, "leakage=false")
+    assert shown.returncode == 1
+    assert "2 records, 1 usable: does not pass" in shown.stdout
+    assert "2: She has wisdom. [She / wise]" in shown.stdout
+    answer = command(tmp_path, bad.name, "--json", "--fix", "leakage=false")
+    (content,) = json.loads(answer.stdout)
+    assert (content["records"], content["passes"]) == (2, False)
+    fixed = tmp_path / "it's bad.fixed.jsonl"
+    assert json.loads(fixed.read_text())["attribute"] == "stoic"
+    assert command(tmp_path, fixed.name, "leakage=false").returncode == 0
+    again = command(tmp_path, bad.name, "--fix", "leakage=false")
+    assert "exists already; move it away, or set overwrite=true" in " ".join(again.stderr.split())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["it's bad.fixed.jsonl", "it's bad.jsonl"]  # no run folder
+
+
+def test_words_that_are_wrong(tmp_path: Path) -> None:
+    assert "name at least one file" in command(tmp_path).stderr
+    assert "none.jsonl: cannot read the triplets" in command(tmp_path, "none.jsonl").stderr
+    assert command(tmp_path, "none.jsonl").returncode == 1
