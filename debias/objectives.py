@@ -6,6 +6,7 @@ An objective says which span of a training sentence is scored (`span`) and what 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from debias.records import Encoded, Span
@@ -15,12 +16,29 @@ class Attribute:
     """The attribute's tokens given what precedes them (Han et al. 2024, section 3): nothing else is pushed."""
 
     def span(self, text: Encoded) -> Span:
-        """The sentence up to the attribute's last token; what follows cannot change a causal likelihood."""
-        return Span(text.ids[: text.stop], text.start)
+        """The sentence up to the attribute's last token; what follows cannot change a causal likelihood.
+
+        Plain text is an attribute from end to end; its first token has nothing before it but the start token, if any.
+        """
+        return Span(text.ids[: text.stop], max(text.start, 1))
 
     def loss(self, logprob_S: Tensor, num_tokens_S: Tensor) -> Tensor:
         """Mean negative log-likelihood per attribute token."""
         return -logprob_S.sum() / num_tokens_S.sum()
+
+
+class Unlikelihood:
+    """The attribute's tokens made less likely (Welleck et al. 2020, eq. 4): the reverse of `Attribute`.
+
+    Unlike the negative of a log-likelihood it is bounded below, by 0, and its gradient vanishes as p does.
+    """
+
+    span = Attribute.span
+
+    def loss(self, logprob_S: Tensor, num_tokens_S: Tensor) -> Tensor:
+        """Mean of -log(1 - p) per attribute token, p being the geometric mean of the tokens of each attribute."""
+        p_S = (logprob_S / num_tokens_S).exp().clamp(max=1 - 1e-6)
+        return -(torch.log1p(-p_S) * num_tokens_S).sum() / num_tokens_S.sum()
 
 
 class LanguageModel:

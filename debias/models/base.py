@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,24 +47,35 @@ class BaseModel:
 
     def load(self) -> Base:
         """Load in float32, frozen, in eval mode. Raises UserError when the path is no causal language model."""
-        transformers.utils.logging.disable_progress_bar()
-        folder = str(_converted(self.path)) if self.path in EMBEDDED else self.path
-        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
-        try:
+        tokenizer = self.tokenizer()
+        with self._place() as (folder, options):
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
+        model.requires_grad_(False).eval()
+        model.name_or_path = EMBEDDED.get(self.path, self.path)
+        return Base(model, tokenizer, model.name_or_path, weights_sha256(model))
+
+    def tokenizer(self) -> Any:
+        """The tokenizer alone, which takes a fraction of a second. Raises UserError as `load` does."""
+        with self._place() as (folder, options):
             AutoConfig.from_pretrained(folder, **options)  # the smallest file first: a wrong path fails at once
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
+        if not tokenizer.is_fast:
+            raise UserError(f"model {self.path!r} has no fast tokenizer; debias needs one to find words in sentences")
+        return tokenizer
+
+    @contextmanager
+    def _place(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Folder or id and options of a load; what goes wrong with them is the user's error."""
+        transformers.utils.logging.disable_progress_bar()
+        folder = str(_converted(self.path)) if self.path in EMBEDDED else self.path
+        try:
+            yield folder, {"revision": self.revision, "trust_remote_code": False}
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"model {self.path!r} is neither a folder with a causal language model in safetensors format nor a "
                 f"model that could be fetched from the hub ({reason}); see `debias ls model`"
             ) from error
-        if not tokenizer.is_fast:
-            raise UserError(f"model {self.path!r} has no fast tokenizer; debias needs one to find words in sentences")
-        model.requires_grad_(False).eval()
-        model.name_or_path = EMBEDDED.get(self.path, self.path)
-        return Base(model, tokenizer, model.name_or_path, weights_sha256(model))
 
 
 def weights_sha256(model: nn.Module, prefix: str = "") -> str:

@@ -1,0 +1,110 @@
+"""Plain text as training data: passages from the data wheels or a file, cut into sentences."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from debias import assets
+from debias.records import Triplet, UserError
+
+SHORTEST, LONGEST = 4, 60  # words of a sentence; longer ones would make batches large
+
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(\"'`“‘])(?:[A-Z]|(?:[A-Z]\.)+[A-Z]?|Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|Rev|Hon|Gen|Col|Capt|Lt|Sgt|Maj|Gov|Sen|Rep|"
+    r"No|Vol|vs|cf|ca|c|Inc|Ltd|Co|Corp|Ave|Mt|Ft|e\.g|i\.e|etc)\.$"
+)
+_END = re.compile(r"[.!?][\"'’”)\]]*\s+(?=[\"'`“‘(\[]*[A-Z0-9])")
+
+
+class Text:
+    """Passages of text that may be trained on: GAP development and validation, BOLD, or a file.
+
+    GAP test is never among them: perplexity is measured there. Nor are BOLD's professions: retention uses them.
+
+    Args:
+        name: `gap` (Wikipedia passages about women and men), `bold` (Wikipedia sentences about people of the bias), or
+            the path of a text file; when empty `gap` for gender and `bold` for the others.
+        bias: picks BOLD's part.
+    """
+
+    def __init__(self, name: str | None, bias: str) -> None:
+        self.name = name or ("gap" if bias == "gender" else "bold")
+        self.assets: list[str] = []
+        if self.name == "gap":
+            self.assets = ["gap-development", "gap-validation"]
+        elif self.name == "bold":
+            if f"bold-{bias}" not in assets.ASSETS:
+                raise UserError(
+                    f"BOLD has no part for data.bias={bias!r}; choose gender, race or religion, or text=FILE"
+                )
+            self.assets = [f"bold-{bias}"]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the text."""
+        digests = [assets.ASSETS[name].sha256 for name in self.assets]
+        return " ".join(digests) or hashlib.sha256(self._read().encode()).hexdigest()
+
+    def passages(self) -> Iterator[str]:
+        """The passages in order."""
+        for name in self.assets:
+            path = assets.locate(name)
+            if self.name == "gap":
+                with path.open(newline="", encoding="utf-8") as file:
+                    rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+                    yield from (row["Text"] for row in rows)
+            else:
+                groups = json.loads(path.read_text(encoding="utf-8"))
+                yield from (text for articles in groups.values() for texts in articles.values() for text in texts)
+        if not self.assets:
+            yield self._read()
+
+    def _read(self) -> str:
+        try:
+            return Path(self.name).expanduser().read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.name}: cannot be read as text ({error}); choose gap, bold or a UTF-8 file"
+            ) from error
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of a text: cut at line ends, and where `.`, `!` or `?` stands before a capital or a figure.
+
+    A rule of ours rather than a library's: abbreviations and initials do not end a sentence; WikiText's spaced marks do.
+    """
+    sentences = []
+    for line in text.splitlines():
+        start = 0
+        for match in _END.finditer(line):
+            if not _ABBREVIATION.search(line[: match.start() + 1]):
+                sentences.append(line[start : match.end()].strip())
+                start = match.end()
+        sentences.append(line[start:].strip())
+    return [sentence for sentence in sentences if sentence]
+
+
+def usable(sentences: Iterable[str], dropped: Counter[str]) -> Iterator[str]:
+    """Sentences that are whole, of fair length and not repeated; the others are counted."""
+    seen: set[str] = set()
+    for sentence in sentences:
+        words = len(sentence.split())
+        if not re.search(r"[.!?][\"'’”)\]\s]*$", sentence) or words < SHORTEST:
+            dropped["no whole sentence (a heading, say)"] += 1
+        elif words > LONGEST:
+            dropped[f"longer than {LONGEST} words"] += 1
+        elif sentence in seen:
+            dropped["repeats a sentence"] += 1
+        else:
+            seen.add(sentence)
+            yield sentence
+
+
+def whole(sentence: str, bias: str, source: str) -> Triplet:
+    """A sentence without target and attribute: every token is scored."""
+    return Triplet(sentence, "", "", bias, source, 0, len(sentence))
