@@ -44,7 +44,7 @@ def jaccard(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> flo
 
 
 class Near(NamedTuple):
-    """The most similar of the known sentences, and its Jaccard similarity; a repeat but for case and punctuation has 1."""
+    """The most similar known sentence and its Jaccard similarity; a repeat but for case and punctuation has 1."""
 
     key: str
     sentence: str
