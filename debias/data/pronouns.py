@@ -36,7 +36,8 @@ class Token(NamedTuple):
 def tagged(sentence: str) -> list[Token]:
     """The tokens of a sentence with their parts of speech."""
     found = list(TOKEN.finditer(sentence))
-    tags = _tagger().tag_sent([m.group() for m in found]) if found else []
+    words = [re.sub(r".+-", "", m.group()) for m in found]  # ex-husband is tagged as husband: few compounds are known
+    tags = _tagger().tag_sent(words) if found else []
     return [Token(m.group(), m.start(), tag[2]) for m, tag in zip(found, tags, strict=True)]
 
 
