@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from debias import __version__
+from debias.data.doctor import of_triplets
 from debias.data.triplets import Checked
 from debias.evaluation import Evaluation
 from debias.report import plots, tables
@@ -68,6 +69,9 @@ def write_reports(
         "cost": cost,
         "status": status,
         "data": data,
+        "quality": of_triplets("training data", data.triplets)
+        if data and any(t.attribute for t in data.triplets)
+        else None,
         "base": base_name,
         "bias": report.bias,
         "bounds": report.bounds,
