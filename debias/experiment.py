@@ -116,6 +116,13 @@ def run(
             def spans_of(triplets: Sequence[Triplet]) -> list[Span]:
                 return [objective.span(text) for text in encode(triplets, base.tokenizer, start)]
 
+            num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would only cost time
+            neutral = neutral_spans(base.tokenizer, start) if num_neutral else []
+            layout = likelihood.choose_layout(adapted)
+            batches = training.SpanData(
+                spans_of(checked.triplets), layout, recipe.batch_size, seed, neutral, num_neutral
+            )
+            steps = _matched_steps(data, recipe, batches, spans_of, make_trainer)
             module = training.Debiaser(
                 adapted,
                 objective.loss,
@@ -125,15 +132,9 @@ def run(
                 recipe.warmup,
                 recipe.weight_decay,
                 recipe.retention,
+                steps,
             )
-            num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would only cost time
-            neutral = neutral_spans(base.tokenizer, start) if num_neutral else []
-            layout = likelihood.choose_layout(adapted)
-            batches = training.SpanData(
-                spans_of(checked.triplets), layout, recipe.batch_size, seed, neutral, num_neutral
-            )
-            steps = _matched_steps(data, recipe, batches, spans_of, make_trainer)
-            spent.update(training.fit(module, batches, make_trainer, folder.path, recipe.epochs, steps)._asdict())
+            spent.update(training.fit(module, batches, make_trainer, folder.path, recipe.epochs)._asdict())
         adapters.save(adapted, base, target)
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         log.info(

@@ -47,6 +47,7 @@ class Debiaser(pl.LightningModule):
         warmup: share of the steps in which the learning rate rises from zero.
         weight_decay: of AdamW.
         retention: weight of the drift from the base, KL(base || model) where nothing is scored.
+        steps: train for exactly that many optimiser steps; the trainer's epochs decide when empty.
     """
 
     def __init__(
@@ -59,12 +60,13 @@ class Debiaser(pl.LightningModule):
         warmup: float = 0.05,
         weight_decay: float = 0.0,
         retention: float = 0.0,
+        steps: int | None = None,
     ) -> None:
         super().__init__()
         self.model, self.loss = model, loss
         self.lr, self.seed = lr, seed
         self.schedule, self.warmup, self.weight_decay = schedule, warmup, weight_decay
-        self.retention = retention
+        self.retention, self.steps = retention, steps
         self.epoch_loss = MeanMetric()
         self.strict_loading = False  # checkpoints hold the trainable part alone
 
@@ -88,7 +90,7 @@ class Debiaser(pl.LightningModule):
         """AdamW over the adapter's parameters with a schedule by step."""
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=self.lr, weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.steps or int(self.trainer.estimated_stepping_batches)
         scheduler = get_scheduler(self.schedule, optimizer, int(self.warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -199,6 +201,28 @@ class LossCurve(Callback):
             csv.writer(file).writerow(row)
 
 
+class StopAfter(Callback):
+    """Ends training after so many optimiser steps.
+
+    Not by `max_steps`: with that Lightning 2.6 resumes in the epoch before the one that a checkpoint belongs to.
+    """
+
+    def __init__(self, steps: int | None) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A process that died after the last step has nothing left to do."""
+        self._stop(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Stop in time."""
+        self._stop(trainer)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        if self.steps is not None and trainer.global_step >= self.steps:
+            trainer.should_stop = True
+
+
 def _int(text: str | None) -> float:
     return int(text) if text and text.isdigit() else float("inf")  # a half-written last row is dropped
 
@@ -233,22 +257,18 @@ def fit(
     make_trainer: Callable[..., pl.Trainer],
     folder: Path,
     epochs: int,
-    steps: int | None = None,
 ) -> Spent:
-    """Train to the end, from the folder's checkpoint if there is one.
-
-    Args:
-        steps: train for exactly that many steps, and as many epochs as they take, whatever `epochs` says.
+    """Train to the end, `epochs` or `module.steps`, from the folder's checkpoint if there is one.
 
     Raises KeyboardInterrupt on Ctrl-C (Lightning would leave with exit status 1).
     """
     checkpoint = folder / CHECKPOINT
     curve = LossCurve(folder / "train.csv")
     trainer = make_trainer(
-        max_epochs=epochs if steps is None else -1,
-        max_steps=-1 if steps is None else steps,
+        max_epochs=epochs if module.steps is None else -1,
         callbacks=[
             curve,
+            StopAfter(module.steps),
             ModelCheckpoint(folder, checkpoint.stem, save_top_k=1, every_n_epochs=1, enable_version_counter=False),
         ],
         plugins=[WholeFiles()],

@@ -10,7 +10,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
-from debias.cli.config import config_dir, job_name
+from debias.cli.config import config_dir, job_name, make
+from debias.data.mixture import Mixture
+from debias.records import UserError
 
 GROUPS = {path.name: path for path in config_dir().iterdir() if path.is_dir()}
 CHOICES = [(group, file.stem) for group, folder in GROUPS.items() for file in sorted(folder.glob("*.yaml"))]
@@ -22,7 +24,7 @@ REQUIRED = {
     ("llm", "openrouter"): ["llm.model=x"],
     ("llm", "compatible"): ["llm.model=x", "llm.base_url=http://x"],
 }
-ADDED = {"llm"}  # groups that `run` does not have of its own
+ADDED = {"llm", "strategy"}  # groups that `run` does not have of its own
 
 
 def composed(verb: str, *overrides: str) -> DictConfig:
@@ -54,7 +56,7 @@ def test_every_choice_says_in_one_line_what_it_is(group: str, choice: str) -> No
     assert comments
 
 
-@pytest.mark.parametrize("verb", ["run", "evaluate"])
+@pytest.mark.parametrize("verb", ["run", "generate", "evaluate"])
 def test_verbs_compose(verb: str) -> None:
     assert OmegaConf.to_container(composed(verb), resolve=True, throw_on_missing=True)
 
@@ -65,6 +67,36 @@ def test_defaults_are_those_of_the_design() -> None:
     assert list(cfg.eval) == ["stereoset", "crows_pairs", "perplexity"]
     assert cfg.eval.stereoset.whole == "gender"
     assert cfg.eval.stereoset.protocol["_target_"].endswith("BiasBench")
+
+
+def test_a_data_source_brings_its_bias_and_may_bring_its_objective() -> None:
+    assert (composed("run", "data=targeted").data.bias, composed("run", "data=general").data.bias) == (
+        "gender",
+        "general",
+    )
+    scored_whole = composed("run", "data=general", "data.bias=gender")
+    assert (scored_whole.eval.stereoset.whole, scored_whole.data.sources.general.bias) == ("gender", "general")
+    assert composed("run", "data=stereotyped").objective["_target_"].endswith("Unlikelihood")
+    assert composed("run", "data=stereotyped", "objective=attribute").objective["_target_"].endswith("Attribute")
+
+
+def test_sources_merge_into_a_mixture() -> None:
+    mixed = composed("run", "data=[targeted,general]", "data.bias=race", "data.weights={targeted: 2, general: 1}").data
+    assert (list(mixed.sources), mixed.sources.targeted.bias, mixed.weights.targeted) == (
+        ["targeted", "general"], "race", 2,
+    )  # fmt: skip
+    mixture = make(mixed)
+    assert isinstance(mixture, Mixture)
+    assert {t.bias for t in mixture.load(1).triplets} >= {"race", "gender"}
+    with pytest.raises(UserError, match=r"set data\.bias=gender"):
+        make(composed("run", "data=[targeted,general]").data).fingerprint()
+
+
+def test_data_path_is_what_the_default_source_trains_on(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"sentence": "She was stoic.", "target": "She", "attribute": "stoic"}', encoding="utf-8")
+    (triplet,) = make(composed("run", f"data.path={path}").data).load(1).triplets
+    assert triplet.sentence == "She was stoic."
 
 
 def test_paper_suite_scores_everything() -> None:

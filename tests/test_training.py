@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 from debias import objectives, training
 from debias.data.encoding import encode
+from debias.data.matching import steps_of_tokens
 from debias.data.neutral import neutral_spans
 from debias.data.triplets import TripletFile
 from debias.likelihood import padded, prefix_tree, score, span_logprobs_and_drift
@@ -25,17 +28,21 @@ from debias.training import Debiaser, SpanData, fit, make_trainer
 TRAINER = partial(make_trainer, accelerator="cpu", logger=False)
 
 
-def prepared(tiny: Path, seed: int = 1, dropout: float = 0.1) -> tuple[Base, Any, Debiaser, SpanData]:
+def prepared(
+    tiny: Path, seed: int = 1, dropout: float = 0.1, steps: int | None = None
+) -> tuple[Base, Any, Debiaser, SpanData]:
     pl.seed_everything(seed, verbose=False)
     base = BaseModel(str(tiny)).load()
     model = adapters.attach(base, peft.LoraConfig(r=2, lora_dropout=dropout))
     objective = objectives.Attribute()
     spans = [objective.span(text) for text in encode(TripletFile("gender").load().triplets[:20], base.tokenizer, 0)]
-    return base, model, Debiaser(model, objective.loss, 1e-2, seed), SpanData(spans, prefix_tree, 4, seed)
+    return base, model, Debiaser(model, objective.loss, 1e-2, seed, steps=steps), SpanData(spans, prefix_tree, 4, seed)
 
 
-def trained(tiny: Path, folder: Path, epochs: int = 3, seed: int = 1) -> dict[str, torch.Tensor]:
-    _, model, module, data = prepared(tiny, seed)
+def trained(
+    tiny: Path, folder: Path, epochs: int = 3, seed: int = 1, steps: int | None = None
+) -> dict[str, torch.Tensor]:
+    _, model, module, data = prepared(tiny, seed, steps=steps)
     folder.mkdir(exist_ok=True)
     fit(module, data, TRAINER, folder, epochs)
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -80,11 +87,12 @@ def test_same_seed_same_adapter(tiny: Path, tmp_path: Path) -> None:
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(3, None), (1, 13), (9, 15)])
 def test_resumes_from_the_last_epoch_with_the_same_loss_sequence(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, steps: int | None
 ) -> None:
     """A run that dies in its third epoch goes on after the second, dropout and order included."""
-    expected = trained(tiny, tmp_path / "whole")
+    expected = trained(tiny, tmp_path / "whole", epochs, steps=steps)
     step = Debiaser.training_step
 
     def dies(self: Debiaser, batch: Any) -> torch.Tensor:
@@ -94,13 +102,63 @@ def test_resumes_from_the_last_epoch_with_the_same_loss_sequence(
 
     monkeypatch.setattr(Debiaser, "training_step", dies)
     with pytest.raises(RuntimeError, match="power cut"):
-        trained(tiny, tmp_path / "cut")
+        trained(tiny, tmp_path / "cut", epochs, steps=steps)
     assert (tmp_path / "cut" / training.CHECKPOINT).is_file()
     monkeypatch.setattr(Debiaser, "training_step", step)
     torch.manual_seed(99)
-    resumed = trained(tiny, tmp_path / "cut")
+    resumed = trained(tiny, tmp_path / "cut", epochs, steps=steps)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "cut")) == (steps or 15)
+
+
+@pytest.mark.parametrize("moment", ["save_adapter", "unlink"])
+def test_killed_after_the_last_of_matched_steps(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Seven steps end in the middle of the second epoch; what died right then has nothing left to train."""
+    expected = trained(tiny, tmp_path / "whole", steps=7)
+    unlink = Path.unlink
+
+    def dies(self: Path, *_: Any, **__: Any) -> None:
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Path, "unlink", dies if moment == "unlink" else lambda *_, **__: None)
+    if moment == "unlink":
+        with pytest.raises(RuntimeError, match="power cut"):
+            trained(tiny, tmp_path / "cut", steps=7)
+    else:
+        trained(tiny, tmp_path / "cut", steps=7)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert (tmp_path / "cut" / training.CHECKPOINT).is_file()
+    resumed = trained(tiny, tmp_path / "cut", steps=7)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("steps", [3, 5, 13])
+def test_matched_steps_are_exact_and_the_schedule_ends_with_them(tiny: Path, tmp_path: Path, steps: int) -> None:
+    """Linear decay without warm-up: the rate of step k is 1e-2 (1 - k / steps); five batches are an epoch."""
+    _, _, module, data = prepared(tiny, steps=steps)
+    module.warmup = 0.0
+    spent = fit(module, data, TRAINER, tmp_path, 1)
+    with (tmp_path / "train.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert spent.steps == len(rows) == steps
+    assert spent.tokens > 0
+    assert [int(row["epoch"]) for row in rows] == [k // 5 for k in range(steps)]
+    assert [float(row["lr"]) for row in rows] == pytest.approx(
+        [1e-2 * (1 - k / steps) for k in range(1, steps + 1)], abs=1e-5
+    )
+
+
+def test_tokens_per_step_by_hand() -> None:
+    """Six sentences of 2 tokens in batches of 2: 4 a step; neutral spans do not count, two devices read 8."""
+    data = SpanData([Span((1, 2), 1)] * 6, prefix_tree, 2, 1, [Span((1, 2, 3), 3)], num_neutral=5)
+    assert list(islice(data.tokens_per_step(), 5)) == [4, 4, 4, 4, 4]
+    assert list(islice(data.tokens_per_step(accumulated=2), 4)) == [8, 4, 8, 4]  # an epoch ends with a step
+    assert list(islice(data.tokens_per_step(devices=2), 3)) == [8, 8, 8]  # the third batch of an epoch has no pair
+    assert steps_of_tokens(2.0 * 6 * 2, data.tokens_per_step()) == 6  # two epochs' worth
 
 
 def test_checkpoint_holds_the_adapter_alone(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +235,23 @@ def test_neutral_spans_score_nothing_and_join_every_batch(tiny: Path) -> None:
     assert sorted(i for b in batches for i in b if i < 10) == list(range(10))
     assert all(sum(i >= 10 for i in b) == 3 for b in batches)
     assert batches == data.batches(0) != data.batches(1)
+
+
+def test_unlikelihood_by_hand() -> None:
+    """Spans of 1 and 2 tokens with p = 1/2 and 1/4 a token: (ln 2 + 2 ln(4/3)) / 3; p = 1 stays finite."""
+    objective = objectives.Unlikelihood()
+    logprob_S = torch.tensor([math.log(0.5), 2 * math.log(0.25)], requires_grad=True)
+    loss = objective.loss(logprob_S, torch.tensor([1, 2]))
+    assert loss.item() == pytest.approx((math.log(2) + 2 * math.log(4 / 3)) / 3)
+    loss.backward()
+    assert (logprob_S.grad > 0).all()  # descent lowers the attribute's likelihood
+    assert math.isfinite(objective.loss(torch.tensor([0.0]), torch.tensor([1])).item())
+    assert objective.span(Encoded((9, 5, 6), 1, 2)) == Span((9, 5), 1)
+
+
+def test_plain_text_is_scored_from_its_second_token_on() -> None:
+    assert objectives.Attribute().span(Encoded((5, 6, 7), 0, 3)) == Span((5, 6, 7), 1)
+    assert objectives.Attribute().span(Encoded((0, 5, 6, 7), 1, 4)) == Span((0, 5, 6, 7), 1)  # after a start token
 
 
 def test_objectives_on_hand_worked_log_probabilities() -> None:
