@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -24,3 +25,16 @@ def bar(label: str) -> Callable[[Iterable[Item], int], Iterator[Item]]:
             yield from progress.track(items, total=total, description=label)
 
     return wrap
+
+
+@contextmanager
+def tally(total: int) -> Iterator[Callable[[int, str], None] | None]:
+    """A line with a bar, a text and the time left; yields what sets both, or None where there is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (BarColumn(bar_width=16), TextColumn("{task.description}"), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda done, text: progress.update(task, completed=done, description=text)

@@ -17,7 +17,8 @@ LEVELS = [
     {"evaluation"},
     {"results"},
     {"report"},
-    {"experiment"},
+    {"experiment", "dataset"},
+    {"generated"},
     {"cli"},
     {"__main__"},
 ]

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from debias.records import UserError
 # Verbs that Hydra configures: each has a primary config of its name, and a job that returns an exit status or nothing.
 JOBS: dict[str, Callable[[Any], int | None]] = {
     "run": jobs.run_job,
+    "generate": jobs.generate_job,
     "evaluate": jobs.evaluate_job,
     "doctor": jobs.doctor_job,
 }
 VERBS = (*JOBS, "report", "ls")
 USAGE = """\
 debias run       [overrides]     data -> adapter -> evaluation of base and debiased model -> report (the default verb)
+debias generate  [overrides]     chat model -> checked triplets in a file
 debias evaluate  [overrides]     score any base model or adapter
 debias report    PATH...         one table over many runs
 debias doctor    FILE...         what is wrong with this training data (spans, duplicates, leakage, balance)
@@ -92,7 +95,7 @@ def _hydra(verb: str, overrides: list[str]) -> int:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    OmegaConf.register_new_resolver("job", job_name, replace=True)
+    OmegaConf.register_new_resolver("job", partial(job_name, verb=verb), replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, to be told in one line below
     sys.argv = [f"debias {verb}", *any_model(_plain_words(verb, overrides))]
     failures: list[BaseException] = []

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from debias.generation.wanted import BESIDE
 from debias.records import UserError
 
 
@@ -35,12 +36,17 @@ def options(group: str) -> set[str]:
     return {path.stem for path in (config_dir() / group).glob("*.yaml")}
 
 
-def job_name(overrides: Sequence[str]) -> str:
+def job_name(overrides: Sequence[str], verb: str = "run") -> str:
     """Folder name of a job: its overrides in short form, `default` without any; long ones are cut and hashed.
+
+    A generated set goes on growing in the same folder, so what says how large it shall be is not in its name.
 
     It holds nothing that Hydra or a shell would want quoted, so that `adapter.path=FOLDER` can be typed as it is.
     """
-    kept = sorted(word for word in overrides if not re.match(r"(name|overwrite|logger)=", word))
+    beside = {"name", "overwrite", "logger"}
+    if verb == "generate":
+        beside |= {f"{section}.{name}" for section, names in BESIDE.items() for name in names}
+    kept = sorted(word for word in overrides if word.lstrip("+").partition("=")[0] not in beside)
     short = [re.sub(r"^\+*\w+\.(?=[\w.]+=)", "", word) for word in kept]  # training.lr=1e-3 -> lr=1e-3
     short = [b if short.count(b) == 1 else a for a, b in zip(kept, short, strict=True)]
     words = [re.sub(r"[^\w.-]+", "_", word.replace("=", "-")) for word in sorted(short)]
@@ -112,3 +118,8 @@ def checked(schema: Any, cfg: Any, section: str) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg[section]))
     except OmegaConfBaseException as error:
         raise UserError(f"{section}.{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def without_passwords(text: str) -> str:
+    """A config as it may be written to a file: without what stands before the @ of an address."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)

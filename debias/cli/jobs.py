@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
-from debias.cli.config import checked, make
+from debias.cli.config import checked, make, without_passwords
 from debias.data.triplets import read_text
 from debias.records import Recipe, Scoring, UserError
 
@@ -63,6 +63,55 @@ def evaluate_job(cfg: Any) -> None:
         )
 
     _job(cfg, benchmarks, work)
+
+
+def generate_job(cfg: Any) -> int:
+    """Have a chat model write triplets; returns 3 when money, patience or server ended it, 4 when a batch is out."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from debias import dataset
+    from debias.generation.exchange import LLM
+    from debias.generation.wanted import BESIDE, Wanted
+    from debias.report import dataset as report
+    from debias.results import code_sha256, text_sha256
+
+    OmegaConf.resolve(cfg)
+    llm, wanted = checked(LLM, cfg, "llm"), checked(Wanted, cfg, "generate")
+    generation = dataset.Generation(
+        name=cfg.name,
+        llm=llm,
+        server=make(cfg.llm.server) if cfg.llm.server else None,
+        strategy=make(cfg.strategy, _convert_="all"),
+        wanted=wanted,
+        biases=dataset.biases(list(cfg.bias) if OmegaConf.is_list(cfg.bias) else str(cfg.bias)),
+        seed=cfg.seed,
+    )
+    output = Path(HydraConfig.get().runtime.output_dir)
+    if wanted.dry_run:
+        console.print(report.estimate(dataset.estimate(generation, output / dataset.LEDGER)), highlight=False)
+        return 0
+    same = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("name", "overwrite", "threads")])
+    for section, names in BESIDE.items():
+        same[section] = OmegaConf.masked_copy(same[section], [key for key in same[section] if key not in names])
+    identity = {"config_sha256": text_sha256(OmegaConf.to_yaml(same)), "code_sha256": code_sha256()}
+    folder = dataset.DataFolder(output, without_passwords(OmegaConf.to_yaml(cfg)), identity)
+    with folder.claim(cfg.overwrite):
+        folder.start()
+        with _logging(folder.path / "run.log"):
+            try:
+                if cfg.threads:
+                    from debias.experiment import set_threads
+
+                    set_threads(cfg.threads)
+                product = dataset.generate(folder, generation)
+            except BaseException as error:
+                log.debug("failed: %s", error, exc_info=True)
+                folder.fail(error)
+                raise
+    shown = product._replace(path=_shown(product.path))
+    console.print(report.terminal(shown), highlight=False, soft_wrap=True)
+    return {"n": 0, "batch": 4}.get(product.harvest.stopped, 3)
 
 
 def doctor_job(cfg: Any) -> int:

@@ -53,10 +53,11 @@ def run_folders(paths: Sequence[Path]) -> Iterator[Path]:
             raise UserError(f"{path} is no folder; name a run folder, or one that holds runs")
         for status in sorted(path.rglob("status.json")):
             try:
-                state = json.loads(status.read_text(encoding="utf-8"))["state"]
+                content = json.loads(status.read_text(encoding="utf-8"))
+                state = content["state"]
             except (ValueError, KeyError) as error:
                 raise UserError(f"{status} is damaged ({error}); run this job again with overwrite=true") from error
-            if state == "done":
+            if state == "done" and "triplets" not in content:  # a generated set has no scores
                 yield status.parent
 
 

@@ -1,0 +1,180 @@
+"""The loop of `debias generate`: ask, judge, until there are enough, or the money or the patience is used up."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from debias.generation import parser
+from debias.generation.acceptance import Acceptance, Rejection
+from debias.generation.exchange import Answer, Outcome, Request, Spent
+from debias.generation.prompts import prompt_sha256
+from debias.generation.strategies import Strategy, Task, Wave
+from debias.records import Triplet
+
+ATTEMPTS = 3  # at a request that the server does not answer, on top of the client's own
+
+
+class Partner(Protocol):
+    """What the loop needs of `debias.generation.client.Chat`."""
+
+    async def ask(self, requests: Sequence[Request], on_answer: Callable[[Answer], None]) -> Outcome:
+        """Answers in the order of the requests, and why it stopped early."""
+
+    @property
+    def spent(self) -> Spent:
+        """What was paid so far."""
+
+
+class Watcher(Protocol):
+    """Who is told how it goes."""
+
+    def arrived(self, harvest: Harvest, spent: Spent) -> None:
+        """Something has come in."""
+
+    def paused(self, harvest: Harvest, spent: Spent) -> None:
+        """Everything that was asked for has been judged; more will be asked now, or it is the end."""
+
+
+class Kept(NamedTuple):
+    """An accepted triplet and where it came from."""
+
+    triplet: Triplet
+    answer: Answer
+    prompt_sha256: str
+
+
+class Rejected(NamedTuple):
+    """A rejected triplet as the model wrote it, why, and where it came from."""
+
+    item: dict[str, Any]
+    reason: Rejection
+    answer: Answer
+
+
+@dataclass
+class Harvest:
+    """What has come in. `stopped` is n, budget, patience, failed or batch, and empty while it goes on."""
+
+    kept: list[Kept] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    losses: list[dict[str, Any]] = field(default_factory=list)  # histogram of each round of loss_guided
+    calls: int = 0  # answers taken in, from the ledger or new, for terms and for triplets
+    bought: int = 0  # of them: asked in this run
+    poor: Counter[str] = field(default_factory=Counter)  # answers that brought no triplet at all, by kind
+    barren: int = 0  # calls in a row without an accepted triplet
+    stopped: str = ""
+    reason: str = ""
+
+
+class Loop:
+    """Asks for waves of a strategy and judges what comes back, in the order of the requests.
+
+    Args:
+        partner: the chat client.
+        acceptance: decides what gets in.
+        task: what is asked for.
+        source: name that the triplets' `source` shall have.
+        watcher: is told how it goes.
+    """
+
+    def __init__(self, partner: Partner, acceptance: Acceptance, task: Task, source: str, watcher: Watcher) -> None:
+        self.partner, self.acceptance, self.task, self.source, self.watcher = partner, acceptance, task, source, watcher
+        self.harvest = Harvest()
+
+    async def run(self, strategy: Strategy) -> Harvest:
+        """Go on until it is enough. What was harvested before an exception is in `self.harvest`."""
+        waves = strategy.waves(self.task)
+        wave = next(waves)
+        while True:
+            if wave.losses is not None:
+                self.harvest.losses.append(wave.losses)
+            texts = await self._wave(wave)
+            if self.harvest.stopped:
+                return self.harvest
+            wave = waves.send(texts)
+
+    async def _wave(self, wave: Wave) -> list[str]:
+        """Texts of a wave's answers; it is asked in parts, no more of it than seems to be needed."""
+        texts: list[str] = []
+        while len(texts) < len(wave.requests) and not self.harvest.stopped:
+            part = wave.requests[len(texts) : len(texts) + self._needed(wave)]
+            answers, outcome = await self._answers(part)
+            for request, answer in zip(part, answers, strict=True):
+                texts.append(answer.text if answer else "")
+                if answer is not None or not outcome.stopped:  # what was not asked any more says nothing
+                    self._take_in(request, answer, wave.holds)
+                if self.harvest.stopped:
+                    break
+            if outcome.stopped and not self.harvest.stopped:
+                self.harvest.stopped, self.harvest.reason = outcome.stopped, outcome.reason
+            self.watcher.paused(self.harvest, self.partner.spent)
+        return texts
+
+    def _needed(self, wave: Wave) -> int:
+        """Calls that should bring what is missing, at the yield so far, and no more than patience allows."""
+        if wave.holds != "triplets":
+            return len(wave.requests)
+        wanted, harvest = self.task.wanted, self.harvest
+        expected = wanted.per_call * wanted.expected_yield
+        seen = 4  # calls that the expectation weighs as much as
+        each = (expected * seen + len(harvest.kept)) / (seen + harvest.calls)
+        needed = math.ceil((wanted.n - len(harvest.kept)) / each)
+        return max(1, min(needed, wanted.patience - harvest.barren))
+
+    async def _answers(self, part: Sequence[Request]) -> tuple[list[Answer | None], Outcome]:
+        """Answers to some requests; those that fail are asked again before any later request is judged."""
+        outcome = await self._ask(part)
+        answers = list(outcome.answers)
+        for _ in range(ATTEMPTS - 1):
+            missing = [i for i, answer in enumerate(answers) if answer is None]
+            if outcome.stopped or not missing:
+                break
+            outcome = await self._ask([part[i] for i in missing])
+            for i, answer in zip(missing, outcome.answers, strict=True):
+                answers[i] = answer
+        return answers, outcome
+
+    async def _ask(self, requests: Sequence[Request]) -> Outcome:
+        return await self.partner.ask(requests, self._arrived)
+
+    def _arrived(self, answer: Answer) -> None:
+        self.harvest.bought += not answer.cached
+        self.watcher.arrived(self.harvest, self.partner.spent)
+
+    def _take_in(self, request: Request, answer: Answer | None, holds: str) -> None:
+        """Judge what an answer holds, until there is enough."""
+        harvest, wanted = self.harvest, self.task.wanted
+        before = len(harvest.kept)
+        harvest.calls += 1
+        items = parser.triplets(answer.text) if answer and holds == "triplets" else []
+        if not items and holds == "triplets":
+            harvest.poor[_kind(answer)] += 1
+        checksum = prompt_sha256(request.messages)
+        for item in items:
+            assert answer is not None
+            found = self.acceptance.judge(item, self.task.label, self.source)
+            if isinstance(found, Rejection):
+                harvest.rejected.append(Rejected(item, found, answer))
+            else:
+                harvest.kept.append(Kept(found, answer, checksum))
+            if len(harvest.kept) == wanted.n:
+                harvest.stopped = "n"
+                break
+        fruitful = len(harvest.kept) > before or (holds == "terms" and answer is not None and parser.terms(answer.text))
+        harvest.barren = 0 if fruitful else harvest.barren + 1
+        if harvest.barren >= wanted.patience and not harvest.stopped:
+            harvest.stopped = "patience"
+            harvest.reason = f"{harvest.barren} calls in a row brought nothing that was accepted"
+        self.watcher.arrived(harvest, self.partner.spent)
+
+
+def _kind(answer: Answer | None) -> str:
+    """What was wrong with an answer that holds no triplet."""
+    if answer is None:
+        return "no answer"
+    kinds = {"length": "cut off at llm.max_tokens", "incomplete": "broken off", "stop": "no triplet in it"}
+    return kinds.get(answer.finish_reason, answer.finish_reason)

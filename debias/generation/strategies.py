@@ -1,0 +1,225 @@
+"""What to ask a chat model for: a strategy yields waves of requests and is sent the texts of their answers.
+
+The requests of a wave depend on the settings, the seed and the answers of earlier waves, in the order of the requests,
+and on nothing else: neither on what was accepted nor on the order of arrival. So a ledger that holds the answers
+leads through the same requests again, however often the run was interrupted and however many triplets are wanted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from debias.generation import parser
+from debias.generation.exchange import Message, Request
+from debias.generation.prompts import Prompt, as_json, listed, term_schema, triplet_schema, turn
+from debias.generation.wanted import Wanted
+from debias.records import UserError
+
+
+class Task(NamedTuple):
+    """What is asked for, whatever the strategy."""
+
+    biases: tuple[str, ...]  # several: their intersection
+    seed: int
+    max_tokens: int  # of an answer
+    wanted: Wanted
+
+    @property
+    def label(self) -> str:
+        """The bias as the triplets name it."""
+        return "+".join(self.biases)
+
+
+class Wave(NamedTuple):
+    """Requests that do not know each other's answers."""
+
+    requests: list[Request]
+    holds: str  # what the answers hold: triplets, or terms
+    losses: dict[str, Any] | None = None  # histogram of the losses that the requests were made from
+
+
+Waves = Generator[Wave, list[str], None]
+
+
+class Strategy(Protocol):
+    """A way to ask; a file in `conf/strategy/` names its class."""
+
+    name: str
+    biased: bool  # whether it is told which bias to write about
+
+    def waves(self, task: Task) -> Waves:
+        """Waves without end; each is answered by the texts of its answers, empty where there was none."""
+
+    def preview(self, task: Task) -> tuple[list[Request], Request]:
+        """The requests that come before any sentence, and one of the others as it is typically."""
+
+    def examples(self) -> list[str]:
+        """Sentences that stand in the prompts, and which a weak model likes to repeat."""
+
+    def prompts(self) -> dict[str, str]:
+        """The templates, by name."""
+
+
+FORM = ("count", "min_words", "max_words", "scenes", "overused", "examples")
+
+
+class Writer:
+    """What strategies have in common: a system prompt, scenes and examples, and requests for sentences.
+
+    Args:
+        system: system prompt.
+        scenes: where a sentence may play; each call is shown a few.
+        scenes_per_call: how many.
+        shown: examples of the form, as [sentence, target, attribute, bias].
+        calls_per_wave: calls that do not know each other's answers.
+    """
+
+    labelled = False
+
+    def __init__(
+        self, system: str, scenes: Sequence[str], scenes_per_call: int, shown: Sequence[Sequence[str]],
+        calls_per_wave: int,
+    ) -> None:  # fmt: skip
+        if calls_per_wave < 1:
+            raise UserError(f"strategy.calls_per_wave={calls_per_wave} must be 1 or more")
+        if not scenes or any(len(row) != 4 for row in shown):
+            raise UserError("strategy: scenes must not be empty; shown holds [sentence, target, attribute, bias]")
+        self.system, self.scenes, self.scenes_per_call = system, list(scenes), scenes_per_call
+        self.shown, self.calls_per_wave = [list(row) for row in shown], calls_per_wave
+
+    def examples(self) -> list[str]:
+        return [row[0] for row in self.shown]
+
+    def _request(self, text: str, schema: dict[str, Any], task: Task, sample: int) -> Request:
+        messages = (Message("system", self.system), Message("user", text))
+        return Request(messages, schema, task.max_tokens, sample)
+
+    def _sentences(self, prompt: Prompt, task: Task, call: int, overused: Sequence[str], **more: object) -> Request:
+        """The request of call number `call` for sentences."""
+        text = prompt.fill(
+            count=task.wanted.per_call,
+            min_words=task.wanted.min_words,
+            max_words=task.wanted.max_words,
+            scenes=", ".join(turn(self.scenes, self.scenes_per_call, call, task.seed)),
+            overused=", ".join(overused) or "(nothing so far)",
+            examples=as_json([row[: 4 if self.labelled else 3] for row in self.shown]),
+            **more,
+        )
+        return self._request(text, triplet_schema(task.wanted.per_call, self.labelled), task, call)
+
+
+class Targeted(Writer):
+    """The bias is known: first terms for it, then sentences about a few of them at a time.
+
+    Args:
+        about: what a named bias means; any other text of the user's is used as it is.
+        intersection: how several biases at once are put.
+        terms: a list of one's own; None asks the model for it.
+        num_terms: terms to ask for.
+        terms_per_call: of each request for sentences.
+        term_prompt, sentence_prompt: templates.
+    """
+
+    name, biased = "targeted", True
+
+    def __init__(
+        self, about: Mapping[str, str], intersection: str, terms: Sequence[str] | None, num_terms: int,
+        terms_per_call: int, term_prompt: str, sentence_prompt: str, **common: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(**common)
+        if terms is not None and not [term for term in terms if str(term).strip()]:
+            raise UserError("strategy.terms is an empty list; name some, or set it to null to ask the model")
+        if num_terms < 1 or terms_per_call < 1:
+            raise UserError("strategy.num_terms and strategy.terms_per_call must be 1 or more")
+        self.about, self.num_terms, self.terms_per_call = dict(about), num_terms, terms_per_call
+        self.terms = None if terms is None else [str(term).strip() for term in terms]
+        self.intersection = Prompt("strategy.intersection", intersection, ["biases"])
+        self.term_prompt = Prompt("strategy.term_prompt", term_prompt, ["bias", "count"])
+        self.sentence_prompt = Prompt("strategy.sentence_prompt", sentence_prompt, ["bias", "terms", *FORM])
+
+    def described(self, task: Task) -> str:
+        """The bias in words, or several as one."""
+        each = [self.about.get(bias, bias) for bias in task.biases]
+        return each[0] if len(each) == 1 else self.intersection.fill(biases=" and ".join(each))
+
+    def prompts(self) -> dict[str, str]:
+        asked = {} if self.terms else {"terms": self.term_prompt.template.template}
+        return {"system": self.system, **asked, "sentences": self.sentence_prompt.template.template}
+
+    def waves(self, task: Task) -> Waves:
+        terms = self.terms or (yield from self._asked_terms(task))
+        attributes: Counter[str] = Counter()
+        call = 0
+        while True:
+            overused = often(attributes)
+            calls = range(call, call + self.calls_per_wave)
+            texts = yield Wave([self._about_terms(task, terms, k, overused) for k in calls], "triplets")
+            attributes.update(used(texts, "attribute"))
+            call += self.calls_per_wave
+
+    def preview(self, task: Task) -> tuple[list[Request], Request]:
+        terms = self.terms or ["a dozen letters (often said to be two, or three)"] * self.num_terms
+        first = [] if self.terms else [self._term_request(task, 0)]
+        return first, self._about_terms(task, terms, 0, ["a dozen"] * 10)
+
+    def _asked_terms(self, task: Task) -> Generator[Wave, list[str], list[str]]:
+        """Terms of one answer, or of as many as it takes to have half of what was asked for (three at most)."""
+        found: dict[str, list[str]] = {}
+        sample = 0
+        while not found or (len(found) < self.num_terms / 2 and sample < 3):
+            (text,) = yield Wave([self._term_request(task, sample)], "terms")
+            for term, said in parser.terms(text).items():
+                found.setdefault(term, said)
+            sample += 1
+        return [f"{term} (often said to be {', '.join(said)})" if said else term for term, said in found.items()]
+
+    def _term_request(self, task: Task, sample: int) -> Request:
+        text = self.term_prompt.fill(bias=self.described(task), count=self.num_terms)
+        return self._request(text, term_schema(self.num_terms), task, sample)
+
+    def _about_terms(self, task: Task, terms: Sequence[str], call: int, overused: Sequence[str]) -> Request:
+        few = turn(terms, min(self.terms_per_call, len(terms)), call, task.seed)
+        return self._sentences(
+            self.sentence_prompt, task, call, overused, bias=self.described(task), terms=listed(few)
+        )  # fmt: skip
+
+
+class General(Writer):
+    """No bias is named: the model picks the groups and says which bias each triplet is about."""
+
+    name, biased, labelled = "general", False, True
+
+    def __init__(self, sentence_prompt: str, **common: Any) -> None:
+        super().__init__(**common)
+        self.sentence_prompt = Prompt("strategy.sentence_prompt", sentence_prompt, FORM)
+
+    def prompts(self) -> dict[str, str]:
+        return {"system": self.system, "sentences": self.sentence_prompt.template.template}
+
+    def waves(self, task: Task) -> Waves:
+        targets: Counter[str] = Counter()
+        call = 0
+        while True:
+            overused = often(targets)
+            calls = range(call, call + self.calls_per_wave)
+            requests = [self._sentences(self.sentence_prompt, task, k, overused) for k in calls]
+            texts = yield Wave(requests, "triplets")
+            targets.update(used(texts, "target"))
+            call += self.calls_per_wave
+
+    def preview(self, task: Task) -> tuple[list[Request], Request]:
+        return [], self._sentences(self.sentence_prompt, task, 0, ["a dozen"] * 10)
+
+
+def used(texts: Sequence[str], what: str) -> list[str]:
+    """Targets or attributes in answers, in lower case."""
+    words = [item.get(what) for text in texts for item in parser.triplets(text)]
+    return [word.lower() for word in words if isinstance(word, str) and 0 < len(word) <= 40]
+
+
+def often(counts: Counter[str], most: int = 20, least: int = 3) -> list[str]:
+    """The most frequent words that came several times, in a settled order."""
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    return [word for word, count in ordered[:most] if count >= least]
