@@ -119,9 +119,9 @@ def run(
             num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would only cost time
             neutral = neutral_spans(base.tokenizer, start) if num_neutral else []
             layout = likelihood.choose_layout(adapted)
-            batches = training.SpanData(
-                spans_of(checked.triplets), layout, recipe.batch_size, seed, neutral, num_neutral
-            )
+            mix_lengths = data.match in ("steps", "tokens")
+            spans = spans_of(checked.triplets)
+            batches = training.SpanData(spans, layout, recipe.batch_size, seed, neutral, num_neutral, mix_lengths)
             steps = _matched_steps(data, recipe, batches, spans_of, make_trainer)
             module = training.Debiaser(
                 adapted,

@@ -37,7 +37,7 @@ class Unlikelihood:
 
     def loss(self, logprob_S: Tensor, num_tokens_S: Tensor) -> Tensor:
         """Mean of -log(1 - p) per attribute token, p being the geometric mean of the tokens of each attribute."""
-        p_S = (logprob_S / num_tokens_S).exp().clamp(max=1 - 1e-6)
+        p_S = (logprob_S / num_tokens_S.clamp(min=1)).exp().clamp(max=1 - 1e-6)  # neutral spans have no token
         return -(torch.log1p(-p_S) * num_tokens_S).sum() / num_tokens_S.sum()
 
 

@@ -114,6 +114,8 @@ class SpanData(pl.LightningDataModule):
         seed: of the order.
         neutral: spans with nothing scored, on which the model is held to its base.
         num_neutral: how many of them join each batch.
+        mix_lengths: take the batches of an epoch in random order: the grouping begins with long sentences, which would
+            be all that a run sees that ends early in an epoch.
     """
 
     def __init__(
@@ -124,10 +126,11 @@ class SpanData(pl.LightningDataModule):
         seed: int,
         neutral: Sequence[Span] = (),
         num_neutral: int = 0,
+        mix_lengths: bool = False,
     ) -> None:
         super().__init__()
         self.spans, self.layout, self.batch_size, self.seed = list(spans), layout, batch_size, seed
-        self.neutral, self.num_neutral = list(neutral), num_neutral
+        self.neutral, self.num_neutral, self.mix_lengths = list(neutral), num_neutral, mix_lengths
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Numbers of the spans in each batch of an epoch; those from `len(spans)` on are neutral."""
@@ -135,6 +138,8 @@ class SpanData(pl.LightningDataModule):
         lengths = [len(span.ids) for span in self.spans]
         order = list(LengthGroupedSampler(self.batch_size, lengths=lengths, generator=generator))
         batches = [order[k : k + self.batch_size] for k in range(0, len(order), self.batch_size)]
+        if self.mix_lengths:
+            batches = [batches[k] for k in torch.randperm(len(batches), generator=generator)]
         if self.num_neutral:
             drawn = torch.randint(len(self.neutral), (len(batches), self.num_neutral), generator=generator)
             batches = [b + (len(order) + d).tolist() for b, d in zip(batches, drawn, strict=True)]

@@ -237,6 +237,16 @@ def test_neutral_spans_score_nothing_and_join_every_batch(tiny: Path) -> None:
     assert batches == data.batches(0) != data.batches(1)
 
 
+def test_lengths_are_mixed_where_an_epoch_may_be_cut() -> None:
+    """The same batches in another order, the same again for the same epoch."""
+    spans = [Span((1,) * (2 + i), 1) for i in range(40)]
+    grouped = SpanData(spans, prefix_tree, 4, 1).batches(0)
+    mixed = SpanData(spans, prefix_tree, 4, 1, mix_lengths=True)
+    assert mixed.batches(0) != grouped
+    assert sorted(mixed.batches(0)) == sorted(grouped)
+    assert mixed.batches(0) == mixed.batches(0) != mixed.batches(1)
+
+
 def test_unlikelihood_by_hand() -> None:
     """Spans of 1 and 2 tokens with p = 1/2 and 1/4 a token: (ln 2 + 2 ln(4/3)) / 3; p = 1 stays finite."""
     objective = objectives.Unlikelihood()
@@ -246,6 +256,8 @@ def test_unlikelihood_by_hand() -> None:
     loss.backward()
     assert (logprob_S.grad > 0).all()  # descent lowers the attribute's likelihood
     assert math.isfinite(objective.loss(torch.tensor([0.0]), torch.tensor([1])).item())
+    with_neutral = objective.loss(torch.cat([logprob_S, torch.zeros(1)]), torch.tensor([1, 2, 0]))
+    assert with_neutral.item() == pytest.approx(loss.item())
     assert objective.span(Encoded((9, 5, 6), 1, 2)) == Span((9, 5), 1)
 
 

@@ -94,6 +94,11 @@ class Mixture:
         wanted += [self.match_to] if self.match == "examples" else []
         if wanted and min(wanted) < len(triplets):
             triplets = draw.sample(triplets, min(wanted))
+        plain = sum(not t.attribute for t in triplets)
+        if plain:
+            notes.append(
+                f"plain text: {plain} of {len(triplets)} sentences have no attribute, all their tokens are learned"
+            )
         return Checked(triplets, dropped, tuple(notes))
 
 
