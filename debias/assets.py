@@ -109,6 +109,33 @@ ASSETS = {
     ),
 }
 
+# Benchmarks of several files: the file in its folder -> SHA-256.
+_BBQ = {
+    "Age": "004c672b02729187253bd3db389e7be1d9feab229b4051ec99eda30c71b29a9d",
+    "Disability_status": "e47b2c34e9a3312dbeb7a6bd4c702ab7b4c13a93ac1ab679a48a0d00d5b002d0",
+    "Gender_identity": "4f0171d8d6eca2448008711f703a56ccc50cd64e58856e1d2bdb1ae711824e47",
+    "Nationality": "055497670654487d68f78c289bf3ecb5af2a0188abbc4310b5b83ad648f226ef",
+    "Physical_appearance": "daa21deb1cbb5198649f28e2b0c17ba12e6d7553fcf7452823f642aa8941df9f",
+    "Race_ethnicity": "7291ff201989ded934943d05f98fde18607a21a379a5f1e62ee4efe8bf64490e",
+    "Race_x_SES": "9d439e7aef1f1e8b85d30e03dc7057b7433891608366de0e5c17c16e8ec2bfe9",
+    "Race_x_gender": "0b1a7a976cf99686aaef0d0e24b6244423eee71811bcb9cd26362d2f347fd4e8",
+    "Religion": "4d4ab31368caac6e52a108d535f0149b12c40007c013ecdf7f79147a6bbf4d7c",
+    "SES": "6c294ae74d11c79d879925c87409913c043cae6d246edd0a3103ced68b8b8e06",
+    "Sexual_orientation": "8cdbf9646853b7f5670c698e05c5e9825563728597b3b116cba0ad05ea94791a",
+}
+_WINOBIAS = {
+    "anti_stereotyped_type1.txt.dev": "8602da0b6473082cfefc31ca8abff732504d2b12177393e67d3ecb0ec31529ac",
+    "anti_stereotyped_type1.txt.test": "d82fe16230c9f3648f90cf632db09673b607aea04b1ed6d030752aa61bc1be6a",
+    "anti_stereotyped_type2.txt.dev": "fb18b67dd296385aa9b5741e41fe7e8a974173421c868846563d420734c670cd",
+    "anti_stereotyped_type2.txt.test": "b0cbaa97ff98fd2d74d681144a0c3dea5bce3e1105d9fc815e4070733efca76e",
+    "pro_stereotyped_type1.txt.dev": "2e6135c63fa48999e840d1ff1e039449d128adbce6be2ca1eef5dc3d82fde520",
+    "pro_stereotyped_type1.txt.test": "f841a7c49571ffee1ea56334eaffcb99cfd9ebdc2b21fbf6861788710c066af6",
+    "pro_stereotyped_type2.txt.dev": "c531bb0f968f7ff283dfa7dcb2bb681fa12c155b49db19435a80baea81b6c9bb",
+    "pro_stereotyped_type2.txt.test": "644b797eeb945efdb6a8e31a016bae9c63ab0eec2ea7c013234fa694a2ca6f33",
+}
+ASSETS |= {f"bbq-{name}": _benchmark(f"BBQ/data/{name}.jsonl", sha256, "CC BY 4.0") for name, sha256 in _BBQ.items()}
+ASSETS |= {f"winobias-{name}": _benchmark(f"WinoBias/data/{name}", sha256, "MIT") for name, sha256 in _WINOBIAS.items()}
+
 # The paper's training data: folder here / file -> SHA-256. `general` is called `General _Debiasing` upstream.
 _PAPER_FILES = {
     "gender/Gender_1S": "1c3b47cf34270831131f0727452408a86805b645e3cb0888c827e723a8ff3f03",

@@ -182,9 +182,8 @@ def _matched_steps(
     return None
 
 
-def attribute_losses(model: BaseModel, path: Path) -> list[float]:
-    """The base model's loss on each usable triplet of a file, in nats per attribute token."""
-    triplets = TripletFile("general", str(path)).load().triplets
+def attribute_losses(model: BaseModel, triplets: Sequence[Triplet]) -> list[float]:
+    """The base model's loss on each triplet, in nats per attribute token."""
     base = model.load()
     objective = Attribute()
     start = Conditional().start_id(base.tokenizer)

@@ -13,6 +13,7 @@ import pytest
 from debias.data import doctor, leakage
 from debias.data.doctor import examine, mended
 from debias.data.quality import NearDuplicates
+from debias.data.reading import read_records
 from debias.data.triplets import CORPORA, corpora
 from debias.records import UserError
 
@@ -90,10 +91,11 @@ def test_leakage_fails_a_file_and_mending_removes_it(tmp_path: Path) -> None:
     found = examine(path, "gender", [planted()])
     (leak,) = found.leaks
     assert (leak.exact, leak.near, leak.places, leak.target_overlap) == (0, 1, [2], 0.5)
-    kept, dropped = mended(path, "gender", found)
+    kept, dropped = mended(*read_records(path, "gender"), [planted()])
     assert [r.place for r in kept] == [1]
-    assert dropped == {"not a record": 1, "cannot be trained on": 1, "repeated sentence": 1, "of a benchmark": 1}
-    fixed = write(tmp_path / "b.jsonl", *[r._asdict() for r in kept])
+    assert dropped.total() == 4  # a benchmark's sentence, a repeat, no target, no JSON
+    assert dropped["not a record"] == dropped["target not in the sentence"] == 1
+    fixed = write(tmp_path / "b.jsonl", *[r.row for r in kept])
     assert examine(fixed, "gender", [planted()]).passes
 
 

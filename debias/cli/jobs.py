@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
 from debias.cli.config import checked, make, without_passwords
-from debias.data.triplets import read_text
 from debias.records import Recipe, Scoring, UserError
 
 log = logging.getLogger(__name__)
@@ -119,48 +119,58 @@ def doctor_job(cfg: Any) -> int:
     import json
 
     from debias.data import doctor, leakage
+    from debias.data.reading import read_records
     from debias.progress import bar
     from debias.report.quality import terminal
 
     if not cfg.files:
         raise UserError("name at least one file: debias doctor FILE...")
-    paths = [Path(name).expanduser() for name in cfg.files]
-    for path in paths:
-        read_text(path)  # a missing file is told before the benchmarks are read
+    files = {path: read_records(path, cfg.bias) for path in (Path(name).expanduser() for name in cfg.files)}
+    for path in files if cfg.fix and not cfg.overwrite else ():
+        if (target := _fixed(path)).exists():
+            raise UserError(f"{target} exists already; move it away, or set overwrite=true")
     names = leakage.available() if cfg.leakage else []
     indices = [leakage.benchmark_index(name) for name in bar("reading benchmarks")(names, len(names))]
     unread = leakage.missing() if cfg.leakage else []
     diagnoses = []
-    for path in paths:
-        diagnosis = doctor.examine(path, cfg.bias, indices, unread)
+    for path, (records, broken) in files.items():
+        diagnosis = doctor.diagnose(str(path), records, broken, indices, unread)
         if cfg.loss:
-            from debias.experiment import attribute_losses
-
-            diagnosis.loss = doctor.histogram(attribute_losses(make(cfg.model), path))
+            diagnosis = replace(diagnosis, loss=_losses(make(cfg.model), records))
         diagnoses.append(diagnosis)
         if not cfg.json:
             console.print(terminal(diagnosis), highlight=False)
         if cfg.fix:
-            _fix(path, cfg.bias, diagnosis, cfg.overwrite, quiet=cfg.json)
+            _fix(_fixed(path), *doctor.mended(records, broken, indices), quiet=cfg.json)
     if cfg.json:
         print(json.dumps([d.as_json() for d in diagnoses], indent=2, ensure_ascii=False))
     return 0 if all(d.passes for d in diagnoses) else 1
 
 
-def _fix(path: Path, bias: str, diagnosis: Any, overwrite: bool, quiet: bool) -> None:
+def _losses(model: Any, records: Sequence[Any]) -> dict[str, Any] | None:
+    from debias.data.doctor import histogram
+    from debias.experiment import attribute_losses
+
+    triplets = [found for r in records if not isinstance(found := r.triplet(), str)]
+    return histogram(attribute_losses(model, triplets)) if triplets else None
+
+
+def _fixed(path: Path) -> Path:
+    return path.with_suffix(".fixed.jsonl")
+
+
+def _fix(target: Path, kept: Sequence[Any], dropped: Mapping[str, int], quiet: bool) -> None:
+    """Write the records that were kept, as the file had them, and say why others were not."""
     import json
 
-    from debias.data.doctor import mended
+    from debias.data.reading import FIELDS
     from debias.results import write_text
 
-    target = path.with_suffix(".fixed.jsonl")
-    if target.exists() and not overwrite:
-        raise UserError(f"{target} exists already; move it away, or set overwrite=true")
-    kept, dropped = mended(path, bias, diagnosis)
     if not kept:
-        raise UserError(f"{path}: nothing is left after mending; choose another file")
-    lines = [json.dumps({k: v for k, v in r._asdict().items() if k != "place"}, ensure_ascii=False) for r in kept]
-    write_text(target, "\n".join(lines) + "\n")
+        raise UserError(f"nothing is left to write to {target}; choose another file")
+    own = (*FIELDS, "bias")
+    rows = [{**r.row, **{name: getattr(r, name) for name in own}} for r in kept]
+    write_text(target, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
     if not quiet:
         reasons = "".join(f"; {count:,} dropped: {reason}" for reason, count in dropped.items())
         console.print(f"\nwrote {target}: {len(kept):,} records{reasons}", highlight=False, soft_wrap=True)

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from debias.data import quality
 from debias.data.leakage import Index
-from debias.data.triplets import read_text, strict
-from debias.records import Triplet, UserError
+from debias.data.reading import Broken, Record, read_records
+from debias.records import Triplet
 
 Level = Literal["error", "warning", "ok"]
-FIELDS = ("sentence", "target", "attribute")
-MOST_OFTEN = {"target": 0.03, "attribute": 0.03, "opening": 0.01}  # largest share of one item, of 500 records and more
-FEW = 500  # below, shares of one item say little
+MOST_OFTEN = {"target": 0.03, "attribute": 0.03, "opening": 0.01}  # largest share of the records that one may have
+FEW = 500  # of fewer records a share says little: then as many are allowed as of this many
 EXAMPLES = 5
-
-
-class Record(NamedTuple):
-    """One record as the file has it, and the place to find it at: a line, or an item of a JSON list."""
-
-    place: int
-    sentence: str
-    target: str
-    attribute: str
-    bias: str
 
 
 @dataclass
@@ -48,6 +36,7 @@ class Leak:
     """How much of one benchmark is in the file: exact and near repeats, and the share of targets it asks about."""
 
     benchmark: str
+    sentences: int  # of the benchmark, all different
     exact: int
     near: int
     places: list[int]
@@ -72,9 +61,7 @@ class Diagnosis:
     @property
     def passes(self) -> bool:
         """No record that cannot be trained on, and nothing of a benchmark."""
-        return not any(f.level == "error" and f.count for f in self.findings) and not any(
-            leak.exact or leak.near for leak in self.leaks
-        )
+        return all(f.level != "error" for f in self.findings) and not any(k.exact or k.near for k in self.leaks)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -92,53 +79,40 @@ def examine(path: Path, bias: str = "", indices: Iterable[Index] = (), unread: S
     Raises:
         UserError: the file cannot be read at all. Single bad lines are findings.
     """
-    records, broken = _read(path, bias)
+    records, broken = read_records(path, bias)
     return diagnose(str(path), records, broken, indices, unread)
 
 
 def diagnose(
     name: str,
     records: Sequence[Record],
-    broken: Sequence[tuple[int, str]] = (),
+    broken: Sequence[Broken] = (),
     indices: Iterable[Index] = (),
     unread: Sequence[str] = (),
 ) -> Diagnosis:
-    """Examine records; `broken` are the places that hold none, with the reason."""
-    usable = sum(usable_triplet(r) is not None for r in records)
-    findings = [
-        Finding(
-            "not a record",
-            "error" if broken else "ok",
-            len(broken),
-            [p for p, _ in broken],
-            [f"{p}: {why}" for p, why in broken][:5],
-        ),
-        *(_finding(name, level, records, test) for name, level, test in CHECKS),
-        *_repeats(records),
-        *_too_often(records),
-    ]
-    common = {what: _common(records, what) for what in ("target", "attribute", "bias", "opening")}
+    """Examine records; `broken` are the places that hold none."""
+    told = [(b.place, f"{b.place}: {b.reason}") for b in broken]
     return Diagnosis(
-        name, len(records), usable, findings, _measures(records), common,
-        [_leak(records, index) for index in indices], list(unread),
-    )  # fmt: skip
-
-
-def _told(broken: Sequence[tuple[int, str]]) -> list[str]:
-    return [f"{place}: {reason}" for place, reason in broken[:EXAMPLES]]
+        path=name,
+        records=len(records),
+        usable=sum(isinstance(r.triplet(), Triplet) for r in records),
+        findings=[
+            _finding("not a record", "error", told),
+            *(_of_records(name, level, records, test) for name, level, test in CHECKS),
+            *_repeats(records),
+            *_too_often(records),
+        ],
+        measures=_measures(records),
+        common={what: _common(records, what) for what in ("target", "attribute", "bias", "opening")},
+        leaks=[_leak(records, index) for index in indices],
+        unread=list(unread),
+    )
 
 
 def of_triplets(name: str, triplets: Iterable[Triplet]) -> Diagnosis:
     """Examine training triplets that were loaded already (no search for leakage); plain texts have no attribute."""
     rows = [Record(i, t.sentence, t.target, t.attribute, t.bias) for i, t in enumerate(triplets, 1) if t.attribute]
     return diagnose(name, rows)
-
-
-def usable_triplet(record: Record) -> Triplet | None:
-    """The record as a triplet that can be trained on, or None."""
-    found = strict({"sentence": record.sentence, "target": record.target, "attribute": record.attribute,
-                    "bias": record.bias, "source": ""})  # fmt: skip
-    return found if isinstance(found, Triplet) else None
 
 
 # ---------------------------------------------------------------- single records
@@ -171,7 +145,7 @@ def _check(word: Callable[[Record], str]) -> tuple[Callable[[Record], bool], ...
 _ATTRIBUTE, _TARGET = _check(lambda r: r.attribute), _check(lambda r: r.target)
 
 CHECKS: tuple[tuple[str, Level, Callable[[Record], bool]], ...] = (
-    ("cannot be trained on", "error", lambda r: usable_triplet(r) is None),
+    ("cannot be trained on", "error", lambda r: isinstance(r.triplet(), str)),
     ("attribute absent", "error", _ATTRIBUTE[0]),
     ("attribute only inside a word", "error", _ATTRIBUTE[1]),
     ("attribute in another case", "warning", _ATTRIBUTE[2]),
@@ -184,10 +158,15 @@ CHECKS: tuple[tuple[str, Level, Callable[[Record], bool]], ...] = (
 )
 
 
-def _finding(name: str, level: Level, records: Sequence[Record], test: Callable[[Record], bool]) -> Finding:
+def _of_records(name: str, level: Level, records: Sequence[Record], test: Callable[[Record], bool]) -> Finding:
     found = [r for r in records if test(r)]
-    examples = [f"{r.place}: {r.sentence} [{r.target} / {r.attribute}]" for r in found[:EXAMPLES]]
-    return Finding(name, level if found else "ok", len(found), [r.place for r in found], examples)
+    return _finding(name, level, [(r.place, f"{r.place}: {r.sentence} [{r.target} / {r.attribute}]") for r in found])
+
+
+def _finding(name: str, level: Level, told: Sequence[tuple[int, str]]) -> Finding:
+    """A finding about these places, or that there are none; the first few are told."""
+    places = [place for place, _ in told]
+    return Finding(name, level if told else "ok", len(told), places, [text for _, text in told[:EXAMPLES]])
 
 
 # ---------------------------------------------------------------- the whole
@@ -206,9 +185,8 @@ def _repeats(records: Sequence[Record]) -> Iterator[Finding]:
         if found := known.nearest(r.sentence):
             near.append((r.place, f"{r.place}: nearly repeats {found.key}: {r.sentence} ~ {found.sentence}"))
         known.add(str(r.place), r.sentence)
-    for name, found_at in (("repeated sentence", exact), ("nearly repeated sentence", near)):
-        places, examples = [p for p, _ in found_at], [text for _, text in found_at[:EXAMPLES]]
-        yield Finding(name, "warning" if found_at else "ok", len(found_at), places, examples)
+    yield _finding("repeated sentence", "warning", exact)
+    yield _finding("nearly repeated sentence", "warning", near)
 
 
 def _item(record: Record, what: str) -> str:
@@ -218,9 +196,8 @@ def _item(record: Record, what: str) -> str:
 def _too_often(records: Sequence[Record]) -> Iterator[Finding]:
     for what, bound in MOST_OFTEN.items():
         counts = Counter(_item(r, what) for r in records)
-        limit = max(bound * len(records), bound * FEW)
-        often = [(item, count) for item, count in counts.most_common() if count > limit]
-        shown = [f"{item}: {count} times" for item, count in often[:EXAMPLES]]
+        often = [(item, n) for item, n in counts.most_common() if n > bound * max(len(records), FEW)]
+        shown = [f"{item}: {n} times" for item, n in often[:EXAMPLES]]
         yield Finding(f"{what} in over {bound:.0%}", "warning" if often else "ok", len(often), [], shown)
 
 
@@ -246,69 +223,40 @@ def _measures(records: Sequence[Record]) -> dict[str, float]:
 def _leak(records: Sequence[Record], index: Index) -> Leak:
     found = [(r, near) for r in records if (near := index.sentences.nearest(r.sentence))]
     exact = sum(near.similarity == 1 for _, near in found)
-    shown = [f"{r.place}: {r.sentence} ~ {near.sentence}" for r, near in found[:EXAMPLES]]
-    overlap = sum(r.target.lower() in index.targets for r in records) / max(1, len(records))
-    places = [r.place for r, _ in found]
-    return Leak(index.name, exact, len(found) - exact, places, shown, overlap if index.targets else None)
+    asked = sum(r.target.lower() in index.targets for r in records) / max(1, len(records))
+    return Leak(
+        benchmark=index.name,
+        sentences=len(index.sentences),
+        exact=exact,
+        near=len(found) - exact,
+        places=[r.place for r, _ in found],
+        examples=[f"{r.place}: {r.sentence} ~ {near.sentence}" for r, near in found[:EXAMPLES]],
+        target_overlap=asked if index.targets else None,
+    )
 
 
-# ---------------------------------------------------------------- reading and mending
+# ---------------------------------------------------------------- mending and losses
 
 
-def _read(path: Path, bias: str) -> tuple[list[Record], list[tuple[int, str]]]:
-    """All records, and the places that hold none with the reason. A JSON list that is no JSON is an error."""
-    text = read_text(path)
-    if not text.strip():
-        raise UserError(f"{path}: the file is empty; write one triplet a line, or choose another file")
-    records, broken = [], []
-    for place, row in _rows(path, text):
-        if isinstance(row, list) and len(row) == len(FIELDS):
-            row = dict(zip(FIELDS, row, strict=True))
-        if isinstance(row, ValueError):
-            broken.append((place, f"not JSON ({row})"))
-        elif not isinstance(row, dict):
-            broken.append((place, f"neither an object nor a list of three: {str(row)[:60]!r}"))
-        elif wrong := [k for k in FIELDS if not isinstance(row.get(k), str) or not row[k].strip()]:
-            broken.append((place, f"{', '.join(wrong)}: missing, empty or not a text"))
-        else:
-            sentence, target, attribute = (row[k].strip() for k in FIELDS)
-            records.append(Record(place, sentence, target, attribute, str(row.get("bias") or bias)))
-    return records, broken
+def mended(
+    records: Sequence[Record], broken: Sequence[Broken], indices: Iterable[Index] = ()
+) -> tuple[list[Record], Counter[str]]:
+    """The records worth keeping, and how many were dropped for which reason (the first that applies).
 
-
-def _rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    if text.lstrip().startswith("[") and path.suffix != ".jsonl":
-        try:
-            yield from enumerate(json.loads(text), start=1)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); mend this line") from error
-        return
-    for i, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield i, json.loads(line)
-            except json.JSONDecodeError as error:
-                yield i, ValueError(error.msg)
-
-
-def mended(path: Path, bias: str, diagnosis: Diagnosis) -> tuple[list[Record], Counter[str]]:
-    """The records worth keeping, and how many were dropped for which reason (the first that applies)."""
-    records, broken = _read(path, bias)
-    by_name = {f.name: set(f.places) for f in diagnosis.findings}
-    leaked = {place for leak in diagnosis.leaks for place in leak.places}
+    Of sentences that repeat each other, to the letter or nearly, the first that can be trained on is kept.
+    """
+    searched, known = list(indices), quality.NearDuplicates()
     kept: list[Record] = []
-    dropped = Counter({"not a record": len(broken)}) if broken else Counter[str]()
+    dropped = Counter({"not a record": len(broken)} if broken else {})
     for r in records:
-        for reason, places in (
-            ("cannot be trained on", by_name["cannot be trained on"]),
-            ("repeated sentence", by_name["repeated sentence"]),
-            ("nearly repeated sentence", by_name["nearly repeated sentence"]),
-            ("of a benchmark", leaked),
-        ):
-            if r.place in places:
-                dropped[reason] += 1
-                break
+        if isinstance(reason := r.triplet(), str):
+            dropped[reason] += 1
+        elif leak := next((index.name for index in searched if index.sentences.find(r.sentence)), None):
+            dropped[f"in {leak}"] += 1
+        elif near := known.nearest(r.sentence):
+            dropped["repeated sentence" if near.similarity == 1 else "nearly repeated sentence"] += 1
         else:
+            known.add(str(r.place), r.sentence)
             kept.append(r)
     return kept, dropped
 

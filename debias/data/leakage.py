@@ -31,6 +31,7 @@ def benchmark_index(name: str) -> Index:
         sentences.add(sentence, sentence)
         if target:
             targets.add(target.lower())
+    assert len(sentences), name  # an empty index would find nothing and be believed
     return Index(name, sentences, frozenset(targets))
 
 
@@ -50,8 +51,10 @@ Texts = Iterator[tuple[str, str]]  # sentence, and the target term where the ben
 def _stereoset() -> Texts:
     for split in ("dev", "test"):
         tasks = json.loads(assets.locate(f"stereoset-{split}").read_text(encoding="utf-8"))["data"]
-        for task in tasks.values():
-            for example in task:
+        for task, examples in tasks.items():
+            for example in examples:
+                if task == "intersentence":  # elsewhere the context is the sentence itself with a blank in it
+                    yield example["context"], example["target"]
                 for sentence in example["sentences"]:
                     yield sentence["sentence"], example["target"]
 
@@ -64,19 +67,21 @@ def _crows_pairs() -> Texts:
 
 
 def _winobias() -> Texts:
-    for name in assets.ASSETS:
-        if name.startswith("winobias-"):
-            for line in assets.locate(name).read_text(encoding="utf-8").splitlines():
-                yield re.sub(r"^\d+ |[\[\]]", "", line), ""
+    for path in _files("winobias"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield re.sub(r"^\d+ |[\[\]]", "", line), ""  # "1 [The nurse] ...", the number and brackets not being text
 
 
 def _bbq() -> Texts:
-    for name in assets.ASSETS:
-        if name.startswith("bbq-"):
-            for line in assets.locate(name).read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                for sentence in re.split(r"(?<=[.?!]) ", f"{row['context']} {row['question']}"):
-                    yield sentence, ""
+    for path in _files("bbq"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            for sentence in re.split(r"(?<=[.?!]) ", f"{row['context']} {row['question']}"):
+                yield sentence, ""
+
+
+def _files(benchmark: str) -> list[Path]:
+    return [assets.locate(name) for name in assets.ASSETS if name.startswith(f"{benchmark}-")]
 
 
 def _biastestgpt() -> Texts:

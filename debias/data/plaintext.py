@@ -76,7 +76,7 @@ class Text:
 def split_sentences(text: str) -> list[str]:
     """Sentences of a text: cut at line ends, and where `.`, `!` or `?` stands before a capital or a figure.
 
-    A rule of ours rather than a library's: abbreviations and initials do not end a sentence; WikiText's spaced marks do.
+    A rule of ours, not a library's: abbreviations and initials do not end a sentence, WikiText's spaced marks do.
     """
     sentences = []
     for line in text.splitlines():
