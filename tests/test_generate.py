@@ -1,0 +1,236 @@
+"""`debias generate` as a whole: on the misbehaving server, killed, extended, out of money; and with a real model."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import ChatServer, Fault, ledger_lines, serving
+
+from debias.data.doctor import examine
+from debias.generation.ledger import read_ledger
+
+SECRET = "sk-sentinel-0123456789"
+PRICES = ["llm.price_prompt=2", "llm.price_completion=10"]
+TERMS = [f"{a} {b}" for a in ("old", "tall", "shy", "young") for b in ("baker", "sailor", "widow", "uncle", "nurse")]
+
+
+def writer(body: dict[str, Any]) -> str:
+    """Six triplets in words made up from the request, so that every call brings others; one of them is unusable."""
+    draw = random.Random(json.dumps(body, sort_keys=True))
+
+    def word() -> str:
+        return "".join(draw.choice("bdfgklmnprst") + draw.choice("aeiou") for _ in range(3))
+
+    rows = []
+    for target in draw.sample(TERMS, 6):
+        attribute = word()
+        start, *rest = (word() for _ in range(6))
+        rows.append({
+            "sentence": f"{start.capitalize()} {rest[0]} the {target} {rest[1]} {rest[2]} {attribute} {rest[3]}.",
+            "target": target, "attribute": attribute,
+        })  # fmt: skip
+    rows[-1]["attribute"] = "absent"
+    return json.dumps({"triplets": rows})
+
+
+def command(server: ChatServer, *words: str) -> list[str]:
+    terms = ",".join(TERMS)
+    return [
+        sys.executable, "-m", "debias", "generate", "llm=compatible", f"llm.base_url={server.base_url}",
+        "llm.model=mock",
+        "llm.structured=json_schema", "llm.max_tokens=300", f"strategy.terms=[{terms}]", "generate.per_call=6",
+        "generate.benchmarks=false", "name=set", *PRICES, *words,
+    ]  # fmt: skip
+
+
+def generate(
+    server: ChatServer, cwd: Path, *words: str, status: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    answer = subprocess.run(
+        command(server, *words), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert answer.returncode == status, answer.stderr
+    return answer
+
+
+def folder_of(cwd: Path) -> Path:
+    (ledger,) = cwd.rglob("ledger.jsonl")
+    return ledger.parent
+
+
+def triplets(cwd: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder_of(cwd) / "set.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_set_is_generated_repeated_and_extended(tmp_path: Path) -> None:
+    with serving(reply=writer) as server:
+        shown = generate(server, tmp_path, "generate.n=20").stdout
+        folder = folder_of(tmp_path)
+        rows = triplets(tmp_path)
+        assert len(rows) == 20
+        assert {row["bias"] for row in rows} == {"gender"}
+        assert all(row["model"] == "mock-1" and row["request_id"] and row["prompt_sha256"] for row in rows)
+        assert examine(folder / "set.jsonl").passes
+        rejected = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+        reasons = Counter(row["reason"] for row in rejected)
+        assert reasons["attribute not in the sentence"] == sum(row["attribute"] == "absent" for row in rejected) > 0
+        cost = json.loads((folder / "cost.json").read_text())
+        assert cost["dollars"] == pytest.approx(server.counts.dollars(2, 10))
+        assert "20 of 20" in shown
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert card.startswith("---\nlicense: other\n")
+        assert "path: set.jsonl" in card
+
+        calls = server.counts.calls
+        generate(server, tmp_path, "generate.n=20")
+        assert server.counts.calls == calls  # a repeat pays nothing
+        assert triplets(tmp_path) == rows
+        generate(server, tmp_path, "generate.n=30")  # and more costs what is missing
+        assert server.counts.calls > calls
+        assert triplets(tmp_path)[:20] == rows
+        assert len(triplets(tmp_path)) == 30
+        assert max(Counter(server.counts.keys).values()) == 1  # no call was ever made twice
+
+
+def test_faults_do_not_end_it_and_nothing_that_came_is_lost(tmp_path: Path) -> None:
+    """Every complete triplet of every answer with status 200 is in the ledger, and the bill is the server's."""
+    whole = json.loads(writer({"a": 1}))["triplets"]
+    faults = [
+        Fault(429, {"Retry-After": "0"}), Fault(500), None, Fault(body=b""), Fault(cut=60),
+        Fault(text=json.dumps(whole)[:-40]), Fault(text="", message={"refusal": "I will not."}), None,
+        Fault(text="```json\n" + json.dumps(whole[:2]) + "\n```\nThere you are."), Fault(text='{"wrong": ["shape"]}'),
+    ]  # fmt: skip
+    with serving(faults, reply=writer) as server:
+        generate(server, tmp_path, "generate.n=24", "llm.concurrency=2")
+        bodies = "".join(line["body"] for line in ledger_lines(folder_of(tmp_path) / "ledger.jsonl") if "body" in line)
+        for text in server.counts.texts:
+            assert json.dumps(text, ensure_ascii=False)[1:-1] in bodies
+        assert len(triplets(tmp_path)) == 24
+        assert server.faults == []
+
+
+def test_killed_five_times_it_pays_once_and_ends_with_the_same_set(tmp_path: Path) -> None:
+    """kill -9 at random moments. Calls that were in flight may be made again; answers in the ledger never are."""
+    moments = random.Random(3)
+    words = ["generate.n=60", "generate.cap_target=0.2", "llm.concurrency=2"]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with serving(reply=writer) as server:
+        generate(server, tmp_path / "a", *words)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    killed = 0
+    with serving(reply=writer, delay=0.4) as server:
+        for _ in range(5):
+            before = server.counts.calls
+            process = subprocess.Popen(command(server, *words), cwd=tmp_path / "b", **quiet)
+            deadline = time.monotonic() + 60
+            while server.counts.calls == before and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(moments.uniform(0, 0.8))
+            if process.poll() is None:
+                process.kill()
+                killed += 1
+            process.wait()
+        held = set(read_ledger(next((tmp_path / "b").rglob("ledger.jsonl"))).answers)
+        already = len(server.counts.keys)
+        assert held
+        assert held <= set(server.counts.keys)
+        generate(server, tmp_path / "b", *words)
+        assert killed >= 3
+        assert not held & set(server.counts.keys[already:])  # what the ledger held was not asked again
+        lost = sum(count - 1 for count in Counter(server.counts.keys).values())
+        assert lost <= 2 * killed  # at most what was in flight at a kill
+    same = ("sentence", "target", "attribute", "bias")
+    first, second = ([[row[k] for k in same] for row in triplets(tmp_path / name)] for name in "ab")
+    assert first == second
+
+
+def test_money_patience_and_their_status(tmp_path: Path) -> None:
+    with serving(reply=writer) as server:
+        shown = generate(server, tmp_path, "generate.n=500", "llm.max_cost_usd=0.05", "llm.concurrency=2", status=3)
+        assert server.counts.dollars(2, 10) <= 0.05
+        assert "llm.max_cost_usd is reached" in shown.stdout
+        assert 0 < len(triplets(tmp_path)) < 500
+    with serving(reply=lambda _: json.dumps({"triplets": []})) as server:
+        (tmp_path / "p").mkdir()
+        shown = generate(server, tmp_path / "p", "generate.patience=3", "llm.concurrency=1", status=3)
+        assert "3 calls in a row brought nothing that was accepted" in shown.stdout
+        assert server.counts.calls == 3
+
+
+def test_dry_run_costs_nothing(tmp_path: Path) -> None:
+    with serving() as server:
+        shown = generate(server, tmp_path, "generate.dry_run=true", "generate.n=500").stdout
+        assert server.counts.calls == 0
+    assert "calls" in shown
+    assert "dollars" in shown
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_key_reaches_no_file(tmp_path: Path) -> None:
+    """Not even where the server sends it back, in an error or in an answer."""
+    faults = [Fault(500, error=f"your key is {SECRET}"), Fault(text=f"Bearer {SECRET}")]
+    with serving(faults, reply=writer) as server:
+        words = ["generate.n=5", "llm.api_key_env=OPENAI_API_KEY", "llm.concurrency=1"]
+        shown = generate(server, tmp_path, *words, OPENAI_API_KEY=SECRET)
+        assert any(SECRET in header["authorization"] for header in server.counts.headers)  # it was used
+        assert server.faults == []
+    with serving([Fault(401, error=f"wrong key {SECRET}")]) as server:
+        (tmp_path / "refused").mkdir()
+        refused = generate(server, tmp_path / "refused", *words, status=1, OPENAI_API_KEY=SECRET)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 8
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+    assert SECRET not in shown.stdout + shown.stderr + refused.stdout + refused.stderr
+
+
+def test_another_config_is_refused_and_the_ledger_survives_overwriting(tmp_path: Path) -> None:
+    with serving(reply=writer) as server:
+        generate(server, tmp_path, "generate.n=5")
+        folder = folder_of(tmp_path)
+        paid = (folder / "ledger.jsonl").read_bytes()
+        where = f"hydra.run.dir={folder}"
+        answer = generate(server, tmp_path, "generate.n=5", "seed=2", where, status=1)
+        assert "holds a set made by another config" in answer.stderr
+        generate(server, tmp_path, "generate.n=5", "seed=2", where, "overwrite=true")
+        assert (folder / "ledger.jsonl").read_bytes().startswith(paid)
+
+
+def test_run_trains_on_what_it_generates(tmp_path: Path, small: list[str]) -> None:
+    with serving(reply=writer) as server:
+        words = [w for w in command(server)[4:] if not w.startswith("name=")]
+        command_ = [
+            sys.executable, "-m", "debias", "run", "data=generated", "generate.n=16", "name=run", *words,
+            *[w for w in small if not w.startswith("data.n")],
+        ]  # fmt: skip
+        subprocess.run(command_, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+        calls = server.counts.calls
+        assert calls > 0
+        again = subprocess.run([*command_, "seed=2"], cwd=tmp_path, check=True, capture_output=True, text=True)
+        assert server.counts.calls == calls  # another seed of the run pays nothing
+    assert "16 sentences from generated" in again.stderr
+    assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("n", [1, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_real_model_behind_a_real_server(tmp_path: Path, n: int) -> None:
+    """SmolLM2 in llama.cpp's server, started and stopped by the run; its prose is poor, so the filters have work."""
+    words = ["llm=local", "strategy=targeted_brief", f"strategy.terms=[{','.join(TERMS[:8])}]", "generate.per_call=6",
+             "generate.benchmarks=false", f"generate.n={n}", "generate.patience=60", "name=set"]  # fmt: skip
+    answer = subprocess.run(
+        [sys.executable, "-m", "debias", "generate", *words], cwd=tmp_path, capture_output=True, text=True, timeout=1800
+    )
+    assert answer.returncode == 0, answer.stderr
+    rows = triplets(tmp_path)
+    assert len(rows) == n
+    doctor = [sys.executable, "-m", "debias", "doctor", str(folder_of(tmp_path) / "set.jsonl"), "leakage=false"]
+    assert subprocess.run(doctor, cwd=tmp_path, capture_output=True).returncode == 0
