@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -53,6 +54,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+@functools.cache  # what is running is what was read first, though the files may change under a long sweep
 def code_sha256() -> str:
     """Checksum of the program's own source: what `same code version` means."""
     digest = hashlib.sha256()
