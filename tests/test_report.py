@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from debias.records import Figure
+from debias.data.doctor import of_triplets
+from debias.records import Figure, Triplet
 from debias.report import plots, tables
 from debias.report.outcome import Bounds, outcome
 
@@ -103,9 +104,10 @@ def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
         "config": evil, "data": None, "base": evil, "version": "0", "identity": {"config_sha256": evil},
         "bounds": Bounds(), "status": {"started": evil, "versions": {"torch": evil}, "git_commit": evil},
         "cost": {"seconds": 1.0, "tokens": 1, "peak_memory_gb": 1.0, "dollars": 0.0, "stages": {}},
+        "quality": of_triplets(evil, [Triplet(f"A nurse, {evil}, sang.", evil, "absent", evil, evil, 0, 1)]),
     }  # fmt: skip
     page = _template("report.html.j2", facts)
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") >= 10
+    assert page.count("&lt;script&gt;") >= 14
     assert "http://" not in page.replace("http://www.w3.org/", "")  # namespaces of SVG, never fetched
     assert "https://" not in page
