@@ -10,6 +10,7 @@ from debias.data.doctor import of_triplets
 from debias.records import Figure, Triplet
 from debias.report import plots, tables
 from debias.report.outcome import Bounds, outcome
+from debias.report.runs import Run, _spread, by_choice, differences
 
 Triple = tuple[float, float, float]
 
@@ -111,3 +112,34 @@ def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
     assert page.count("&lt;script&gt;") >= 14
     assert "http://" not in page.replace("http://www.w3.org/", "")  # namespaces of SVG, never fetched
     assert "https://" not in page
+
+
+def test_runs_are_told_apart_by_what_differs() -> None:
+    """Names, and keys that not every config has, say nothing; runs that differ in their seed alone belong together."""
+    same = {"training": {"lr": 0.1, "epochs": 1}, "objective": {"_target_": "a.b.Attribute"}}
+    configs = [
+        {**same, "seed": 1, "name": "x", "data": {"bias": "gender", "sources": {"cda": {"sides": "two"}}}},
+        {**same, "seed": 2, "name": "y", "data": {"bias": "gender", "sources": {"cda": {"sides": "two"}}}},
+        {**same, "seed": 1, "data": {"bias": "gender", "policy": "strict", "sources": {"a": {}, "b": {}}},
+         "objective": {"_target_": "a.b.Unlikelihood"}},
+    ]  # fmt: skip
+    labels = differences(configs)
+    assert labels == [
+        {"data": "cda", "objective": "Attribute", "seed": "1"},
+        {"data": "cda", "objective": "Attribute", "seed": "2"},
+        {"data": "a+b", "objective": "Unlikelihood", "seed": "1"},
+    ]
+    runs = [Run(Path("p/j"), config, story()) for config in configs]
+    groups = by_choice(runs, labels)
+    assert {name: len(group) for name, group in groups.items()} == {
+        "data=cda objective=Attribute": 2,
+        "data=a+b objective=Unlikelihood": 1,
+    }
+    assert differences(configs[:1]) == [{}]
+
+
+def test_spread_over_seeds() -> None:
+    rows_of = [tables.rows(figures("stereoset", "SS", 61, value, -9, -1)) for value in (54.0, 55.0, 59.0)]
+    assert _spread([rows[0] for rows in rows_of]) == "56.0 (54.0 to 59.0)"
+    assert _spread([rows_of[0][0]]) == "54.0"
+    assert _spread([None]) == ""

@@ -3,47 +3,118 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from debias.records import UserError
+from debias.records import Figure, UserError
 from debias.report.outcome import outcome
 from debias.report.tables import Row, rows
 from debias.results import read_figures
 
+BESIDE = ("name", "overwrite", "logger", "threads")  # what says nothing about a run's result
+
+
+class Run(NamedTuple):
+    """A finished run: its folder, its config and its rows of figures."""
+
+    folder: Path
+    config: dict[str, Any]
+    figures: list[Figure]
+
+    @property
+    def bias(self) -> str:
+        """The targeted bias."""
+        return self.config.get("data", {}).get("bias", "overall")
+
 
 def report(paths: Sequence[Path], console: Console) -> None:
-    """Print one line per finished run below the paths: bias and ability before and after, and the verdict.
+    """Print one line per finished run below the paths, and the means over seeds where there are several.
 
     Raises UserError when there is no run to report, or a run's files are damaged.
     """
     folders = list(run_folders(paths or [Path("outputs")]))
     if not folders:
         raise UserError(f"no finished run below {', '.join(map(str, paths)) or 'outputs'}; start one with `debias run`")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", overflow="fold", min_width=16)
-    table.add_column("bias")
-    for name in ("SS", "difference", "LMS", "ICAT", "perplexity"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict")
-    for folder in folders:
-        figures = read_figures(folder)
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        bias = config.get("data", {}).get("bias", "overall")
-        table.add_row(
-            f"{folder.parent.name}/{folder.name}",
-            bias,
-            *_cells(rows(figures, bias), bias),
-            outcome(figures, bias).verdict,
-        )
+    runs = [Run(f, yaml.safe_load((f / "config.yaml").read_text(encoding="utf-8")), read_figures(f)) for f in folders]
+    labels = differences([run.config for run in runs])
+    table = _table("run", "bias", "SS", "difference", "LMS", "ICAT", "perplexity", "verdict")
+    for run, label in zip(runs, labels, strict=True):
+        cells = _cells(rows(run.figures, run.bias), run.bias)
+        words = " ".join(f"{k}={v}" for k, v in label.items()) or f"{run.folder.parent.name}/{run.folder.name}"
+        table.add_row(words, run.bias, *cells, outcome(run.figures, run.bias).verdict)
     console.print(table)
     console.print(
         "base -> debiased; difference of SS with its 95% interval; StereoSet of the targeted bias", style="dim"
     )
+    groups = by_choice(runs, labels)
+    if any(len(group) > 1 for group in groups.values()):
+        console.print(Text("\nmean over seeds (lowest to highest)", style="bold"))
+        console.print(_means(groups))
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What tells the runs apart: the keys that all configs have, under their shortest name, where values differ."""
+    flat = [dict(_flat(config)) for config in configs]
+    common = [key for key in flat[0] if all(key in other for other in flat)]
+    varying = [key for key in common if len({str(f[key]) for f in flat}) > 1]
+    varying.sort(key=lambda key: (key == "seed", key))
+    short = {key: key.removesuffix("._target_").rsplit(".", 1)[-1] for key in varying}
+    names = {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
+    return [{names[key]: str(f[key]).rsplit(".", 1)[-1] if "_target_" in key else str(f[key]) for key in varying}
+            for f in flat]  # fmt: skip
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if prefix == "data." and key == "sources":
+            yield "data", "+".join(value)
+        elif isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif prefix or key not in BESIDE:
+            yield f"{prefix}{key}", value
+
+
+def by_choice(runs: Sequence[Run], labels: Sequence[Mapping[str, str]]) -> dict[str, list[Run]]:
+    """Runs that differ in nothing but the seed, under what they have in common."""
+    groups: dict[str, list[Run]] = {}
+    for run, label in zip(runs, labels, strict=True):
+        name = " ".join(f"{k}={v}" for k, v in label.items() if k != "seed") or run.folder.parent.name
+        groups.setdefault(name, []).append(run)
+    return groups
+
+
+def _means(groups: Mapping[str, Sequence[Run]]) -> Table:
+    table = _table("runs", "seeds", "SS", "certain", "LMS", "ICAT", "perplexity")
+    for name, group in groups.items():
+        found = [_headlines(rows(run.figures, run.bias), run.bias) for run in group]
+        if any(f[0] is None or f[0].debiased is None for f in found):
+            continue  # base models alone
+        certain = sum(f[0].certain for f in found if f[0])
+        spread = [_spread([f[i] for f in found]) for i in range(4)]
+        table.add_row(name, str(len(group)), spread[0], f"{certain} of {len(group)}", *spread[1:])
+    return table
+
+
+def _spread(found: Sequence[Row | None]) -> str:
+    values = [row.debiased.value for row in found if row and row.debiased]
+    if not values:
+        return ""
+    mean = f"{sum(values) / len(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        left = name in ("run", "runs", "bias", "verdict")
+        table.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    return table
 
 
 def run_folders(paths: Sequence[Path]) -> Iterator[Path]:
@@ -61,12 +132,16 @@ def run_folders(paths: Sequence[Path]) -> Iterator[Path]:
                 yield status.parent
 
 
-def _cells(table_rows: Sequence[Row], bias: str) -> list[str]:
+def _headlines(table_rows: Sequence[Row], bias: str) -> list[Row | None]:
+    """SS, LMS and ICAT of the targeted bias (else overall), and perplexity."""
     by = {(r.base.benchmark, r.base.bias, r.base.metric): r for r in table_rows}
     of = bias if ("stereoset", bias, "SS") in by else "overall"
-    ss = by.get(("stereoset", of, "SS"))
+    return [by.get(("stereoset", of, m)) for m in ("SS", "LMS", "ICAT")] + [by.get(("perplexity", "all", "perplexity"))]
+
+
+def _cells(table_rows: Sequence[Row], bias: str) -> list[str]:
+    ss, *others = _headlines(table_rows, bias)
     delta = "" if ss is None else " ".join((ss.cells()[6], f"({ss.cells()[7]})")) if ss.delta else ""
-    others = [by.get(("stereoset", of, m)) for m in ("LMS", "ICAT")] + [by.get(("perplexity", "all", "perplexity"))]
     return [_arrow(ss), delta, *map(_arrow, others)]
 
 
