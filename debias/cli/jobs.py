@@ -130,7 +130,7 @@ def doctor_job(cfg: Any) -> int:
         if (target := _fixed(path)).exists():
             raise UserError(f"{target} exists already; move it away, or set overwrite=true")
     names = leakage.available() if cfg.leakage else []
-    indices = [leakage.benchmark_index(name) for name in bar("reading benchmarks")(names, len(names))]
+    indices = [leakage.benchmark_index(n) for n in (bar("reading benchmarks")(names, len(names)) if names else ())]
     unread = leakage.missing() if cfg.leakage else []
     diagnoses = []
     for path, (records, broken) in files.items():
