@@ -19,8 +19,9 @@ import torch
 
 from debias import metrics
 from debias.benchmarks.stereoset import StereoSet
-from debias.likelihood import BiasBench, _tree_order, padded, prefix_tree, score
+from debias.likelihood import _tree_order, padded, prefix_tree, score
 from debias.models.base import BaseModel
+from debias.protocols import BiasBench, start_id
 from debias.records import Span
 
 
@@ -35,10 +36,10 @@ def main() -> None:
     base = BaseModel("smollm2").load()
     model, tokenizer, protocol = base.model, base.tokenizer, BiasBench()
     benchmark = StereoSet(protocol, limit=0, whole="gender")
-    candidates = benchmark.candidates(tokenizer)
+    candidates = benchmark.candidates(base.tokens)
     ids = tokenizer([c.text for c in candidates], add_special_tokens=False).input_ids
-    start = protocol.start_id(tokenizer)
-    spans_of = [protocol.spans(i, start) for i in ids]
+    start = start_id(tokenizer, None, "<|endoftext|>")
+    spans_of = protocol.reading(base.tokens).spans(candidates, tokenizer)
     spans = [span for several in spans_of for span in several]
     tokens = sum(map(len, ids))
     order, growth = _tree_order(spans)

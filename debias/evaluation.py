@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,9 @@ from debias.benchmarks import Benchmark
 from debias.models.adapter import adapter_sha256
 from debias.models.base import Base
 from debias.progress import bar
-from debias.records import Figure, Span, UserError
+from debias.protocols import Pieces
+from debias.records import Candidate, Figure, Scored, Tokens, UserError
+from debias.statistics import adjusted
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class Evaluation(NamedTuple):
     likelihoods: pd.DataFrame  # the columns of likelihoods.parquet
     texts: pd.Series  # by (benchmark, example, candidate)
     positions: int  # tokens that were scored afresh, not taken from the cache
+    notes: tuple[str, ...] = ()  # what could not be scored
 
 
 class Scorer:
@@ -43,104 +46,197 @@ class Scorer:
         precision: `32` or `bf16` (a third to half of the time; single scores move by up to 0.4 nats per token).
         token_budget: positions of one forward pass; 512 suits a CPU's cache, a GPU likes 2,048 and more.
         cache: folder of shared scores; they are keyed on weights, precision and every scored token.
+        name: what the model with the adapter is called in the records.
     """
 
-    def __init__(self, base: Base, adapted: Any, precision: str, token_budget: int, cache: Path) -> None:
-        self.base, self.adapted, self.precision, self.token_budget, self.cache = (
-            base, adapted, precision, token_budget, cache,
+    def __init__(
+        self, base: Base, adapted: Any, precision: str, token_budget: int, cache: Path, name: str = "debiased"
+    ) -> None:
+        self.base, self.adapted, self.precision, self.token_budget, self.cache, self.name = (
+            base, adapted, precision, token_budget, cache, name,
         )  # fmt: skip
         self.model = base.model if adapted is None else adapted
         self.adapter_sha256 = "" if adapted is None else adapter_sha256(adapted)
         self.model.to(PRECISIONS[precision])
-        self.layout = likelihood.choose_layout(self.model)
+        self.layout = likelihood.choose_layout(self.model, base.kind)
         if self.layout is likelihood.padded:
             log.info("%s takes no prefix trees: scoring in padded batches, which is slower", type(base.model).__name__)
+        self.active = "base" if adapted is None else name
         self.positions = 0
+        self.notes: dict[str, None] = {}
+
+    @property
+    def tokens(self) -> Tokens:
+        """How the model sees text."""
+        return self.base.tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     def models(self) -> list[str]:
         """Names of the models that can be scored."""
-        return ["base"] if self.adapted is None else ["base", "debiased"]
+        return ["base"] if self.adapted is None else ["base", self.name]
 
-    def logprobs(self, spans: Sequence[Span], model: str, label: str) -> np.ndarray:
-        """Log-probability of each span in nats, from the shared cache where the same was scored before."""
-        self._check_length(spans)
-        path = self.cache / "scores" / f"{self._key(spans, model)}.npy"
+    @contextmanager
+    def using(self, model: str) -> Iterator[None]:
+        """Score with this model inside the block."""
+        before, self.active = self.active, model
+        off = self.adapted is not None and model == "base"
+        try:
+            with self.adapted.disable_adapter() if off else nullcontext():
+                yield
+        finally:
+            self.active = before
+
+    def score(self, candidates: Sequence[Candidate], protocol: Any, label: str) -> pd.DataFrame:
+        """One row per candidate: example, candidate, bias, target, logprob (nats), num_tokens, score.
+
+        A candidate that the protocol cannot score, or that is longer than the model's context, has no score; what
+        cannot be scored is counted in `notes`. Raises UserError when that is everything.
+        """
+        reading = protocol.reading(self.tokens, all(c.cloze for c in candidates))
+        spans_of = [list(spans) for spans in reading.spans(candidates, self.tokens.tokenizer)]
+        limit = self.base.max_positions
+        long = [bool(limit) and any(s.num_positions > limit for s in spans) for spans in spans_of]
+        kept = [[] if is_long else spans for spans, is_long in zip(spans_of, long, strict=True)]
+        spans = [span for several in kept for span in several]
+        answer_S2 = self.logprobs(spans, label) if spans else np.empty((0, 2))
+        owner_S = np.repeat(np.arange(len(kept)), [len(several) for several in kept])
+        num_S = np.array([span.num_tokens for span in spans], dtype=float)
+        pieces = Pieces(answer_S2[:, 0], answer_S2[:, 1].astype(bool), num_S, owner_S, len(kept))
+        rows = pd.DataFrame([c[:4] for c in candidates], columns=["example", "candidate", "bias", "target"])
+        rows["logprob"] = pieces.total(pieces.logprob_S)
+        rows["num_tokens"] = pieces.total(num_S).astype(int)
+        rows["score"] = reading.score(pieces)
+        self._note(rows, long, f"{label} ({protocol.name})", limit)
+        return rows
+
+    def _note(self, rows: pd.DataFrame, long: Sequence[bool], label: str, limit: int | None) -> None:
+        examples = rows["example"].nunique()
+        missing = rows.loc[rows["score"].isna(), "example"].nunique()
+        too_long = rows.loc[np.array(long, dtype=bool), "example"].nunique()
+        if not missing:
+            return
+        why = f", {too_long:,} of them longer than the model's {limit} tokens" if too_long else ""
+        note = f"{label}: {missing:,} of {examples:,} examples cannot be scored and are left out{why}"
+        if missing == examples:
+            hint = f"; shorten them (eval.perplexity.window={(limit or 0) - 2})" if too_long else ""
+            raise UserError(f"{label}: none of {examples:,} examples can be scored{why}{hint}")
+        self.notes[note] = None
+
+    def logprobs(self, spans: Sequence[Scored], label: str) -> np.ndarray:
+        """Shape (S, 2): log-probability of each span in nats, and 1 where its tokens are the likeliest ones."""
+
+        def fresh() -> np.ndarray:
+            progress = bar(f"{label}, {self.active}")
+            scores = likelihood.score_and_greedy(self.model, spans, self.layout, self.token_budget, progress)
+            if not np.isfinite(scores).all():
+                raise UserError(
+                    f"the {self.active} model gives log-probabilities that are no numbers; "
+                    "training diverged (lower training.lr)"
+                )
+            self.positions += sum(span.num_tokens for span in spans)
+            return scores
+
+        return self.cached(_content(spans), fresh)
+
+    def cached(self, content: Iterable[bytes], compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """What `compute` gives for the active model, from the shared cache where it was computed before.
+
+        Args:
+            content: everything that the result depends on beside weights, arithmetic and versions.
+        """
+        path = self.cache / "scores" / f"{self._key(content)}.npy"
         if path.is_file():
             try:
-                scores = np.load(path, allow_pickle=False)
-                if scores.shape == (len(spans),):
-                    return scores
+                return np.load(path, allow_pickle=False)
             except (OSError, ValueError, EOFError):
-                log.warning("%s is damaged and will be scored again", path)
-        off = self.adapted is not None and model == "base"
-        with self.adapted.disable_adapter() if off else nullcontext():
-            scores = likelihood.score(self.model, spans, self.layout, self.token_budget, bar(f"{label}, {model}"))
-        if not np.isfinite(scores).all():
-            raise UserError(
-                f"the {model} model gives log-probabilities that are no numbers; training diverged (lower training.lr)"
-            )
-        self.positions += sum(len(ids) - start for ids, start in spans)
+                log.warning("%s is damaged and will be computed again", path)
+        result = compute()
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(f".{np.random.randint(1 << 30)}.tmp")
         with half.open("wb") as file:
-            np.save(file, scores)
+            np.save(file, result)
         half.replace(path)
-        return scores
+        return result
 
-    def _key(self, spans: Sequence[Span], model: str) -> str:
-        """Everything that a score depends on: weights, arithmetic and the scored tokens with their context."""
+    def _key(self, content: Iterable[bytes]) -> str:
         digest = hashlib.sha256()
-        arithmetic = f"{self.precision} {next(self.model.parameters()).device.type} {torch.__version__}"
-        adapter = self.adapter_sha256 if model == "debiased" else ""
-        digest.update(f"{self.base.sha256} {adapter} {arithmetic} {len(spans)}".encode())
-        for ids, start in spans:
-            digest.update(np.array([start, len(ids), *ids], dtype=np.int64).tobytes())
+        arithmetic = f"{self.precision} {self.device.type} {torch.__version__}"
+        adapter = self.adapter_sha256 if self.active != "base" else ""
+        digest.update(f"{self.base.sha256} {adapter} {arithmetic}".encode())
+        for part in content:
+            digest.update(part)
         return digest.hexdigest()
 
-    def _check_length(self, spans: Sequence[Span]) -> None:
-        longest = max(len(span.ids) for span in spans)
-        limit = getattr(self.base.model.config, "max_position_embeddings", None)
-        if limit and longest > limit + 1:  # the last token needs no position
-            raise UserError(
-                f"a text has {longest} tokens, but {self.base.name} has {limit} positions; "
-                f"shorten it (eval.perplexity.window={limit - 1})"
-            )
+
+def _content(spans: Sequence[Scored]) -> Iterator[bytes]:
+    """The scored tokens with their context, without ambiguity."""
+    yield f"spans {len(spans)}".encode()
+    for span in spans:
+        numbers = [len(part) if isinstance(part, tuple) else part for part in span]
+        for part in span:
+            numbers.extend(part if isinstance(part, tuple) else ())
+        yield np.array(numbers, dtype=np.int64).tobytes()
 
 
 def evaluate(scorer: Scorer, benchmarks: Sequence[Benchmark]) -> Evaluation:
     """Score every benchmark under every model and compute the figures."""
+    likelihoods = pd.concat([scores_of(scorer, benchmarks, model) for model in scorer.models()], ignore_index=True)
+    return finished(scorer.tokens, benchmarks, likelihoods, scorer.positions, tuple(scorer.notes))
+
+
+def scores_of(scorer: Scorer, benchmarks: Sequence[Benchmark], model: str) -> pd.DataFrame:
+    """What each benchmark recorded of one model: the columns of likelihoods.parquet."""
+    frames = []
+    with scorer.using(model):
+        for benchmark in benchmarks:
+            rows = benchmark.scores(scorer)
+            frames.append(rows.assign(benchmark=benchmark.name, protocol=benchmark.protocol_name, model=model))
+    return pd.concat(frames, ignore_index=True)
+
+
+def finished(
+    tokens: Tokens,
+    benchmarks: Sequence[Benchmark],
+    likelihoods: pd.DataFrame,
+    positions: int,
+    notes: tuple[str, ...],
+) -> Evaluation:
+    """Records -> figures and texts."""
+    shown = pd.DataFrame(
+        [(b.name, c.example, c.candidate, c.text) for b in benchmarks for c in b.candidates(tokens)],
+        columns=["benchmark", "example", "candidate", "text"],
+    ).drop_duplicates(["benchmark", "example", "candidate"])
+    texts = shown.set_index(["benchmark", "example", "candidate"])["text"]
+    return Evaluation(figures_of(benchmarks, likelihoods), likelihoods, texts, positions, notes)
+
+
+def figures_of(benchmarks: Sequence[Benchmark], likelihoods: pd.DataFrame) -> list[Figure]:
+    """Every figure of a run from its records alone: no model and no benchmark file is needed."""
     figures: list[Figure] = []
-    frames: list[pd.DataFrame] = []
-    texts: list[pd.DataFrame] = []
     for benchmark in benchmarks:
-        candidates = pd.DataFrame(benchmark.candidates(scorer.base.tokenizer))
-        candidates.insert(0, "benchmark", benchmark.name)
-        scored = [score_candidates(scorer, benchmark, candidates, model) for model in scorer.models()]
-        for comparison in benchmark.comparisons(scored[0], scored[-1]):
-            lines = comparison.figures(benchmark.name, benchmark.protocol.name)
-            figures.extend(line for line in lines if line.model in (*scorer.models(), *_delta(scorer)))
-        frames.extend(scored)
-        texts.append(candidates)
-    by_text = pd.concat(texts).set_index(["benchmark", "example", "candidate"])["text"]
-    return Evaluation(figures, pd.concat(frames, ignore_index=True), by_text, scorer.positions)
+        by_model = records_of(benchmark, likelihoods)
+        base = by_model["base"]
+        others = {name: rows for name, rows in by_model.items() if name != "base"} or {"base": base}
+        lines: dict[tuple[str, str, str], Figure] = {}
+        for model, rows in others.items():
+            for comparison in benchmark.comparisons(base, rows):
+                for figure in comparison.figures(benchmark.name, benchmark.protocol_name, model):
+                    lines.setdefault((figure.bias, figure.metric, figure.model), figure)
+        wanted = {"base", *others, *(name.replace("debiased", "delta", 1) for name in others)}
+        figures.extend(f for f in lines.values() if f.model in wanted)
+    return adjusted(figures)
 
 
-def _delta(scorer: Scorer) -> Iterator[str]:
-    if scorer.adapted is not None:
-        yield "delta"
-
-
-def score_candidates(scorer: Scorer, benchmark: Benchmark, candidates: pd.DataFrame, model: str) -> pd.DataFrame:
-    """One row per candidate: the columns of `candidates` without the text, and logprob, num_tokens and score."""
-    tokenizer, protocol = scorer.base.tokenizer, benchmark.protocol
-    start = protocol.start_id(tokenizer)
-    ids = tokenizer(list(candidates["text"]), add_special_tokens=False, verbose=False).input_ids
-    spans_of: list[list[Span]] = [protocol.spans(i, start) for i in ids]
-    owner = np.repeat(np.arange(len(ids)), [len(spans) for spans in spans_of])
-    logprob = scorer.logprobs([span for spans in spans_of for span in spans], model, benchmark.name)
-    scored = candidates.drop(columns="text")
-    scored["model"] = model
-    scored["logprob"] = np.bincount(owner, weights=logprob, minlength=len(ids))
-    scored["num_tokens"] = [sum(len(span.ids) - span.start for span in spans) for spans in spans_of]
-    scored["score"] = scored["logprob"] / scored["num_tokens"]
-    return scored
+def records_of(benchmark: Benchmark, likelihoods: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A benchmark's rows by model, without the examples that have a candidate without a score."""
+    mine = likelihoods["benchmark"].eq(benchmark.name) & likelihoods["protocol"].eq(benchmark.protocol_name)
+    rows = likelihoods[mine]
+    broken = rows.loc[rows["score"].isna(), "example"].unique()
+    rows = rows[~rows["example"].isin(broken)]
+    if "base" not in set(rows["model"]):
+        raise UserError(f"likelihoods.parquet holds no score of {benchmark.name} ({benchmark.protocol_name})")
+    return {str(model): rows[rows["model"] == model] for model in rows["model"].unique()}

@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import platform
+import re
 import resource
 import sys
 import time
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 
@@ -24,13 +26,12 @@ from debias.data.matching import steps_of_examples, steps_of_tokens
 from debias.data.mixture import Mixture
 from debias.data.neutral import neutral_spans
 from debias.data.triplets import TripletFile
-from debias.evaluation import Evaluation, Scorer, evaluate
-from debias.likelihood import Conditional
+from debias.evaluation import Evaluation, Scorer, evaluate, finished, scores_of
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.objectives import Attribute
 from debias.progress import bar
-from debias.records import Recipe, Scoring, Span, Triplet, UserError
+from debias.records import Recipe, Scored, Scoring, Tokens, Triplet, UserError
 from debias.report.write import RunReport, write_reports
 from debias.results import RunFolder, write_json
 
@@ -95,7 +96,7 @@ def run(
     log.info("data: %d sentences from %s%s", len(checked.triplets), ", ".join(data.sources), dropped)
     for benchmark in benchmarks:
         benchmark.fingerprint()  # so does a missing benchmark
-    seen = check_unseen([t.sentence for t in checked.triplets], benchmarks, model.tokenizer())
+    seen = check_unseen([t.sentence for t in checked.triplets], benchmarks, model.tokens())
     checked = checked._replace(notes=(*checked.notes, *seen))
     for note in checked.notes:
         log.info("note: %s", note)
@@ -111,14 +112,13 @@ def run(
         with cost.stage("train") as spent:
             pl.seed_everything(seed, verbose=False)
             adapted = adapters.attach(base, adapter)
-            start = Conditional().start_id(base.tokenizer) if recipe.start_token else None
 
-            def spans_of(triplets: Sequence[Triplet]) -> list[Span]:
-                return [objective.span(text) for text in encode(triplets, base.tokenizer, start)]
+            def spans_of(triplets: Sequence[Triplet]) -> list[Scored]:
+                return [objective.span(text) for text in encode(triplets, base.tokens, recipe.start_token)]
 
             num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would only cost time
-            neutral = neutral_spans(base.tokenizer, start) if num_neutral else []
-            layout = likelihood.choose_layout(adapted)
+            neutral = neutral_spans(base.tokens, recipe.start_token) if num_neutral else []
+            layout = likelihood.choose_layout(adapted, base.kind)
             mix_lengths = data.match in ("steps", "tokens")
             spans = spans_of(checked.triplets)
             batches = training.SpanData(spans, layout, recipe.batch_size, seed, neutral, num_neutral, mix_lengths)
@@ -147,14 +147,14 @@ def run(
     return evaluation
 
 
-def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Benchmark], tokenizer: Any) -> list[str]:
+def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Benchmark], tokens: Tokens) -> list[str]:
     """Sentences that are both trained on and scored, ignoring case and outer white space, as notes.
 
     Raises UserError where they are more than 1% of the training sentences.
     """
     notes = []
     for benchmark in benchmarks:
-        scored = {candidate.text.strip().lower() for candidate in benchmark.candidates(tokenizer)}
+        scored = {candidate.text.strip().lower() for candidate in benchmark.candidates(tokens)}
         count = sum(sentence.strip().lower() in scored for sentence in sentences)
         what = f"{count} of the {len(sentences)} training sentences are scored by {benchmark.name}"
         if count > 0.01 * len(sentences):
@@ -168,7 +168,7 @@ def _matched_steps(
     data: Mixture,
     recipe: Recipe,
     batches: training.SpanData,
-    spans_of: Callable[[Sequence[Triplet]], list[Span]],
+    spans_of: Callable[[Sequence[Triplet]], list[Scored]],
     make_trainer: Callable[..., pl.Trainer],
 ) -> int | None:
     """Steps that make runs on different sources comparable, or None: the epochs decide."""
@@ -186,31 +186,60 @@ def attribute_losses(model: BaseModel, triplets: Sequence[Triplet]) -> list[floa
     """The base model's loss on each triplet, in nats per attribute token."""
     base = model.load()
     objective = Attribute()
-    start = Conditional().start_id(base.tokenizer)
-    spans = [objective.span(text) for text in encode(triplets, base.tokenizer, start)]
-    layout = likelihood.choose_layout(base.model)
+    spans = [objective.span(text) for text in encode(triplets, base.tokens)]
+    layout = likelihood.choose_layout(base.model, base.kind)
     logprob_S = likelihood.score(base.model, spans, layout, progress=bar("scoring attributes"))
-    return [-logprob / (len(ids) - first) for logprob, (ids, first) in zip(logprob_S, spans, strict=True)]
+    return [-float(logprob) / span.num_tokens for logprob, span in zip(logprob_S, spans, strict=True)]
 
 
 def evaluate_only(
     folder: RunFolder,
     model: BaseModel,
-    adapter_path: str | None,
+    adapter_paths: Sequence[str],
     scoring: Scoring,
     benchmarks: Sequence[Benchmark],
     report: RunReport,
 ) -> Evaluation:
-    """Score a base model, and the same with an adapter when a folder is given."""
+    """Score a base model, and the same with each of the adapters: the base is loaded and scored once."""
     cost = Cost(folder.path)
     for benchmark in benchmarks:
         benchmark.fingerprint()
+    names = adapter_names(adapter_paths)
     with cost.stage("load"):
         base = model.load()
-        adapted = adapters.load(base, adapter_path) if adapter_path else None
-    evaluation = _evaluate(folder, base, adapted, scoring, benchmarks, cost)
+        base.model.to(_device())
+    frames: list[pd.DataFrame] = []
+    notes: dict[str, None] = {}
+    with cost.stage("evaluate") as spent:
+        for name, path in names.items() or {"base": None}.items():
+            adapted = adapters.load(base, path) if path else None
+            scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir(), name)
+            models = scorer.models()[1:] if frames else scorer.models()
+            frames += [scores_of(scorer, benchmarks, m) for m in models]
+            spent["tokens"] += scorer.positions
+            notes |= scorer.notes
+            if adapted is not None:
+                adapters.detach(adapted)
+    evaluation = finished(base.tokens, benchmarks, pd.concat(frames, ignore_index=True), spent["tokens"], tuple(notes))
+    _write(folder, evaluation)
     write_reports(folder, evaluation, report, None, base.name, None)
     return evaluation
+
+
+def adapter_names(paths: Sequence[str]) -> dict[str, str]:
+    """What each adapter's model is called in the records: `debiased`, or of several `debiased:` and its folder's name.
+
+    A folder called `adapter` goes by its run's name, as `debias run` makes them; names that repeat get a number.
+    """
+    if len(paths) < 2:
+        return dict(zip(["debiased"], paths, strict=False))
+    names: dict[str, str] = {}
+    for path in paths:
+        folder = Path(path).expanduser().resolve()
+        stem = folder.parent.name if folder.name == ADAPTER else folder.name
+        same = sum(re.sub(r" \(\d+\)$", "", known) == f"debiased:{stem}" for known in names)
+        names[f"debiased:{stem}" + (f" ({same + 1})" if same else "")] = path
+    return names
 
 
 def _evaluate(
@@ -221,9 +250,15 @@ def _evaluate(
         scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir())
         evaluation = evaluate(scorer, benchmarks)
         spent["tokens"] = evaluation.positions
+    _write(folder, evaluation)
+    return evaluation
+
+
+def _write(folder: RunFolder, evaluation: Evaluation) -> None:
+    for note in evaluation.notes:
+        log.info("note: %s", note)
     folder.write_likelihoods(evaluation.likelihoods)
     folder.write_figures(evaluation.figures)
-    return evaluation
 
 
 def _device() -> str:

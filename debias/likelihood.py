@@ -1,11 +1,13 @@
 """Where tokens meet a model: log-probabilities of token spans, in nats.
 
-Every objective and every likelihood benchmark asks for the same thing, log p(ids[start:] | ids[:start]), so training
-and scoring share this file, and a causal model is known nowhere else.
+Every objective and every likelihood benchmark asks for the same thing: the log-probability of marked tokens given
+others, which are those before them (`Span`, causal models) or all the rest of a text (`Masked`, masked models). So
+training and scoring share this file.
 
-Spans are laid out as a prefix tree in one row: each distinct prefix stands there once, a token sees its ancestors only
-(a boolean attention mask), and its position is its depth. There is no padding, and a prefix shared by several spans is
-computed once. Logits are computed at the positions that predict a scored token and nowhere else.
+A causal model's spans are laid out as a prefix tree in one row: each distinct prefix stands there once, a token sees
+its ancestors only (a boolean attention mask), and its position is its depth. There is no padding, and a prefix shared
+by several spans is computed once. A masked model's texts are the rows of a matrix. Logits are computed at the positions
+that predict a scored token and nowhere else.
 
 Shapes: B rows, T positions, N positions with logits, V vocabulary, E scored tokens, S spans.
 """
@@ -15,79 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from typing import Protocol as Interface
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from debias.records import Batch, Span, UserError
+from debias.records import Batch, Masked, Scored, Span, UserError
 
-Layout = Callable[[Sequence[Span]], Batch]
-
-
-# ---------------------------------------------------------------- protocols: a text's ids -> the spans to score
-
-
-class Protocol(Interface):
-    """One published way to turn a text into a log-likelihood; its name stands in `metrics.jsonl`.
-
-    Args of the implementations:
-        start_token: the token that stands before a text; when empty the protocol's own choice.
-    """
-
-    name: str
-
-    def start_id(self, tokenizer: Any) -> int:
-        """Id of the start token. Raises UserError when the vocabulary lacks it."""
-
-    def spans(self, ids: Sequence[int], start: int) -> list[Span]:
-        """Spans whose log-probabilities add up to the text's."""
-
-
-class BiasBench:
-    """Meade et al. 2022 (bias-bench): the first token given `<|endoftext|>`, the others *without* a start token."""
-
-    name = "bias_bench"
-
-    def __init__(self, start_token: str | None = None) -> None:
-        self.start_token = start_token
-
-    def start_id(self, tokenizer: Any) -> int:
-        """`<|endoftext|>`, as the published code has it, or BOS in a vocabulary without it."""
-        return _token_id(tokenizer, self.start_token, "<|endoftext|>", tokenizer.bos_token, tokenizer.eos_token)
-
-    def spans(self, ids: Sequence[int], start: int) -> list[Span]:
-        """Two spans: the first token after the start token; the others after the first."""
-        first = Span((start, ids[0]), 1)
-        return [first, Span(tuple(ids), 1)] if len(ids) > 1 else [first]
-
-
-class Conditional:
-    """Every token given the start token and all that precedes it: the likelihood the model was trained for."""
-
-    name = "conditional"
-
-    def __init__(self, start_token: str | None = None) -> None:
-        self.start_token = start_token
-
-    def start_id(self, tokenizer: Any) -> int:
-        """BOS, or EOS in a vocabulary without it (GPT-2's are one)."""
-        return _token_id(tokenizer, self.start_token, tokenizer.bos_token, tokenizer.eos_token)
-
-    def spans(self, ids: Sequence[int], start: int) -> list[Span]:
-        """One span."""
-        return [Span((start, *ids), 1)]
-
-
-def _token_id(tokenizer: Any, wanted: str | None, *others: str | None) -> int:
-    vocabulary = tokenizer.get_vocab()
-    for token in (wanted,) if wanted else others:
-        if token in vocabulary:
-            return vocabulary[token]
-    raise UserError(
-        f"start token {wanted or others} is not in the vocabulary; choose one with protocol.start_token=TOKEN"
-    )
+Layout = Callable[[Sequence[Any]], Batch]  # of spans of one kind
 
 
 # ---------------------------------------------------------------- layouts: spans -> one batch
@@ -133,12 +70,25 @@ def padded(spans: Sequence[Span]) -> Batch:
     return _batch(ids_BT, real_BT, torch.arange(width).expand(len(spans), width), edges, spans)
 
 
+def masked_rows(spans: Sequence[Masked]) -> Batch:
+    """Masked texts as the rows of a right-padded matrix; many masked positions of many texts share a forward pass."""
+    width = max(len(span.ids) for span in spans)
+    ids_BT = torch.zeros(len(spans), width, dtype=torch.long)
+    real_BT = torch.zeros(len(spans), width, dtype=torch.bool)
+    edges: list[tuple[int, int, int]] = []
+    for i, (ids, at, tokens) in enumerate(spans):
+        ids_BT[i, : len(ids)] = torch.tensor(ids)
+        real_BT[i, : len(ids)] = True
+        edges.extend((i * width + k, token, i) for k, token in zip(at, tokens, strict=True))
+    return _batch(ids_BT, real_BT, torch.arange(width).expand(len(spans), width), edges, spans)
+
+
 def _batch(
-    ids_BT: Tensor, mask: Tensor, at_BT: Tensor, edges: list[tuple[int, int, int]], spans: Sequence[Span]
+    ids_BT: Tensor, mask: Tensor, at_BT: Tensor, edges: list[tuple[int, int, int]], spans: Sequence[Scored]
 ) -> Batch:
     position_E, token_E, span_E = torch.tensor(edges).unbind(1)
     position_N, source_E = torch.unique(position_E, return_inverse=True)
-    num_tokens_S = torch.tensor([len(ids) - start for ids, start in spans])
+    num_tokens_S = torch.tensor([span.num_tokens for span in spans])
     return Batch(ids_BT, mask, at_BT, position_N, source_E, token_E, span_E, num_tokens_S)
 
 
@@ -199,15 +149,21 @@ def _logits(model: Any, batch: Batch) -> Tensor:
         return model(**inputs).logits[0]
 
 
-def _of_spans(logits_NV: Tensor, batch: Batch, rows: int = 64) -> Tensor:
-    """Log-probabilities of spans from logits.
+ROWS = 64  # positions whose softmax is taken at a time: the float32 copy of the logits is never held as a whole
 
-    The softmax is taken in float32 over `rows` positions at a time: the logits of one batch are the largest thing in
-    memory, and their float32 copy is never held as a whole.
-    """
-    logz_N = torch.cat([chunk_NV.float().logsumexp(-1) for chunk_NV in logits_NV.split(rows)])
+
+def _of_spans(logits_NV: Tensor, batch: Batch) -> Tensor:
+    """Log-probabilities of spans from logits; the softmax is taken in float32."""
+    logz_N = torch.cat([chunk_NV.float().logsumexp(-1) for chunk_NV in logits_NV.split(ROWS)])
     logprob_E = logits_NV[batch.source_E, batch.token_E].float() - logz_N[batch.source_E]
     return logprob_E.new_zeros(len(batch.num_tokens_S)).index_add(0, batch.span_E, logprob_E)
+
+
+def _greedy(logits_NV: Tensor, batch: Batch) -> Tensor:
+    """Whether every scored token of a span is the likeliest one at its place, shape (S,)."""
+    best_N = torch.cat([chunk_NV.amax(-1) for chunk_NV in logits_NV.split(ROWS)])
+    missed_E = (logits_NV[batch.source_E, batch.token_E] < best_N[batch.source_E]).long()
+    return missed_E.new_zeros(len(batch.num_tokens_S)).index_add(0, batch.span_E, missed_E) == 0
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -237,17 +193,19 @@ def _logits_only_at(head: nn.Module, batch: Batch) -> Iterator[None]:
         handle.remove()
 
 
-def choose_layout(model: Any) -> Layout:
-    """`prefix_tree` where the model gives the same answer as for each text alone, else `padded`."""
+def choose_layout(model: Any, kind: str = "causal") -> Layout:
+    """`masked_rows` for a masked model; for a causal one `prefix_tree` where it answers as it should, else `padded`."""
+    if kind == "masked":
+        return masked_rows
     texts = [(3, 14, 15, 92, 65), (3, 14, 15, 92, 6, 53), (3, 14, 9), (2, 71, 82, 81)]
     size = _head(model).weight.shape[0]
     spans = [Span(tuple(i % size for i in ids), 1) for ids in texts]
     with torch.inference_mode(), _evaluating(model):
         try:
-            together_S = _run(model, prefix_tree(spans))
+            together_S = span_logprobs(model, _on_device(model, prefix_tree(spans)))
         except (TypeError, ValueError, RuntimeError):
             return padded
-        alone_S = torch.cat([_run(model, padded([span])) for span in spans])
+        alone_S = torch.cat([span_logprobs(model, _on_device(model, padded([span]))) for span in spans])
     tolerance = 1e-3 if _dtype(model) == torch.float32 else 0.3
     return prefix_tree if torch.allclose(together_S, alone_S, atol=tolerance, rtol=tolerance) else padded
 
@@ -264,20 +222,23 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _run(model: Any, batch: Batch) -> Tensor:
+def _on_device(model: Any, batch: Batch) -> Batch:
     device = next(model.parameters()).device
-    return span_logprobs(model, Batch(*(tensor.to(device) for tensor in batch)))
+    return Batch(*(tensor.to(device) for tensor in batch))
 
 
 # ---------------------------------------------------------------- scoring many spans
 
 
+Progress = Callable[[Iterable[list[int]], int], Iterable[list[int]]]
+
+
 def score(
     model: Any,
-    spans: Sequence[Span],
+    spans: Sequence[Scored],
     layout: Layout = prefix_tree,
     token_budget: int = 512,
-    progress: Callable[[Iterable[list[int]], int], Iterable[list[int]]] | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Log-probability of every span in nats, float64, in the order given; it does not depend on the batching.
 
@@ -285,19 +246,33 @@ def score(
         token_budget: positions of one forward pass; with the vocabulary it bounds the memory (N * V logits).
         progress: wraps the batches (lists of span numbers) and their number, to show how far it is.
     """
+    return score_and_greedy(model, spans, layout, token_budget, progress)[:, 0]
+
+
+def score_and_greedy(
+    model: Any,
+    spans: Sequence[Scored],
+    layout: Layout = prefix_tree,
+    token_budget: int = 512,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """As `score`, shape (S, 2): the log-probability, and 1 where every scored token is the likeliest at its place."""
     order, growth = _tree_order(spans) if layout is prefix_tree else _length_order(spans)
     batches = list(_packs(order, growth, token_budget))
-    logprob_S = np.empty(len(spans))
+    answer_S2 = np.empty((len(spans), 2))
     with torch.inference_mode(), _evaluating(model):
-        for batch in progress(batches, len(batches)) if progress else batches:
-            logprob_S[batch] = _run(model, layout([spans[i] for i in batch])).double().cpu().numpy()
-    return logprob_S
+        for numbers in progress(batches, len(batches)) if progress else batches:
+            batch = _on_device(model, layout([spans[i] for i in numbers]))
+            logits_NV = _logits(model, batch)
+            answer_S2[numbers, 0] = _of_spans(logits_NV, batch).double().cpu().numpy()
+            answer_S2[numbers, 1] = _greedy(logits_NV, batch).cpu().numpy()
+    return answer_S2
 
 
 Growth = Callable[[list[int], int], int]  # positions that span i adds to a batch
 
 
-def _tree_order(spans: Sequence[Span]) -> tuple[list[int], Growth]:
+def _tree_order(spans: Sequence[Any]) -> tuple[list[int], Growth]:
     """Lexicographic order, in which neighbours share the longest prefixes."""
 
     def growth(batch: list[int], i: int) -> int:
@@ -307,11 +282,11 @@ def _tree_order(spans: Sequence[Span]) -> tuple[list[int], Growth]:
     return sorted(range(len(spans)), key=lambda i: spans[i].ids), growth
 
 
-def _length_order(spans: Sequence[Span]) -> tuple[list[int], Growth]:
+def _length_order(spans: Sequence[Scored]) -> tuple[list[int], Growth]:
     """By length, longest first: rows of one batch are about as long, and memory runs out at once or never."""
 
     def growth(batch: list[int], i: int) -> int:
-        return len(spans[batch[0] if batch else i].ids) - 1
+        return spans[batch[0] if batch else i].num_positions
 
     return sorted(range(len(spans)), key=lambda i: -len(spans[i].ids)), growth
 

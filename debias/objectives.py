@@ -1,26 +1,33 @@
 """What the loss is taken on: log-probabilities of spans -> loss.
 
-An objective says which span of a training sentence is scored (`span`) and what is made of the log-probabilities
+An objective says which tokens of a training sentence are scored (`span`) and what is made of the log-probabilities
 (`loss`). All figures are in nats.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from torch import Tensor, log1p
 
-from debias.records import Encoded, Span
+from debias.records import Encoded, Masked, Scored, Span, UserError
 
 
 class Attribute:
-    """The attribute's tokens given what precedes them (Han et al. 2024, section 3): nothing else is pushed."""
+    """The attribute's tokens and nothing else (Han et al. 2024, section 3).
 
-    def span(self, text: Encoded) -> Span:
-        """The sentence up to the attribute's last token; what follows cannot change a causal likelihood.
+    Causal models predict them from what precedes them; masked models from the rest of the sentence, with all of them
+    masked at once. The labels are the true tokens.
+    """
+
+    def span(self, text: Encoded) -> Scored:
+        """Causal: the sentence up to the attribute's last token, for what follows cannot change the likelihood.
 
         Plain text is an attribute from end to end; its first token has nothing before it but the start token, if any.
         """
-        return Span(text.ids[: text.stop], max(text.start, 1))
+        if text.mask is None:
+            return Span(text.ids[: text.stop], max(text.start, 1))
+        at = tuple(range(text.start, text.stop))
+        hidden = (*text.ids[: text.start], *[text.mask] * len(at), *text.ids[text.stop :])
+        return Masked(hidden, at, text.ids[text.start : text.stop])
 
     def loss(self, logprob_S: Tensor, num_tokens_S: Tensor) -> Tensor:
         """Mean negative log-likelihood per attribute token."""
@@ -38,14 +45,16 @@ class Unlikelihood:
     def loss(self, logprob_S: Tensor, num_tokens_S: Tensor) -> Tensor:
         """Mean of -log(1 - p) per attribute token, p being the geometric mean of the tokens of each attribute."""
         p_S = (logprob_S / num_tokens_S.clamp(min=1)).exp().clamp(max=1 - 1e-6)  # neutral spans have no token
-        return -(torch.log1p(-p_S) * num_tokens_S).sum() / num_tokens_S.sum()
+        return -(log1p(-p_S) * num_tokens_S).sum() / num_tokens_S.sum()
 
 
 class LanguageModel:
     """Every token given what precedes it: ordinary fine-tuning, as CDA and plain text are trained."""
 
-    def span(self, text: Encoded) -> Span:
-        """The whole sentence from its second token on."""
+    def span(self, text: Encoded) -> Scored:
+        """The whole sentence from its second token on. Raises UserError for a masked model."""
+        if text.mask is not None:
+            raise UserError("objective=language_model is for causal models; choose objective=attribute")
         return Span(text.ids, 1)
 
     def loss(self, logprob_S: Tensor, num_tokens_S: Tensor) -> Tensor:

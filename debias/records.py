@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,16 +31,33 @@ class Encoded(NamedTuple):
     ids: tuple[int, ...]
     start: int
     stop: int
+    mask: int | None = None  # the mask token's id for a masked model
+
+
+class Cloze(NamedTuple):
+    """A blank, what fills it and what stands around it."""
+
+    before: str
+    filling: str
+    after: str = ""
 
 
 class Candidate(NamedTuple):
-    """One text that a benchmark wants scored; candidates of one example are compared with each other."""
+    """One text that a benchmark wants scored; candidates of one example stand together and are compared."""
 
     example: str
     candidate: str
     bias: str
-    target: str
+    target: str  # the social group, or whatever examples that are not independent share
     text: str
+    cloze: Cloze | None = None  # where the candidates of an example differ in what fills a blank
+
+
+class Tokens(NamedTuple):
+    """How a model sees text: its tokenizer, and whether it predicts the next token (`causal`) or masked ones."""
+
+    tokenizer: Any
+    kind: str
 
 
 class Span(NamedTuple):
@@ -48,6 +65,37 @@ class Span(NamedTuple):
 
     ids: tuple[int, ...]
     start: int
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens are scored."""
+        return len(self.ids) - self.start
+
+    @property
+    def num_positions(self) -> int:
+        """How many positions a model needs: the last token predicts nothing."""
+        return len(self.ids) - 1
+
+
+class Masked(NamedTuple):
+    """Token ids, some of them hidden by the mask token; at the positions `at`, `tokens` are scored given the rest."""
+
+    ids: tuple[int, ...]
+    at: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens are scored."""
+        return len(self.at)
+
+    @property
+    def num_positions(self) -> int:
+        """How many positions a model needs."""
+        return len(self.ids)
+
+
+Scored = Span | Masked
 
 
 class Batch(NamedTuple):
@@ -73,13 +121,16 @@ class Figure(NamedTuple):
     protocol: str
     bias: str
     metric: str
-    model: str  # base, debiased or delta (debiased - base)
+    model: str  # base, debiased or delta (debiased - base); `debiased:NAME` where several adapters are compared
     value: float
     ci_low: float
     ci_high: float
     n: int
     ideal: float | None
-    p_value: float | None = None
+    p_value: float | None = None  # this and what follows: of differences alone
+    p_adjusted: float | None = None  # for the number of differences in the run (Benjamini & Hochberg 1995)
+    mde: float | None = None  # minimum detectable effect: the smallest difference found with 80% power
+    test: str | None = None  # bootstrap or mcnemar
 
 
 @dataclass

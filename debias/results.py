@@ -27,7 +27,9 @@ from debias.records import Figure, UserError
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
-LIKELIHOODS = ["benchmark", "example", "candidate", "bias", "target", "model", "logprob", "num_tokens", "score"]
+LIKELIHOODS = [
+    "benchmark", "protocol", "example", "candidate", "bias", "target", "model", "logprob", "num_tokens", "score",
+]  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -1,4 +1,8 @@
-"""How sure we are: bootstrap intervals of both models and of their paired difference, from the same resamples."""
+"""How sure we are: bootstrap intervals, paired tests, corrections, detectable effects, and seeds combined.
+
+Intervals of both models and of their difference come from the same resamples of independent units: target terms, pairs,
+windows, templates. What is resampled is what would be new in another sample of the benchmark.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from debias.records import Figure
 
 CONFIDENCE = 0.95
+POWER = 0.8
 SEED = 20240  # of the resamples, not of a run: the same scores always give the same interval
 
 
@@ -33,12 +40,19 @@ class Comparison(NamedTuple):
     debiased: Estimate
     delta: Estimate
     p_value: float
+    mde: float  # the smallest difference that would be found with 80% power
+    test: str  # where the p-value comes from: bootstrap or mcnemar
+    samples: np.ndarray  # (3, R): base, debiased and delta in each resample; the same units in resample r of every run
 
-    def figures(self, benchmark: str, protocol: str) -> Iterator[Figure]:
-        """The three lines of `metrics.jsonl`."""
-        for model, e in (("base", self.base), ("debiased", self.debiased), ("delta", self.delta)):
-            ideal, p = (None, self.p_value) if model == "delta" else (self.ideal, None)
-            yield Figure(benchmark, protocol, self.bias, self.metric, model, e.value, e.low, e.high, self.n, ideal, p)
+    def figures(self, benchmark: str, protocol: str, model: str = "debiased") -> Iterator[Figure]:
+        """The three lines of `metrics.jsonl`; the difference of `debiased:NAME` is called `delta:NAME`."""
+        delta = model.replace("debiased", "delta", 1)
+        for name, e in (("base", self.base), (model, self.debiased)):
+            yield Figure(benchmark, protocol, self.bias, self.metric, name, *e, self.n, self.ideal)
+        yield Figure(
+            benchmark, protocol, self.bias, self.metric, delta, *self.delta, self.n, None,
+            self.p_value, None, self.mde, self.test,
+        )  # fmt: skip
 
 
 def compare(
@@ -50,12 +64,18 @@ def compare(
     base: Sequence[np.ndarray],
     debiased: Sequence[np.ndarray],
     n_resamples: int = 9999,
+    pairs: bool = False,
 ) -> Comparison:
     """Compare `statistic(*columns, axis)` of two models over the same units (target terms, pairs, windows).
 
     Units are drawn with replacement; each resample holds the same units for both models, so the interval of the
     difference is a paired one. p is the share of resamples on the far side of zero, doubled: below 0.05 where, and
     only where, the interval leaves zero out (up to the resampling error).
+
+    Args:
+        n: examples behind the figure.
+        pairs: the first column says yes (more than 0) or no to each of n independent pairs; p is then McNemar's exact
+            one, from the pairs to which the models answer differently.
     """
     width = len(base)
 
@@ -67,21 +87,90 @@ def compare(
     columns = [np.asarray(c, dtype=float) for c in (*base, *debiased)]
     values = both(*columns)
     if len(columns[0]) < 2:  # nothing to resample: the interval is unknown
-        return _comparison(bias, metric, ideal, n, values, np.full(3, np.nan), np.full(3, np.nan), np.nan)
+        one, two, three = (Estimate(float(value), np.nan, np.nan) for value in values)
+        return Comparison(bias, metric, ideal, n, one, two, three, np.nan, np.nan, "none", np.full((3, 0), np.nan))
     batch = max(1, 2_000_000 // len(columns[0]))  # bounds the memory of the resamples
     result: Any = stats.bootstrap(
         columns, both, paired=True, vectorized=True, n_resamples=n_resamples, batch=batch,
         confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(SEED),
     )  # fmt: skip
-    delta_R = result.bootstrap_distribution[2]
-    tail = min(np.count_nonzero(delta_R <= 0), np.count_nonzero(delta_R >= 0))
-    p_value = min(1.0, 2 * (tail + 1) / (n_resamples + 1))
-    interval = result.confidence_interval
-    return _comparison(bias, metric, ideal, n, values, interval.low, interval.high, p_value)
+    samples_3R = result.bootstrap_distribution
+    low, high = result.confidence_interval
+    before, after, delta = (Estimate(float(v), float(a), float(b)) for v, a, b in zip(values, low, high, strict=True))
+    p_value = _mcnemar(columns[0] > 0, columns[width] > 0) if pairs else two_sided(samples_3R[2])
+    test = "mcnemar" if pairs else "bootstrap"
+    mde = _detectable(samples_3R[2])
+    return Comparison(bias, metric, ideal, n, before, after, delta, p_value, mde, test, samples_3R)
 
 
-def _comparison(
-    bias: str, metric: str, ideal: float, n: int, value: Any, low: Any, high: Any, p_value: float
-) -> Comparison:
-    base, debiased, delta = (Estimate(float(value[k]), float(low[k]), float(high[k])) for k in range(3))
-    return Comparison(bias, metric, ideal, n, base, debiased, delta, float(p_value))
+def two_sided(samples_R: np.ndarray) -> float:
+    """Bootstrap p-value of `zero`: the share of resamples on the far side of it, doubled, and never 0."""
+    tail = min(np.count_nonzero(samples_R <= 0), np.count_nonzero(samples_R >= 0))
+    return min(1.0, 2 * (tail + 1) / (len(samples_R) + 1))
+
+
+def _mcnemar(before: np.ndarray, after: np.ndarray) -> float:
+    table = [[np.sum(before & after), np.sum(before & ~after)], [np.sum(~before & after), np.sum(~before & ~after)]]
+    return float(mcnemar(table, exact=True).pvalue)
+
+
+def _detectable(samples_R: np.ndarray) -> float:
+    """Smallest true difference that a two-sided 5% test finds with 80% power, at this standard error (normal)."""
+    return float((stats.norm.ppf(0.5 + CONFIDENCE / 2) + stats.norm.ppf(POWER)) * np.std(samples_R))
+
+
+def per_cluster(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns for `ratio`: sum and count of the values of each cluster, in sorted order of the clusters.
+
+    For examples that are not independent (they share a target term, a template): resampling whole clusters is what
+    makes an interval honest.
+    """
+    _, cluster_N = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    values = np.asarray(values, dtype=float)
+    return np.bincount(cluster_N, values), np.bincount(cluster_N).astype(float)
+
+
+def ratio(total: np.ndarray, count: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean over examples, from sums and counts of clusters."""
+    return total.sum(axis) / count.sum(axis)
+
+
+def adjusted(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures with p-values adjusted for the number of differences in the table (Benjamini & Hochberg 1995)."""
+    tested = [i for i, f in enumerate(figures) if f.p_value is not None and np.isfinite(f.p_value)]
+    if not tested:
+        return list(figures)
+    values = multipletests([figures[i].p_value for i in tested], method="fdr_bh")[1]
+    result = list(figures)
+    for i, value in zip(tested, values, strict=True):
+        result[i] = figures[i]._replace(p_adjusted=float(value))
+    return result
+
+
+class Seeds(NamedTuple):
+    """A figure over several seeds: mean, standard deviation, and an interval for both seeds and examples."""
+
+    mean: float
+    sd: float  # between seeds; NaN for one seed
+    low: float
+    high: float
+    number: int
+
+
+def over_seeds(values_K: Sequence[float], samples_KR: Sequence[np.ndarray]) -> Seeds:
+    """Combine K runs that differ in nothing but the seed.
+
+    The interval is hierarchical: a resample draws K of the seeds with replacement and takes their mean in one and the
+    same resample of the benchmark's units, which all seeds share.
+
+    Args:
+        values_K: the figure of each run.
+        samples_KR: its bootstrap resamples, drawn alike in all runs (`Comparison.samples`).
+    """
+    samples = np.stack([np.asarray(s, dtype=float) for s in samples_KR])
+    seeds, resamples = samples.shape
+    drawn_KR = np.random.default_rng(SEED).integers(seeds, size=(seeds, resamples))
+    mean_R = np.take_along_axis(samples, drawn_KR, axis=0).mean(0)
+    low, high = np.quantile(mean_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if resamples else (np.nan, np.nan)
+    sd = float(np.std(values_K, ddof=1)) if seeds > 1 else float("nan")
+    return Seeds(float(np.mean(values_K)), sd, float(low), float(high), seeds)

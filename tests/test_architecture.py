@@ -12,7 +12,18 @@ PACKAGE = Path(__file__).resolve().parents[1] / "debias"
 # A room may import rooms of its own level or below.
 LEVELS = [
     {"records"},
-    {"assets", "data", "generation", "models", "likelihood", "objectives", "metrics", "statistics", "progress"},
+    {
+        "assets",
+        "data",
+        "generation",
+        "models",
+        "likelihood",
+        "objectives",
+        "metrics",
+        "statistics",
+        "progress",
+        "protocols",
+    },
     {"training", "benchmarks"},
     {"evaluation"},
     {"results"},

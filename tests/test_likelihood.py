@@ -13,8 +13,9 @@ import transformers as hf
 from torch import nn
 
 from debias import likelihood
-from debias.likelihood import BiasBench, Conditional, choose_layout, padded, prefix_tree, score, span_logprobs
-from debias.records import Span
+from debias.likelihood import choose_layout, padded, prefix_tree, score, span_logprobs
+from debias.protocols import BiasBench
+from debias.records import Span, Tokens
 
 TOKENS = [(5, 6, 7, 8), (5, 6, 9), (5, 6, 7, 4), (3, 2), (5, 6, 7, 8, 1, 1)]
 SPANS = [Span(ids, 1) for ids in TOKENS] + [Span((5, 6, 7, 8, 2), 3)]
@@ -145,19 +146,13 @@ def test_batches_keep_to_the_budget_and_cover_everything() -> None:
         assert positions <= 4 or len(batch) == 1
 
 
-def test_protocols() -> None:
-    assert BiasBench().spans([7, 8, 9], start=0) == [Span((0, 7), 1), Span((7, 8, 9), 1)]
-    assert BiasBench().spans([7], start=0) == [Span((0, 7), 1)]
-    assert Conditional().spans([7, 8, 9], start=1) == [Span((1, 7, 8, 9), 1)]
-
-
 def test_stereoset_needs_81364_positions(smollm2: object) -> None:
     """The count of distinct prefixes with a successor, over the 19,176 sentences of the test set."""
     from transformers import AutoTokenizer
 
     from debias.benchmarks.stereoset import StereoSet
 
-    texts = [c.text for c in StereoSet(BiasBench()).candidates(None)]
+    texts = [c.text for c in StereoSet(BiasBench()).candidates(Tokens(None, "causal"))]
     ids = AutoTokenizer.from_pretrained(smollm2)(texts, add_special_tokens=False).input_ids
     spans = [Span(tuple(i), 1) for i in ids]
     order, growth = likelihood._tree_order(spans)
@@ -175,7 +170,7 @@ def test_real_model_scores_do_not_depend_on_batching(smollm2: object) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    texts = [c.text for c in StereoSet(BiasBench(), limit=3).candidates(tokenizer)]
+    texts = [c.text for c in StereoSet(BiasBench(), limit=3).candidates(Tokens(tokenizer, "causal"))]
     spans = [Span(tuple(ids), 1) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
     tokens = np.array([len(span.ids) - 1 for span in spans])
     together = score(model, spans, token_budget=512) / tokens

@@ -44,10 +44,11 @@ def test_icat(ss: float, lms: float, icat: float) -> None:
 def test_crows_pairs_tie_is_not_stereotyping() -> None:
     rows = [("1", -1.0, -2.0), ("2", -2.0, -1.0), ("3", -1.0, -1.0), ("4", -1.0, -3.0)]
     scores = pd.DataFrame(
-        [{"bias": "b", "example": e, "candidate": c, "score": s} for e, more, less in rows
+        [{"bias": "b", "target": "stereo", "example": e, "candidate": c, "score": s} for e, more, less in rows
          for c, s in (("sent_more", more), ("sent_less", less))]
     )  # fmt: skip
     assert metrics.crows_pairs(scores)["ss"].tolist() == [100, 0, 0, 100]
+    assert metrics.crows_pairs(scores, ties=0.5)["ss"].tolist() == [100, 0, 50, 100]
 
 
 def test_perplexity_weights_windows_by_tokens() -> None:

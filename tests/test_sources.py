@@ -20,8 +20,8 @@ from debias.data.panda import CATEGORIES, Panda, rows
 from debias.data.plaintext import Text, split_sentences, usable
 from debias.data.triplets import Checked, TripletFile
 from debias.experiment import check_unseen
-from debias.likelihood import BiasBench
-from debias.records import Triplet, UserError
+from debias.protocols import BiasBench
+from debias.records import Tokens, Triplet, UserError
 
 
 class Fixed:
@@ -310,7 +310,7 @@ def test_training_sentences_that_are_scored_are_refused() -> None:
 
 def test_a_few_scored_sentences_are_noted() -> None:
     """1 of 100 is within 1%, whatever its case; 2 of 100 are not."""
-    scored = [c.text for c in CrowsPairs(BiasBench(), limit=2).candidates(None)]
+    scored = [c.text for c in CrowsPairs(BiasBench(), limit=2).candidates(Tokens(None, "causal"))]
     benchmarks = [CrowsPairs(BiasBench(), limit=2)]
     own = [f"Sentence {i}." for i in range(99)]
     note = "1 of the 100 training sentences are scored by crows_pairs too"

@@ -35,7 +35,7 @@ def prepared(
     base = BaseModel(str(tiny)).load()
     model = adapters.attach(base, peft.LoraConfig(r=2, lora_dropout=dropout))
     objective = objectives.Attribute()
-    spans = [objective.span(text) for text in encode(TripletFile("gender").load().triplets[:20], base.tokenizer, 0)]
+    spans = [objective.span(text) for text in encode(TripletFile("gender").load().triplets[:20], base.tokens)]
     return base, model, Debiaser(model, objective.loss, 1e-2, seed, steps=steps), SpanData(spans, prefix_tree, 4, seed)
 
 
@@ -226,9 +226,9 @@ def test_drift_is_the_divergence_from_the_base_where_nothing_is_scored(tiny: Pat
 
 def test_neutral_spans_score_nothing_and_join_every_batch(tiny: Path) -> None:
     base, *_ = prepared(tiny)
-    neutral = neutral_spans(base.tokenizer, start_token=0)
+    neutral = neutral_spans(base.tokens, start_token=True)
     assert len(neutral) > 1000
-    assert all(span.start == len(span.ids) <= 33 and span.ids[0] == 0 for span in neutral)
+    assert all(span.start == len(span.ids) <= 33 and span.ids[0] == 1 for span in neutral)
     data = SpanData([Span((1, 2), 1)] * 10, prefix_tree, 4, 1, neutral, num_neutral=3)
     batches = data.batches(0)
     assert [len(b) for b in batches] == [7, 7, 5]

@@ -9,7 +9,7 @@ import pytest
 
 from debias.data.encoding import encode
 from debias.data.triplets import TripletFile, corpora
-from debias.records import Triplet, UserError
+from debias.records import Tokens, Triplet, UserError
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -96,8 +96,8 @@ def test_attribute_tokens_are_found_in_every_corpus_sentence(smollm2: Path) -> N
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     for bias in corpora():
         triplets = TripletFile(bias).load().triplets
-        for triplet, text in zip(triplets, encode(triplets, tokenizer, start_token=0), strict=True):
-            assert text.ids[0] == 0
+        for triplet, text in zip(triplets, encode(triplets, Tokens(tokenizer, "causal")), strict=True):
+            assert text.ids[0] == tokenizer.bos_token_id
             decoded = tokenizer.decode(text.ids[text.start : text.stop]).strip(" .,;:!?\"'”’")
             assert decoded == triplet.sentence[triplet.start : triplet.stop]
 
@@ -107,7 +107,7 @@ def test_hand_worked_encoding(smollm2: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     triplet = Triplet("The woman was stoic.", "woman", "stoic", "gender", "", 14, 19)
-    (text,) = encode([triplet], tokenizer)
+    (text,) = encode([triplet], Tokens(tokenizer, "causal"), start_token=False)
     words = [tokenizer.decode([i]) for i in text.ids]
     assert "".join(words) == triplet.sentence
     assert "".join(words[text.start : text.stop]) == " stoic"

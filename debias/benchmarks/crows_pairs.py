@@ -11,16 +11,17 @@ from typing import Any
 import pandas as pd
 
 from debias import assets, metrics
-from debias.benchmarks.sampling import fingerprint, per_bias
-from debias.records import Candidate, UserError
+from debias.benchmarks import LikelihoodBenchmark
+from debias.benchmarks.sampling import per_bias
+from debias.records import Candidate, Tokens, UserError
 from debias.statistics import Comparison, compare
 
 
-class CrowsPairs:
+class CrowsPairs(LikelihoodBenchmark):
     """1,508 pairs on nine biases; the figure is the percentage of pairs whose more stereotyping sentence is likelier.
 
     Args:
-        protocol: how a sentence becomes a log-likelihood; sentences are compared by the mean per token.
+        protocol: how a sentence becomes a likelihood.
         path: another file in the authors' format.
         limit: pairs per bias, a fixed sample; all when empty.
         whole: biases that are scored whole in spite of `limit`.
@@ -42,11 +43,7 @@ class CrowsPairs:
         self.whole = ["race-color" if name == "race" else name for name in names]
         self._path = path
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the chosen pairs."""
-        return fingerprint(p[""] + p["sent_more"] + p["sent_less"] for p in self._pairs)
-
-    def candidates(self, tokenizer: Any) -> list[Candidate]:
+    def candidates(self, tokens: Tokens) -> list[Candidate]:
         """Two sentences per pair."""
         return [
             Candidate(p[""], candidate, p["bias_type"], p["stereo_antistereo"], p[candidate])
@@ -55,12 +52,23 @@ class CrowsPairs:
         ]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """The stereotype score per bias and overall; the resampled unit is the pair."""
-        pairs = [metrics.crows_pairs(scores) for scores in (base, debiased)]
-        for bias in ("overall", *sorted(pairs[0]["bias"].unique())):
-            of = [p if bias == "overall" else p[p["bias"] == bias] for p in pairs]
-            columns = [(p["ss"].to_numpy(),) for p in of]
-            yield compare(bias, "SS", 50.0, len(of[0]), metrics.mean_of_first, columns[0], columns[1], self.n_resamples)
+        """The stereotype score per bias, overall, and of the two kinds of pairs; the resampled unit is the pair.
+
+        The kinds: a sentence that demonstrates a stereotype against one that does not (`stereo`), or one that violates
+        a stereotype against one that does not (`antistereo`).
+        """
+        pairs = [metrics.crows_pairs(scores, self.protocol.ties) for scores in (base, debiased)]
+        first = pairs[0]
+        groups = {"overall": ("SS", first["ss"].notna())}
+        groups |= {bias: ("SS", first["bias"] == bias) for bias in sorted(first["bias"].unique())}
+        kinds = {f"overall, {kind}": (f"SS-{kind}", first["target"] == kind) for kind in ("stereo", "antistereo")}
+        for name, (metric, chosen) in {**groups, **kinds}.items():
+            if chosen.any():
+                before, after = ((p["ss"].to_numpy()[chosen],) for p in pairs)
+                yield compare(
+                    name.partition(",")[0], metric, 50.0, int(chosen.sum()), metrics.mean_of_first, before, after,
+                    self.n_resamples, pairs=self.protocol.ties == 0,
+                )  # fmt: skip
 
     @cached_property
     def _pairs(self) -> list[dict[str, str]]:
@@ -68,6 +76,9 @@ class CrowsPairs:
         try:
             with path.open(newline="", encoding="utf-8") as file:
                 pairs = list(csv.DictReader(file))
+            for line, pair in enumerate(pairs, start=2):
+                if None in pair.values() or not pair["sent_less"] or not pair["bias_type"]:
+                    raise ValueError(f"row {line} is not whole")
             return per_bias(pairs, lambda p: p["bias_type"], lambda p: p[""], self.limit, self.whole)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path}: no CrowS-Pairs file ({error}); check eval.crows_pairs.path") from error

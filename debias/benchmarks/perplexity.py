@@ -11,19 +11,23 @@ from typing import Any
 import pandas as pd
 
 from debias import assets, metrics
+from debias.benchmarks import LikelihoodBenchmark
 from debias.benchmarks.sampling import fingerprint
-from debias.records import Candidate, UserError
+from debias.records import Candidate, Tokens, UserError
 from debias.statistics import Comparison, compare
 
 
-class Perplexity:
+class Perplexity(LikelihoodBenchmark):
     """exp of the mean negative log-likelihood per token, over windows that each begin with the start token.
 
+    A masked model has a pseudo-perplexity (Salazar et al. 2020): each token is predicted from all the others.
+
     Args:
-        protocol: how a window becomes a log-likelihood (`conditional`).
+        protocol: how a window becomes a likelihood (`conditional`).
         path: a text file, cut into windows as a whole (WikiText-2, say); when empty the Wikipedia passages of GAP test,
             each on its own.
-        window: tokens of a window at the most.
+        window: tokens of a window at the most; when empty 512 for a causal model and 64 for a masked one, which reads a
+            window as often as it has tokens.
         limit: windows, evenly spaced over the text; all when empty.
         n_resamples: bootstrap resamples of windows.
     """
@@ -34,7 +38,7 @@ class Perplexity:
         self,
         protocol: Any,
         path: str | None = None,
-        window: int = 512,
+        window: int | None = None,
         limit: int | None = None,
         n_resamples: int = 9999,
     ) -> None:
@@ -45,25 +49,29 @@ class Perplexity:
         """SHA-256 of the text."""
         return fingerprint(self._documents)
 
-    def candidates(self, tokenizer: Any) -> list[Candidate]:
-        """One text per window."""
-        source = Path(self._path).name if self._path else "gap-test"
-        encoded = tokenizer(self._documents, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    def candidates(self, tokens: Tokens) -> list[Candidate]:
+        """One text per window; its `target` tells the number of words."""
+        encoded = tokens.tokenizer(
+            self._documents, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        window = self.window or {"causal": 512, "masked": 64}[tokens.kind]
         windows = []
         for i, offsets in enumerate(encoded.offset_mapping):
             document = self._documents[i]
-            for k in range(0, len(offsets), self.window):
-                first, last = offsets[k], offsets[min(k + self.window, len(offsets)) - 1]
+            for k in range(0, len(offsets), window):
+                first, last = offsets[k], offsets[min(k + window, len(offsets)) - 1]
                 text = document[first[0] : last[1]]
-                windows.append(Candidate(f"{i}:{k}", "window", "all", source, text))
+                windows.append(Candidate(f"{i}:{k}", "window", "all", f"{len(text.split())} words", text))
         if self.limit is not None and self.limit < len(windows):
             windows = [windows[k * len(windows) // self.limit] for k in range(self.limit)]
         return windows
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """Perplexity per token; the resampled unit is the window. Lower is better: the ideal is 1."""
-        columns = [(s["logprob"].to_numpy(), s["num_tokens"].to_numpy()) for s in (base, debiased)]
-        yield compare("all", "perplexity", 1.0, len(base), metrics.perplexity, columns[0], columns[1], self.n_resamples)
+        """Perplexity per token and per word; the resampled unit is the window. Lower is better: the ideal is 1."""
+        words = base["target"].str.split().str[0].astype(float).to_numpy()
+        for metric, count in (("perplexity", base["num_tokens"].to_numpy()), ("per word", words)):
+            before, after = ((s["logprob"].to_numpy(), count) for s in (base, debiased))
+            yield compare("all", metric, 1.0, len(base), metrics.perplexity, before, after, self.n_resamples)
 
     @cached_property
     def _documents(self) -> list[str]:

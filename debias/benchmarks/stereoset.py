@@ -1,8 +1,9 @@
-"""StereoSet, intrasentence (Nadeem et al. 2021): which of three fillings of a blank does the model find likeliest?"""
+"""StereoSet (Nadeem et al. 2021): which of three fillings of a blank, or of three next sentences, is the likeliest?"""
 
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,31 +12,34 @@ from typing import Any
 import pandas as pd
 
 from debias import assets, metrics
-from debias.benchmarks.sampling import fingerprint, per_bias
-from debias.records import Candidate, UserError
+from debias.benchmarks import LikelihoodBenchmark
+from debias.benchmarks.sampling import per_bias
+from debias.protocols import BLANK
+from debias.records import Candidate, Cloze, Tokens, UserError
 from debias.statistics import Comparison, compare
 
 GOLD = ("stereotype", "anti-stereotype", "unrelated")
 
 
-class StereoSet:
+class StereoSet(LikelihoodBenchmark):
     """Examples with a stereotype, an anti-stereotype and an unrelated sentence about one target term.
 
     Args:
-        protocol: how a sentence becomes a log-likelihood; candidates are compared by the mean per token.
-        split: `test` (6,392 examples) or `dev` (2,106). Choose hyperparameters on dev, report test.
+        protocol: how a sentence becomes a likelihood.
+        split: `test` (6,392 intrasentence and 6,374 intersentence examples) or `dev` (2,106 and 2,123). Choose
+            hyperparameters on dev, report test.
+        task: `intrasentence` (fillings of a blank) or `intersentence` (sentences that follow a context).
         path: another file in the authors' format.
         limit: examples per bias, a fixed sample; all when empty.
         whole: biases that are scored whole in spite of `limit`.
         n_resamples: bootstrap resamples.
     """
 
-    name = "stereoset"
-
     def __init__(
         self,
         protocol: Any,
         split: str = "test",
+        task: str = "intrasentence",
         path: str | None = None,
         limit: int | None = None,
         whole: Sequence[str] | str = (),
@@ -43,25 +47,25 @@ class StereoSet:
     ) -> None:
         if split not in ("dev", "test"):
             raise UserError(f"eval.stereoset.split={split!r} is unknown; choose dev or test")
+        if task not in ("intrasentence", "intersentence"):
+            raise UserError(f"eval.stereoset.task={task!r} is unknown; choose intrasentence or intersentence")
+        self.task, self.name = task, "stereoset" if task == "intrasentence" else "stereoset_intersentence"
         self.protocol, self.split, self.limit, self.n_resamples = protocol, split, limit, n_resamples
         self.whole = [whole] if isinstance(whole, str) else list(whole)
         self._path = path
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the chosen sentences."""
-        return fingerprint(s["id"] + s["sentence"] for e in self.examples for s in e["sentences"])
-
-    def candidates(self, tokenizer: Any) -> list[Candidate]:
+    def candidates(self, tokens: Tokens) -> list[Candidate]:
         """Three sentences per example."""
+        shown = _filled if self.task == "intrasentence" else _followed
         return [
-            Candidate(e["id"], s["gold_label"], e["bias_type"], e["target"], s["sentence"])
+            Candidate(e["id"], s["gold_label"], e["bias_type"], e["target"], *shown(e["context"], s["sentence"]))
             for e in self.examples
             for s in sorted(e["sentences"], key=lambda s: GOLD.index(s["gold_label"]))
         ]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
         """SS, LMS and ICAT per bias and overall; the resampled unit is the target term."""
-        terms = [metrics.stereoset_terms(scores) for scores in (base, debiased)]
+        terms = [metrics.stereoset_terms(scores, self.protocol.ties) for scores in (base, debiased)]
         for bias in ("overall", *sorted(terms[0]["bias"].unique())):
             of = [t if bias == "overall" else t[t["bias"] == bias] for t in terms]
             columns = [(t["ss"].to_numpy(), t["lms"].to_numpy()) for t in of]
@@ -78,7 +82,35 @@ class StereoSet:
         """The chosen examples, as the file has them."""
         path = Path(self._path).expanduser() if self._path else assets.locate(f"stereoset-{self.split}")
         try:
-            examples = json.loads(path.read_text(encoding="utf-8"))["data"]["intrasentence"]
+            examples = json.loads(path.read_text(encoding="utf-8"))["data"][self.task]
+            for example in examples:
+                _check(example)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: no StereoSet file ({error}); check eval.stereoset.path") from error
         return per_bias(examples, lambda e: e["bias_type"], lambda e: e["id"], self.limit, self.whole)
+
+
+def _check(example: dict[str, Any]) -> None:
+    """Raises ValueError when an example has not just one sentence of each label, or KeyError for a missing field."""
+    labels = sorted(s["gold_label"] for s in example["sentences"])
+    if labels != sorted(GOLD):
+        raise ValueError(f"example {example['id']}: labels {labels} instead of one each of {sorted(GOLD)}")
+    missing = {"bias_type", "target", "context"} - set(example)
+    missing |= {key for s in example["sentences"] for key in {"id", "sentence"} - set(s)}
+    if missing:
+        raise KeyError(*missing)
+
+
+def _filled(context: str, sentence: str) -> tuple[str, Cloze]:
+    """A sentence, and its word at the place of the context's (last) blank, without punctuation, in the first blank."""
+    place = max(k for k, word in enumerate(context.split(" ")) if BLANK in word)
+    words = sentence.split(" ")
+    filling = words[min(place, len(words) - 1)].translate(str.maketrans("", "", string.punctuation))
+    before, _, after = context.partition(BLANK)
+    return sentence, Cloze(before, filling, after)
+
+
+def _followed(context: str, sentence: str) -> tuple[str, Cloze]:
+    """A context with a sentence behind it; the sentence is what is compared."""
+    before = context.rstrip() + " "
+    return before + sentence, Cloze(before, sentence)

@@ -56,7 +56,7 @@ def evaluate_job(cfg: Any) -> None:
         return experiment.evaluate_only(
             folder,
             model=make(cfg.model),
-            adapter_path=cfg.adapter.path,
+            adapter_paths=[path] if isinstance(path := cfg.adapter.path, str) else list(path or []),
             scoring=scoring,
             benchmarks=benchmarks,
             report=_report(cfg),

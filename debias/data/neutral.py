@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from debias import assets
-from debias.records import Span
+from debias.protocols import start_id
+from debias.records import Masked, Scored, Span, Tokens
 
 
-def neutral_spans(tokenizer: Any, start_token: int | None, longest: int = 32) -> list[Span]:
+def neutral_spans(tokens: Tokens, start_token: bool, longest: int = 32) -> list[Scored]:
     """Wikipedia sentences about professions (BOLD, Dhamala et al. 2021), at most `longest` tokens, nothing scored."""
     articles = json.loads(assets.locate("bold-professions").read_text(encoding="utf-8"))
     sentences = [sentence for people in articles.values() for texts in people.values() for sentence in texts]
-    front = () if start_token is None else (start_token,)
-    ids = tokenizer(sentences, add_special_tokens=False).input_ids
-    return [Span((*front, *i[:longest]), len(front) + len(i[:longest])) for i in ids if len(i) > 1]
+    if tokens.kind == "masked":
+        texts = tokens.tokenizer(sentences, truncation=True, max_length=longest).input_ids
+        return [Masked(tuple(ids), (), ()) for ids in texts]
+    front = (start_id(tokens.tokenizer),) if start_token else ()
+    texts = tokens.tokenizer(sentences, add_special_tokens=False).input_ids
+    return [Span((*front, *ids[:longest]), len(front) + len(ids[:longest])) for ids in texts if len(ids) > 1]

@@ -15,7 +15,6 @@ from debias.generation.acceptance import form
 from debias.generation.exchange import Request
 from debias.generation.prompts import Prompt, as_json, listed, turn
 from debias.generation.strategies import FORM, Targeted, Task, Wave, Waves, Writer, often, used
-from debias.likelihood import Conditional
 from debias.models.base import Base, BaseModel
 from debias.objectives import Attribute
 from debias.progress import bar
@@ -103,11 +102,11 @@ class LossGuided(Writer):
         """Loss of each attribute under the base model, in nats: per token, or in all."""
         if self._base is None:
             self._base = self.model.load()
-        model, tokenizer = self._base.model, self._base.tokenizer
-        start, objective = Conditional().start_id(tokenizer), Attribute()
-        spans = [objective.span(text) for text in encode(triplets, tokenizer, start)]
-        logprob_S = likelihood.score(model, spans, likelihood.choose_layout(model), progress=bar("scoring triplets"))
-        sizes = [len(ids) - first if self.loss == "mean" else 1 for ids, first in spans]
+        model, objective = self._base.model, Attribute()
+        spans = [objective.span(text) for text in encode(triplets, self._base.tokens)]
+        layout = likelihood.choose_layout(model, self._base.kind)
+        logprob_S = likelihood.score(model, spans, layout, progress=bar("scoring triplets"))
+        sizes = [span.num_tokens if self.loss == "mean" else 1 for span in spans]
         return [-float(logprob) / size for logprob, size in zip(logprob_S, sizes, strict=True)]
 
     def _extremes(self, pool: Sequence[Triplet], loss_of: Sequence[float]) -> tuple[list[Triplet], list[Triplet]]:

@@ -17,7 +17,7 @@ PROVENANCE = "debias.json"  # which base the adapter belongs to; PEFT ignores th
 
 def attach(base: Base, config: peft.PeftConfig) -> peft.PeftModel:
     """Put a fresh adapter on the base. Raises UserError when PEFT knows no place for it in this architecture."""
-    config.task_type = peft.TaskType.CAUSAL_LM
+    config.task_type = peft.TaskType.CAUSAL_LM if base.kind == "causal" else None  # PEFT has no masked task
     try:
         return peft.get_peft_model(base.model, config)
     except ValueError as error:
@@ -56,6 +56,12 @@ def load(base: Base, folder: str | Path) -> peft.PeftModel:
         raise UserError(
             f"adapter {folder} does not fit {base.name!r} ({reason}); choose its base with model="
         ) from error
+
+
+def detach(model: peft.PeftModel) -> None:
+    """Take the adapter off again, so that the base can carry another one."""
+    if hasattr(model.base_model, "unload"):
+        model.base_model.unload()  # type: ignore[operator] # prompts and prefixes have nothing to take off
 
 
 def adapter_sha256(model: Any) -> str:

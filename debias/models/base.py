@@ -14,15 +14,24 @@ import torch
 import transformers
 from filelock import FileLock
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+)
 
 from debias import assets
-from debias.records import UserError
+from debias.records import Tokens, UserError
 
 log = logging.getLogger(__name__)
 
 # Embedded models: asset name -> the id under which the same model is published on the hub.
 EMBEDDED = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+
+LOADERS: dict[str, Any] = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
 
 
 class Base(NamedTuple):
@@ -32,6 +41,22 @@ class Base(NamedTuple):
     tokenizer: Any
     name: str
     sha256: str
+    kind: str  # causal or masked
+
+    @property
+    def tokens(self) -> Tokens:
+        """How the model sees text."""
+        return Tokens(self.tokenizer, self.kind)
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many tokens the model takes at once; None where its config sets no limit."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        for module in self.model.modules() if limit else ():
+            # RoBERTa counts positions from behind the padding token's.
+            if isinstance(module, nn.Embedding) and module.num_embeddings == limit and module.padding_idx is not None:
+                return limit - module.padding_idx - 1
+        return limit
 
 
 class BaseModel:
@@ -40,28 +65,31 @@ class BaseModel:
     Args:
         path: `smollm2` (embedded), a local folder or a Hugging Face id.
         revision: branch, tag or commit on the hub.
+        kind: `causal` (predicts the next token) or `masked`; when empty what the model's config says.
     """
 
-    def __init__(self, path: str, revision: str | None = None) -> None:
-        self.path, self.revision = str(path), revision
+    def __init__(self, path: str, revision: str | None = None, kind: str | None = None) -> None:
+        if kind not in (None, *LOADERS):
+            raise UserError(f"model.kind={kind!r} is unknown; choose {' or '.join(LOADERS)}")
+        self.path, self.revision, self.kind = str(path), revision, kind
 
     def load(self) -> Base:
-        """Load in float32, frozen, in eval mode. Raises UserError when the path is no causal language model."""
-        tokenizer = self.tokenizer()
+        """Load in float32, frozen, in eval mode. Raises UserError when the path is no language model of this kind."""
+        tokenizer, kind = self.tokens()
         with self._place() as (folder, options):
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
+            model = LOADERS[kind].from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
         model.requires_grad_(False).eval()
         model.name_or_path = EMBEDDED.get(self.path, self.path)
-        return Base(model, tokenizer, model.name_or_path, weights_sha256(model))
+        return Base(model, tokenizer, model.name_or_path, weights_sha256(model), kind)
 
-    def tokenizer(self) -> Any:
-        """The tokenizer alone, which takes a fraction of a second. Raises UserError as `load` does."""
+    def tokens(self) -> Tokens:
+        """Tokenizer and kind alone, which takes a fraction of a second. Raises UserError as `load` does."""
         with self._place() as (folder, options):
-            AutoConfig.from_pretrained(folder, **options)  # the smallest file first: a wrong path fails at once
+            config = AutoConfig.from_pretrained(folder, **options)  # the smallest file: a wrong path fails at once
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         if not tokenizer.is_fast:
             raise UserError(f"model {self.path!r} has no fast tokenizer; debias needs one to find words in sentences")
-        return tokenizer
+        return Tokens(tokenizer, self.kind or kind_of(config))
 
     @contextmanager
     def _place(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -73,9 +101,19 @@ class BaseModel:
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"model {self.path!r} is neither a folder with a causal language model in safetensors format nor a "
+                f"model {self.path!r} is neither a folder with a language model in safetensors format nor a "
                 f"model that could be fetched from the hub ({reason}); see `debias ls model`"
             ) from error
+
+
+def kind_of(config: Any) -> str:
+    """`causal` or `masked`, by the architecture that a config names, else by what its family can be loaded as."""
+    names = " ".join(getattr(config, "architectures", None) or [])
+    if "MaskedLM" in names or "ForPreTraining" in names:
+        return "masked"
+    if "CausalLM" in names or "LMHeadModel" in names:
+        return "causal"
+    return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else "masked"
 
 
 def weights_sha256(model: nn.Module, prefix: str = "") -> str:
