@@ -18,6 +18,7 @@ import numpy as np
 from debias.records import Candidate, Masked, Scored, Span, Tokens, UserError
 
 BLANK = "BLANK"  # how StereoSet marks a blank
+BOTH: tuple[str, ...] = ("causal", "masked")
 
 
 class Pieces(NamedTuple):
@@ -45,6 +46,7 @@ class Protocol(Interface):
     """One published protocol; its name stands in `metrics.jsonl`."""
 
     name: str
+    kinds: tuple[str, ...]  # of the models that it can read
     ties: float  # what a tie of two candidates adds to the share of preferred stereotypes: 0 or 0.5
 
     def reading(self, tokens: Tokens, blanks: bool = False) -> Reading:
@@ -71,6 +73,7 @@ class BiasBench:
     """
 
     name = "bias_bench"
+    kinds = BOTH
     ties = 0.0
 
     def __init__(self, start_token: str | None = None) -> None:
@@ -99,6 +102,8 @@ class Conditional:
         ties: what a tie of two candidates adds to a stereotype score.
     """
 
+    kinds = BOTH
+
     def __init__(self, start_token: str | None = None, unit: str = "token", ties: float = 0.0) -> None:
         self.start_token, self.score, self.ties = start_token, _unit(unit), ties
         self.name = _name("conditional", unit, ties)
@@ -118,13 +123,15 @@ class NoStart:
         unit, ties: as for `Conditional`.
     """
 
+    kinds: tuple[str, ...] = ("causal",)
+
     def __init__(self, unit: str = "token", ties: float = 0.0) -> None:
         self.score, self.ties = _unit(unit), ties
         self.name = _name("no_start", unit, ties)
 
     def reading(self, tokens: Tokens, blanks: bool = False) -> Reading:
         """Causal. Raises UserError for a masked model."""
-        _only("causal", self.name, tokens)
+        _check_kind(self, tokens)
         return Reading(partial(causal, spans_of=lambda ids: [Span(ids, 1)] if len(ids) > 1 else []), self.score)
 
 
@@ -132,11 +139,12 @@ class CrowsPairsOriginal:
     """Nangia et al. 2020: the tokens that two sentences share, each masked alone, summed: masked models only."""
 
     name = "crows_pairs_original"
+    kinds: tuple[str, ...] = ("masked",)
     ties = 0.0
 
     def reading(self, tokens: Tokens, blanks: bool = False) -> Reading:
         """Masked. Raises UserError for a causal model."""
-        _only("masked", self.name, tokens)
+        _check_kind(self, tokens)
         return Reading(shared_masked, lambda pieces: np.round(total(pieces), 3))
 
 
@@ -144,11 +152,12 @@ class Unmasked:
     """AUL, all unmasked likelihood (Kaneko & Bollegala 2022): nothing is masked, the score is the mean per token."""
 
     name = "aul"
+    kinds: tuple[str, ...] = ("masked",)
     ties = 0.0
 
     def reading(self, tokens: Tokens, blanks: bool = False) -> Reading:
         """Masked. Raises UserError for a causal model."""
-        _only("masked", self.name, tokens)
+        _check_kind(self, tokens)
         return Reading(none_masked, mean_per_token)
 
 
@@ -162,6 +171,7 @@ class Continuation:
         unit: `token` or `text`.
     """
 
+    kinds = BOTH
     ties = 0.0
 
     def __init__(self, start_token: str | None = None, unit: str = "token") -> None:
@@ -187,10 +197,11 @@ def _unit(unit: str) -> Callable[[Pieces], np.ndarray]:
     return units[unit]
 
 
-def _only(kind: str, name: str, tokens: Tokens) -> None:
-    if tokens.kind != kind:
+def _check_kind(protocol: Protocol, tokens: Tokens) -> None:
+    if tokens.kind not in protocol.kinds:
         raise UserError(
-            f"protocol={name} is for {kind} models, and this model is {tokens.kind}; choose another protocol"
+            f"protocol={protocol.name} is for {' and '.join(protocol.kinds)} models, and this one is {tokens.kind}; "
+            "choose another protocol"
         )
 
 

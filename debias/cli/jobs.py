@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
-from debias.cli.config import checked, make, without_passwords
+from debias.cli.config import checked, config_dir, make, nearest, options, without_passwords
 from debias.records import Recipe, Scoring, UserError
 
 log = logging.getLogger(__name__)
@@ -177,9 +177,40 @@ def _fix(target: Path, kept: Sequence[Any], dropped: Mapping[str, int], quiet: b
 
 
 def _benchmarks(cfg: Any) -> list[Any]:
-    if not cfg.eval:
+    """The benchmarks of a config, those that follow `protocol` under each of `eval.protocols` where that is set."""
+    chosen = [node for name, node in cfg.eval.items() if name != "protocols"]
+    if not chosen:
         raise UserError("eval is empty: name at least one benchmark, as in eval=[stereoset]")
-    return [make(benchmark) for benchmark in cfg.eval.values()]
+    if not cfg.eval.protocols:
+        return [make(node) for node in chosen]
+    protocols = _protocols(cfg)
+    return [
+        benchmark
+        for node in chosen
+        for benchmark in (
+            [make(node, protocol=protocol) for protocol in protocols]
+            if node.get("protocol") == cfg.protocol
+            else [make(node)]
+        )
+    ]
+
+
+def _protocols(cfg: Any) -> list[Any]:
+    """The protocols that `eval.protocols` names, or all that can read the model."""
+    from omegaconf import OmegaConf
+
+    known = sorted(options("protocol"))
+    names = known if cfg.eval.protocols == "all" else list(cfg.eval.protocols)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"eval.protocols: there is no {name!r}{nearest(name, known)}; choose of: {', '.join(known)}"
+            )
+    protocols = [make(OmegaConf.load(config_dir() / "protocol" / f"{name}.yaml")) for name in names]
+    if cfg.eval.protocols != "all":
+        return protocols
+    kind = make(cfg.model).tokens().kind
+    return [protocol for protocol in protocols if kind in protocol.kinds]
 
 
 def _report(cfg: Any) -> Any:
