@@ -197,6 +197,15 @@ def read_figures(folder: Path) -> list[Figure]:
     return figures
 
 
+def read_likelihoods(folder: Path) -> pd.DataFrame:
+    """Read likelihoods.parquet of a run. Raises UserError when it is missing or damaged."""
+    path = folder / "likelihoods.parquet"
+    try:
+        return pd.read_parquet(path)[LIKELIHOODS]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: no records ({error}); run this job again with overwrite=true") from error
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not (abs(value) < float("inf")) else value  # JSON has no NaN
 

@@ -115,7 +115,12 @@ def _mcnemar(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _detectable(samples_R: np.ndarray) -> float:
-    """Smallest true difference that a two-sided 5% test finds with 80% power, at this standard error (normal)."""
+    """Smallest true difference that a two-sided 5% test finds with 80% power, at this standard error (normal).
+
+    NaN where no unit changed: then the standard error is unknown, not zero.
+    """
+    if not np.ptp(samples_R):
+        return float("nan")
     return float((stats.norm.ppf(0.5 + CONFIDENCE / 2) + stats.norm.ppf(POWER)) * np.std(samples_R))
 
 

@@ -101,6 +101,8 @@ def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
     rows = tables.rows(figures("stereoset", "SS", 60, 55, -8, -2, evil))
     facts = {
         "title": evil, "verdict": outcome(story(), evil), "rows": rows, "header": tables.HEADER,
+        "titles": tables.titles(rows), "legend": tables.LEGEND, "notes": [evil], "protocols": [(evil,) * 6],
+        "protocols_header": tables.SENSITIVITY,
         "plot": plots.before_after(rows), "curve": None, "changed": [change], "unchanged": [change],
         "config": evil, "data": None, "base": evil, "version": "0", "identity": {"config_sha256": evil},
         "bounds": Bounds(), "status": {"started": evil, "versions": {"torch": evil}, "git_commit": evil},

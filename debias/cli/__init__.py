@@ -29,7 +29,7 @@ USAGE = """\
 debias run       [overrides]     data -> adapter -> evaluation of base and debiased model -> report (the default verb)
 debias generate  [overrides]     chat model -> checked triplets in a file
 debias evaluate  [overrides]     score any base model or adapter
-debias report    PATH...         one table over many runs
+debias report    PATH...         one table over many runs; --recompute proves it from the records
 debias doctor    FILE...         what is wrong with this training data (spans, duplicates, leakage, balance)
 debias ls        [GROUP]         models, data sources, adapters, benchmarks, protocols: name and one line each
 
@@ -72,7 +72,10 @@ def _dispatch(words: list[str]) -> int:
     elif verb == "report":
         from debias.report.runs import report
 
-        report([Path(word) for word in words], jobs.console)
+        known = [word for word in words if word != "--recompute"]
+        if wrong := next((word for word in known if word.startswith("-")), None):
+            raise UserError(f"unknown option {wrong!r}; there is: --recompute")
+        report([Path(w) for w in known], jobs.console, jobs.benchmarks_of, recompute=len(known) < len(words))
     elif verb == "ls":
         _list(words)
     else:

@@ -181,7 +181,7 @@ def _benchmarks(cfg: Any) -> list[Any]:
     chosen = [node for name, node in cfg.eval.items() if name != "protocols"]
     if not chosen:
         raise UserError("eval is empty: name at least one benchmark, as in eval=[stereoset]")
-    if not cfg.eval.protocols:
+    if not cfg.eval.get("protocols"):
         return [make(node) for node in chosen]
     protocols = _protocols(cfg)
     return [
@@ -193,6 +193,16 @@ def _benchmarks(cfg: Any) -> list[Any]:
             else [make(node)]
         )
     ]
+
+
+def benchmarks_of(config: dict[str, Any]) -> list[Any]:
+    """The benchmarks that a finished run's config names; `all` protocols are those of every kind of model."""
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.create(config)
+    if cfg.eval.get("protocols") == "all":
+        cfg.eval.protocols = sorted(options("protocol"))
+    return _benchmarks(cfg)
 
 
 def _protocols(cfg: Any) -> list[Any]:
@@ -264,13 +274,20 @@ def _work(cfg: Any, folder: Any, work: Callable[[Any], Any]) -> None:
 
 def _show(cfg: Any, figures: Sequence[Any]) -> None:
     from debias.report import tables
-    from debias.report.outcome import Bounds, outcome
+    from debias.report.outcome import Bounds, outcomes
 
     bias, bounds = cfg.data.bias, Bounds(cfg.outcome.max_lms_drop, cfg.outcome.max_perplexity_ratio)
+    rows = tables.rows(figures, bias)
     console.print()
-    console.print(tables.terminal(tables.rows(figures, bias)))
+    console.print(tables.terminal(rows))
+    if any(row.delta for row in rows):
+        console.print(f"\n{tables.LEGEND}", style="dim", highlight=False)
+    if lines := tables.sensitivity(rows, bias):
+        console.print()
+        console.print(tables.sensitivity_terminal(lines))
     console.print()
-    console.print(outcome(figures, bias, bounds).text, style="bold", highlight=False)
+    for name, verdict in outcomes(figures, bias, bounds).items():
+        console.print(f"{name}: {verdict.text}" if name else verdict.text, style="bold", highlight=False, markup=False)
     console.print()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from debias.records import Figure
@@ -27,7 +27,9 @@ Key = tuple[str, str, str, str]  # benchmark, bias, metric, model
 
 def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> Outcome:  # noqa: B008 (immutable)
     """Judge a run by StereoSet's score of `bias` (else overall) and by the ability figures beside it."""
-    by: dict[Key, Figure] = {(f.benchmark, f.bias, f.metric, f.model): f for f in figures}
+    by: dict[Key, Figure] = {}
+    for f in figures:
+        by.setdefault((f.benchmark, f.bias, f.metric, f.model), f)  # of several protocols the first
     benchmark, of, metric = _headline(by, bias)
     if not benchmark:
         return Outcome("scored", "No bias figure was asked for.")
@@ -59,6 +61,24 @@ def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> 
     if broke:
         return Outcome("broken", f"{name.capitalize()} fell, but the model broke on the way: {change}; {price}.")
     return Outcome("debiased", f"{name.capitalize()} fell: {change}; {price}.")
+
+
+def outcomes(figures: Sequence[Figure], bias: str, bounds: Bounds = Bounds()) -> dict[str, Outcome]:  # noqa: B008
+    """The outcome of each adapter by its name where several were compared, else the one outcome with no name."""
+    names = list(dict.fromkeys(f.model.partition(":")[2] for f in figures if f.model.startswith("debiased")))
+    if names in ([], [""]):
+        return {"": outcome(figures, bias, bounds)}
+    return {
+        name: outcome(
+            [f._replace(model=f.model.partition(":")[0]) for f in figures if f.model in ("base", *_models(name))],
+            bias, bounds,
+        )
+        for name in names
+    }  # fmt: skip
+
+
+def _models(name: str) -> tuple[str, str]:
+    return f"debiased:{name}", f"delta:{name}"
 
 
 def _headline(by: Mapping[Key, Figure], bias: str) -> tuple[str, str, str]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from debias.benchmarks import Benchmark
+from debias.evaluation import figures_of, records_of
 from debias.records import Figure, UserError
 from debias.report.outcome import outcome
 from debias.report.tables import Row, rows
-from debias.results import read_figures
+from debias.results import read_figures, read_likelihoods
+from debias.statistics import Seeds, over_seeds
 
 BESIDE = ("name", "overwrite", "logger", "threads")  # what says nothing about a run's result
 
@@ -33,10 +38,16 @@ class Run(NamedTuple):
         return self.config.get("data", {}).get("bias", "overall")
 
 
-def report(paths: Sequence[Path], console: Console) -> None:
-    """Print one line per finished run below the paths, and the means over seeds where there are several.
+Benchmarks = Callable[[dict[str, Any]], Sequence[Benchmark]]  # a run's config -> the benchmarks it was scored with
 
-    Raises UserError when there is no run to report, or a run's files are damaged.
+
+def report(paths: Sequence[Path], console: Console, benchmarks_of: Benchmarks, recompute: bool = False) -> None:
+    """Print one line per finished run below the paths, and the runs that differ in nothing but the seed combined.
+
+    Args:
+        recompute: compute every figure of every run again from its records, and say whether they are the same.
+
+    Raises UserError when there is no run to report, a run's files are damaged, or a figure is not what it should be.
     """
     folders = list(run_folders(paths or [Path("outputs")]))
     if not folders:
@@ -54,8 +65,42 @@ def report(paths: Sequence[Path], console: Console) -> None:
     )
     groups = by_choice(runs, labels)
     if any(len(group) > 1 for group in groups.values()):
-        console.print(Text("\nmean over seeds (lowest to highest)", style="bold"))
-        console.print(_means(groups))
+        console.print(Text("\nover seeds: mean ± standard deviation", style="bold"))
+        console.print(_means(groups, benchmarks_of))
+        console.print(
+            "difference of SS with a 95% interval for seeds and examples alike (hierarchical bootstrap)", style="dim"
+        )
+    if recompute:
+        console.print(f"\n{recomputed(runs, benchmarks_of)}", highlight=False, soft_wrap=True)
+
+
+def recomputed(runs: Sequence[Run], benchmarks_of: Benchmarks) -> str:
+    """Every figure from likelihoods.parquet alone, against metrics.jsonl. Raises UserError where they differ."""
+    count = 0
+    for run in runs:
+        records = read_likelihoods(run.folder)
+        fresh = {_name(f): f for f in figures_of(scored(benchmarks_of(run.config), records), records)}
+        for figure in run.figures:
+            other = fresh.get(_name(figure))
+            if other is None or not np.allclose(_numbers(other), _numbers(figure), rtol=1e-6, equal_nan=True):
+                raise UserError(f"{run.folder / 'metrics.jsonl'}: {' '.join(_name(figure))} is {figure.value}, "
+                                f"but its records give {other.value if other else 'nothing'}")  # fmt: skip
+        count += len(run.figures)
+    return f"recomputed {count:,} figures of {len(runs):,} runs from their records alone: all are the same"
+
+
+def scored(benchmarks: Sequence[Benchmark], records: pd.DataFrame) -> list[Benchmark]:
+    """The benchmarks of which there are records."""
+    known = set(zip(records["benchmark"], records["protocol"], strict=True))
+    return [b for b in benchmarks if (b.name, b.protocol_name) in known]
+
+
+def _name(figure: Figure) -> tuple[str, ...]:
+    return figure[:5]
+
+
+def _numbers(figure: Figure) -> np.ndarray:
+    return np.array([figure.value, figure.ci_low, figure.ci_high, figure.n], dtype=float)
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -89,24 +134,40 @@ def by_choice(runs: Sequence[Run], labels: Sequence[Mapping[str, str]]) -> dict[
     return groups
 
 
-def _means(groups: Mapping[str, Sequence[Run]]) -> Table:
-    table = _table("runs", "seeds", "SS", "certain", "LMS", "ICAT", "perplexity")
+def _means(groups: Mapping[str, Sequence[Run]], benchmarks_of: Benchmarks) -> Table:
+    table = _table("runs", "seeds", "SS", "difference", "certain", "LMS", "ICAT", "perplexity")
     for name, group in groups.items():
         found = [_headlines(rows(run.figures, run.bias), run.bias) for run in group]
         if any(f[0] is None or f[0].debiased is None for f in found):
             continue  # base models alone
         certain = sum(f[0].certain for f in found if f[0])
         spread = [_spread([f[i] for f in found]) for i in range(4)]
-        table.add_row(name, str(len(group)), spread[0], f"{certain} of {len(group)}", *spread[1:])
+        seeds = difference_over_seeds(group, benchmarks_of)
+        delta = f"{seeds.mean:+.1f} ({seeds.low:+.1f} to {seeds.high:+.1f})"
+        table.add_row(name, str(len(group)), spread[0], delta, f"{certain} of {len(group)}", *spread[1:])
     return table
+
+
+def difference_over_seeds(group: Sequence[Run], benchmarks_of: Benchmarks) -> Seeds:
+    """The difference of StereoSet's SS for the targeted bias (else overall), over runs that differ in their seed."""
+    found = []
+    for run in group:
+        records = read_likelihoods(run.folder)
+        mine = records[(records["benchmark"] == "stereoset")]
+        mine = mine[mine["bias"] == run.bias] if run.bias in set(mine["bias"]) else mine
+        benchmark = scored(benchmarks_of(run.config), mine)[0]
+        by_model = records_of(benchmark, mine)
+        comparisons = benchmark.comparisons(by_model["base"], by_model["debiased"])
+        found.append(next(c for c in comparisons if c.metric == "SS"))
+    return over_seeds([c.delta.value for c in found], [c.samples[2] for c in found])
 
 
 def _spread(found: Sequence[Row | None]) -> str:
     values = [row.debiased.value for row in found if row and row.debiased]
     if not values:
         return ""
-    mean = f"{sum(values) / len(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+    mean = f"{np.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.1f}"
 
 
 def _table(*names: str) -> Table:

@@ -9,8 +9,18 @@ from rich.table import Table
 
 from debias.records import Figure
 
-TITLES = {"stereoset": "StereoSet", "crows_pairs": "CrowS-Pairs", "perplexity": "Perplexity"}
-HEADER = ("benchmark", "bias", "metric", "ideal", "base", "debiased", "difference", "95% interval", "p", "n")
+TITLES = {
+    "stereoset": "StereoSet", "stereoset_intersentence": "StereoSet, intersentence", "crows_pairs": "CrowS-Pairs",
+    "perplexity": "Perplexity", "biastestgpt": "BiasTestGPT", "winobias": "WinoBias", "bbq": "BBQ", "seat": "SEAT",
+    "honest": "HONEST", "blimp": "BLiMP", "lambada": "LAMBADA", "glue": "GLUE", "lm_eval": "lm-evaluation-harness",
+}  # fmt: skip
+HEADER = (
+    "benchmark", "bias", "metric", "ideal", "base", "debiased", "difference", "95% interval", "p", "MDE", "n",
+)  # fmt: skip
+LEGEND = (
+    "p: adjusted for the number of rows (Benjamini-Hochberg). MDE: the smallest difference that would be found with "
+    "80% power, where none was found."
+)
 
 
 class Row(NamedTuple):
@@ -19,6 +29,11 @@ class Row(NamedTuple):
     base: Figure
     debiased: Figure | None
     delta: Figure | None
+
+    @property
+    def adapter(self) -> str:
+        """Which of several adapters; empty where there is one or none."""
+        return self.debiased.model.partition(":")[2] if self.debiased else ""
 
     @property
     def certain(self) -> bool:
@@ -32,20 +47,21 @@ class Row(NamedTuple):
             return None
         return abs(self.debiased.value - self.base.ideal) < abs(self.base.value - self.base.ideal)
 
-    def cells(self) -> tuple[str, ...]:
+    def cells(self, title: str = "") -> tuple[str, ...]:
         """The row as text, in the order of HEADER."""
         base = self.base
-        front = (TITLES.get(base.benchmark, base.benchmark), base.bias, base.metric, f"{base.ideal:g}")
+        bias = f"{base.bias} ({self.adapter})" if self.adapter else base.bias
+        front = (title or TITLES.get(base.benchmark, base.benchmark), bias, base.metric, f"{base.ideal:g}")
         if self.debiased is None or self.delta is None:
-            return (*front, f"{base.value:.1f}", "", "", _interval(base, ""), "", f"{base.n:,}")
-        p = self.delta.p_value
+            return (*front, _number(base.value, base.metric), "", "", _interval(base, ""), "", "", f"{base.n:,}")
         return (
             *front,
-            f"{base.value:.1f}",
-            f"{self.debiased.value:.1f}",
-            f"{self.delta.value:+.1f}",
+            _number(base.value, base.metric),
+            _number(self.debiased.value, base.metric),
+            _number(self.delta.value, base.metric, "+"),
             _interval(self.delta, "+"),
-            "" if p is None or p != p else ("<0.001" if p < 0.001 else f"{p:.3f}"),
+            _p(self.delta),
+            "" if self.certain else _mde(self.delta),
             f"{base.n:,}",
         )
 
@@ -58,22 +74,42 @@ def rows(figures: Iterable[Figure], first: str = "") -> list[Row]:
     benchmarks = list(dict.fromkeys(key[:2] for key in by))
     rank = {first: 0, "overall": 1}
     ordered = sorted(by, key=lambda key: (benchmarks.index(key[:2]), rank.get(key[2], 2)))
-    return [Row(by[k]["base"], by[k].get("debiased"), by[k].get("delta")) for k in ordered]
+    return [row for key in ordered for row in _rows_of(by[key])]
+
+
+def _rows_of(figures: dict[str, Figure]) -> list[Row]:
+    names = [name for name in figures if name.startswith("debiased")]
+    if not names:
+        return [Row(figures["base"], None, None)]
+    return [Row(figures["base"], figures[n], figures.get(n.replace("debiased", "delta", 1))) for n in names]
+
+
+def titles(table_rows: Sequence[Row]) -> list[str]:
+    """Each row's benchmark, with its protocol where a benchmark was scored under several."""
+    protocols: dict[str, set[str]] = {}
+    for row in table_rows:
+        protocols.setdefault(row.base.benchmark, set()).add(row.base.protocol)
+    names = []
+    for row in table_rows:
+        title = TITLES.get(row.base.benchmark, row.base.benchmark)
+        names.append(f"{title} ({row.base.protocol})" if len(protocols[row.base.benchmark]) > 1 else title)
+    return names
 
 
 def terminal(table_rows: Sequence[Row]) -> Table:
     """The table for a terminal of 80 columns: certain improvements green, certain losses red."""
     compared = any(row.delta for row in table_rows)
-    shown = {"bias": "bias", "metric": "metric", "base": "base", "debiased": "debiased", "difference": "change"}
-    shown |= {"95% interval": "95% interval", "p": "p", "n": "n"}
-    keep = [n for n in HEADER if n in shown and (compared or n not in ("debiased", "difference", "p"))]
+    shown = {"bias": "bias", "metric": "metric", "base": "base", "debiased": "after", "difference": "change"}
+    shown |= {"95% interval": "95% interval", "p": "p", "MDE": "MDE", "n": "n"}
+    keep = [n for n in HEADER if n in shown and (compared or n not in ("debiased", "difference", "p", "MDE"))]
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in keep:
-        table.add_column(shown[name], justify="left" if name in ("bias", "metric") else "right", no_wrap=True)
+        left = name in ("bias", "metric")
+        table.add_column(shown[name], justify="left" if left else "right", no_wrap=name != "bias", overflow="fold")
     previous = ("", "")
-    for row in table_rows:
+    for row, title in zip(table_rows, titles(table_rows), strict=True):
         cells = dict(zip(HEADER, row.cells(), strict=True))
-        group = (cells["benchmark"], cells["bias"])
+        group = (title, cells["bias"])
         if group[0] != previous[0]:
             if previous[0]:
                 table.add_row()
@@ -91,15 +127,66 @@ def markdown(table_rows: Sequence[Row]) -> str:
         "| " + " | ".join(HEADER) + " |",
         "|" + "|".join("---" if i < 3 else "--:" for i in range(len(HEADER))) + "|",
     ]
-    for row in table_rows:
-        cells = [cell.replace("|", "\\|") for cell in row.cells()]
+    for row, title in zip(table_rows, titles(table_rows), strict=True):
+        cells = [cell.replace("|", "\\|") for cell in row.cells(title)]
         if row.certain:
             cells[6] = f"**{cells[6]}**"
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def sensitivity(table_rows: Sequence[Row], first: str) -> list[tuple[str, ...]]:
+    """One line per protocol of each benchmark that was scored under several: how much of a figure is protocol?
+
+    Columns: benchmark, protocol, bias and metric, base, debiased, difference with its interval.
+    """
+    several = {t.partition(" (")[0] for t, row in zip(titles(table_rows), table_rows, strict=True) if "(" in t}
+    lines = []
+    for row in table_rows:
+        title, base = TITLES.get(row.base.benchmark, row.base.benchmark), row.base
+        if title not in several or base.bias not in (first, "overall") or base.metric not in ("SS", "LMS", "ICAT"):
+            continue
+        cells = dict(zip(HEADER, row.cells(), strict=True))
+        change = f"{cells['difference']} ({cells['95% interval']})" if row.delta else ""
+        lines.append((title, base.protocol, f"{cells['bias']} {base.metric}", cells["base"], cells["debiased"], change))
+    return sorted(lines, key=lambda line: (line[0], line[2]))
+
+
+SENSITIVITY = ("benchmark", "protocol", "figure", "base", "after", "change")
+
+
+def sensitivity_terminal(lines: Sequence[tuple[str, ...]]) -> Table:
+    """The lines of `sensitivity` for a terminal."""
+    table = Table(header_style="bold", box=None, pad_edge=False, title_justify="left")
+    table.title = "How much of it is protocol"
+    for name in SENSITIVITY:
+        table.add_column(name, justify="left" if name in SENSITIVITY[:3] else "right")
+    previous = ""
+    for line in lines:
+        if previous and line[2] != previous:
+            table.add_row()
+        previous = line[2]
+        table.add_row(*line)
+    return table
+
+
+def _number(value: float, metric: str, sign: str = "") -> str:
+    """A percentage or perplexity with one decimal, an effect size with two."""
+    return f"{value:{sign}.{2 if 'effect' in metric else 1}f}"
+
+
+def _mde(delta: Figure) -> str:
+    return "" if delta.mde is None or delta.mde != delta.mde else _number(delta.mde, delta.metric)
+
+
+def _p(delta: Figure) -> str:
+    p = delta.p_adjusted if delta.p_adjusted is not None else delta.p_value
+    if p is None or p != p:
+        return ""
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
 def _interval(figure: Figure, sign: str) -> str:
     if figure.ci_low != figure.ci_low:  # NaN: one unit only
         return "unknown"
-    return f"{figure.ci_low:{sign}.1f} to {figure.ci_high:{sign}.1f}"
+    return f"{_number(figure.ci_low, figure.metric, sign)} to {_number(figure.ci_high, figure.metric, sign)}"

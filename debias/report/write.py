@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from debias.data.doctor import of_triplets
 from debias.data.triplets import Checked
 from debias.evaluation import Evaluation
 from debias.report import plots, tables
-from debias.report.outcome import Bounds, outcome
+from debias.report.outcome import Bounds, Outcome, outcomes
 from debias.results import RunFolder, write_text
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -49,7 +50,7 @@ def write_reports(
 ) -> None:
     """Write report.md and report.html, and the bias card into the adapter's folder where one was trained."""
     rows = tables.rows(evaluation.figures, report.bias)
-    verdict = outcome(evaluation.figures, report.bias, report.bounds)
+    verdict = _together(outcomes(evaluation.figures, report.bias, report.bounds))
     cost = json.loads((folder.path / "cost.json").read_text(encoding="utf-8"))
     status = json.loads((folder.path / "status.json").read_text(encoding="utf-8"))
     curve = _loss_curve(folder.path / "train.csv")
@@ -58,7 +59,12 @@ def write_reports(
         "title": f"{folder.path.parent.name}/{folder.path.name}",
         "verdict": verdict,
         "rows": rows,
+        "titles": tables.titles(rows),
         "header": tables.HEADER,
+        "legend": tables.LEGEND,
+        "protocols": tables.sensitivity(rows, report.bias),
+        "protocols_header": tables.SENSITIVITY,
+        "notes": (*(data.notes if data else ()), *evaluation.notes),
         "markdown": tables.markdown(rows),
         "plot": plots.before_after(rows),
         "curve": plots.loss_curve(curve) if curve else None,
@@ -84,12 +90,20 @@ def write_reports(
         write_text(adapter / "README.md", _template("card.md.j2", facts))
 
 
+def _together(verdicts: Mapping[str, Outcome]) -> Outcome:
+    """One outcome for the top of the page, which has a sentence for each adapter."""
+    if len(verdicts) == 1:
+        return next(iter(verdicts.values()))
+    return Outcome("scored", " ".join(f"{name}: {verdict.text}" for name, verdict in verdicts.items()))
+
+
 def changes(evaluation: Evaluation, most: int = 20, least: int = 10) -> tuple[list[Change], list[Change]]:
     """The StereoSet pairs whose preference changed most, and some of those it changed least."""
     scores = evaluation.likelihoods
-    scores = scores[scores["benchmark"] == "stereoset"]
+    scores = scores[(scores["benchmark"] == "stereoset") & scores["score"].notna()]
     if scores.empty or "debiased" not in set(scores["model"]):
         return [], []
+    scores = scores[scores["protocol"] == scores["protocol"].iloc[0]]
     wide = scores.pivot(index=["bias", "target", "example"], columns=["model", "candidate"], values="score")
     lean = {m: wide[m]["stereotype"] - wide[m]["anti-stereotype"] for m in ("base", "debiased")}
     order = (lean["debiased"] - lean["base"]).abs().sort_values(ascending=False, kind="stable").index
