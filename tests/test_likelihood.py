@@ -13,9 +13,17 @@ import transformers as hf
 from torch import nn
 
 from debias import likelihood
-from debias.likelihood import choose_layout, padded, prefix_tree, score, span_logprobs
+from debias.likelihood import (
+    choose_layout,
+    masked_rows,
+    padded,
+    prefix_tree,
+    score,
+    score_and_greedy,
+    span_logprobs,
+)
 from debias.protocols import BiasBench
-from debias.records import Span, Tokens
+from debias.records import Masked, Span, Tokens
 
 TOKENS = [(5, 6, 7, 8), (5, 6, 9), (5, 6, 7, 4), (3, 2), (5, 6, 7, 8, 1, 1)]
 SPANS = [Span(ids, 1) for ids in TOKENS] + [Span((5, 6, 7, 8, 2), 3)]
@@ -178,3 +186,56 @@ def test_real_model_scores_do_not_depend_on_batching(smollm2: object) -> None:
     other = score(model, spans[::-1], padded, token_budget=64)[::-1] / tokens
     assert np.abs(together - alone).max() < 1e-4
     assert np.abs(together - other).max() < 1e-4
+
+
+def masked_model_of(architecture: str) -> nn.Module:
+    torch.manual_seed(0)
+    tiny = {
+        "vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
+        "max_position_embeddings": 40, "pad_token_id": 0,
+    }  # fmt: skip
+    make = {
+        "bert": lambda: hf.BertForMaskedLM(hf.BertConfig(**tiny)),
+        "roberta": lambda: hf.RobertaForMaskedLM(hf.RobertaConfig(**tiny)),
+        "electra": lambda: hf.ElectraForMaskedLM(hf.ElectraConfig(**tiny, embedding_size=16)),
+        "distilbert": lambda: hf.DistilBertForMaskedLM(
+            hf.DistilBertConfig(vocab_size=11, dim=16, n_layers=2, n_heads=4, hidden_dim=24, max_position_embeddings=40)
+        ),
+        "modernbert": lambda: hf.ModernBertForMaskedLM(
+            hf.ModernBertConfig(**tiny, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)
+        ),
+    }
+    model = make[architecture]()
+    for parameter in model.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+MASKED = [
+    Masked((1, 5, 3, 7, 2), (2,), (6,)), Masked((1, 3, 3, 2), (1, 2), (8, 9)),
+    Masked((1, 5, 6, 7, 8, 9, 2), (3, 5), (7, 9)), Masked((1, 3, 2), (1,), (4,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert", "modernbert"])
+def test_masked_scores_equal_plain_scoring_in_every_batch(architecture: str) -> None:
+    """Many masked positions of many texts in one batch, against one text a forward pass."""
+    model = masked_model_of(architecture)
+    assert choose_layout(model, "masked") is masked_rows
+    expected, likeliest = [], []
+    for ids, at, tokens in MASKED:
+        logprob_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected.append(sum(logprob_TV[k, token].item() for k, token in zip(at, tokens, strict=True)))
+        likeliest.append(all(logprob_TV[k].argmax() == token for k, token in zip(at, tokens, strict=True)))
+    for budget in (1, 8, 100):
+        assert score(model, MASKED, masked_rows, budget) == pytest.approx(expected, abs=2e-5)
+        assert score(model, MASKED[::-1], masked_rows, budget)[::-1] == pytest.approx(expected, abs=2e-5)
+    assert score_and_greedy(model, MASKED, masked_rows)[:, 1].astype(bool).tolist() == likeliest
+
+
+def test_a_likeliest_token_is_told() -> None:
+    """The same span with each possible last token: one of the eleven is the likeliest, and it alone has the mark."""
+    model = model_of("gpt2")
+    answers = score_and_greedy(model, [Span((1, 2, 3, last), 3) for last in range(11)])
+    assert answers[:, 1].sum() == 1
+    assert answers[:, 1].argmax() == answers[:, 0].argmax()
