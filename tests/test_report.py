@@ -9,7 +9,7 @@ import pytest
 from debias.data.doctor import of_triplets
 from debias.records import Figure, Triplet
 from debias.report import plots, tables
-from debias.report.outcome import Bounds, outcome
+from debias.report.outcome import Bounds, outcome, outcomes
 from debias.report.runs import Run, _spread, by_choice, differences
 
 Triple = tuple[float, float, float]
@@ -75,7 +75,7 @@ def test_rows_put_the_targeted_bias_first_and_know_what_is_better() -> None:
     assert [r.base.bias for r in ordered] == ["gender", "overall", "age"]
     assert [r.better for r in ordered] == [None, False, True]
     assert ordered[2].cells() == (
-        "StereoSet", "age", "SS", "50", "60.0", "55.0", "-5.0", "-8.0 to -2.0", "0.001", "771"
+        "StereoSet", "age", "SS", "50", "60.0", "55.0", "-5.0", "-8.0 to -2.0", ".001", "", "771"
     )  # fmt: skip
 
 
@@ -142,6 +142,29 @@ def test_runs_are_told_apart_by_what_differs() -> None:
 
 def test_spread_over_seeds() -> None:
     rows_of = [tables.rows(figures("stereoset", "SS", 61, value, -9, -1)) for value in (54.0, 55.0, 59.0)]
-    assert _spread([rows[0] for rows in rows_of]) == "56.0 (54.0 to 59.0)"
+    assert _spread([rows[0] for rows in rows_of]) == "56.0 ± 2.6"  # sqrt((4 + 1 + 9) / 2)
     assert _spread([rows_of[0][0]]) == "54.0"
     assert _spread([None]) == ""
+
+
+def test_several_adapters_and_protocols_are_told_apart() -> None:
+    first = figures("stereoset", "SS", 60, 55, -8, -2)
+    second = [f._replace(protocol="conditional", value=f.value + 1) for f in first]
+    rows = tables.rows([*first, *second], "gender")
+    assert tables.titles(rows) == [f"StereoSet ({first[0].protocol})", "StereoSet (conditional)"]
+    lines = tables.sensitivity(rows, "gender")
+    assert [(line[1], line[3], line[4]) for line in lines] == [
+        (first[0].protocol, "60.0", "55.0"), ("conditional", "61.0", "56.0"),
+    ]  # fmt: skip
+    assert tables.sensitivity(tables.rows(first, "gender"), "gender") == []
+
+    named = [f._replace(model=f"{f.model}:{n}") if f.model != "base" else f for n in "ab" for f in first]
+    assert [row.adapter for row in tables.rows(named, "gender")] == ["a", "b"]
+    assert [verdict.verdict for verdict in outcomes(named, "gender").values()] == ["debiased", "debiased"]
+    assert list(outcomes(named, "gender")) == ["a", "b"]
+    assert list(outcomes(first, "gender")) == [""]
+
+
+def test_a_difference_that_was_not_found_has_its_detectable_size() -> None:
+    lost = [f._replace(mde=4.26) for f in figures("stereoset", "SS", 60, 58, -5, 1)]
+    assert tables.rows(lost)[0].cells()[-2] == "4.3"

@@ -100,7 +100,7 @@ def test_clusters_are_summed() -> None:
 
 
 def test_clustered_intervals_cover_the_truth() -> None:
-    """Examples of one term rise or fall together. 93% to 97% of intervals hold the true difference, 0, where clusters are
+    """Examples of one term rise or fall together: 93% to 97% of intervals hold the true difference, 0, where terms are
     resampled, and far fewer where single examples are.
     """
     rng = np.random.default_rng(2)
