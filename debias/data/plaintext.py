@@ -53,14 +53,7 @@ class Text:
     def passages(self) -> Iterator[str]:
         """The passages in order."""
         for name in self.assets:
-            path = assets.locate(name)
-            if self.name == "gap":
-                with path.open(newline="", encoding="utf-8") as file:
-                    rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-                    yield from (row["Text"] for row in rows)
-            else:
-                groups = json.loads(path.read_text(encoding="utf-8"))
-                yield from (text for articles in groups.values() for texts in articles.values() for text in texts)
+            yield from read_passages(name)
         if not self.assets:
             yield self._read()
 
@@ -71,6 +64,18 @@ class Text:
             raise UserError(
                 f"{self.name}: cannot be read as text ({error}); choose gap, bold or a UTF-8 file"
             ) from error
+
+
+def read_passages(name: str) -> Iterator[str]:
+    """The passages of a part of GAP or BOLD, an asset's name, in order."""
+    path = assets.locate(name)
+    if name.startswith("gap-"):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            yield from (row["Text"] for row in rows)
+    else:
+        groups = json.loads(path.read_text(encoding="utf-8"))
+        yield from (text for articles in groups.values() for texts in articles.values() for text in texts)
 
 
 def split_sentences(text: str) -> list[str]:

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from debias import assets
+from debias.models import bert_tiny
 from debias.records import Tokens, UserError
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class BaseModel:
     """Where a base model comes from.
 
     Args:
-        path: `smollm2` (embedded), a local folder or a Hugging Face id.
+        path: `smollm2` or `bert-tiny` (embedded), a local folder or a Hugging Face id.
         revision: branch, tag or commit on the hub.
         kind: `causal` (predicts the next token) or `masked`; when empty what the model's config says.
     """
@@ -95,7 +96,7 @@ class BaseModel:
     def _place(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Folder or id and options of a load; what goes wrong with them is the user's error."""
         transformers.utils.logging.disable_progress_bar()
-        folder = str(_converted(self.path)) if self.path in EMBEDDED else self.path
+        folder = _folder(self.path)
         try:
             yield folder, {"revision": self.revision, "trust_remote_code": False}
         except (OSError, ValueError, KeyError) as error:
@@ -124,6 +125,13 @@ def weights_sha256(model: nn.Module, prefix: str = "") -> str:
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _folder(path: str) -> str:
+    """Folder or id that transformers loads."""
+    if path == bert_tiny.NAME:
+        return str(bert_tiny.folder())
+    return str(_converted(path)) if path in EMBEDDED else path
 
 
 def _converted(name: str) -> Path:
