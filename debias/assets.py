@@ -189,6 +189,24 @@ def _paper(name: str, sha256: str) -> Remote:
 
 REMOTE = {f"paper-{name.split('/')[1]}": _paper(name, sha256) for name, sha256 in _PAPER_FILES.items()}
 
+# The paper's evaluation pairs: set -> SHA-256.
+_BIASTESTGPT = {
+    "Career_Family_vs_MaleName_FemaleName": "4323de172802e59bba0c24cc2da6faf6f940d9f30c73d005306a1d56309046ef",
+    "Math_Arts_vs_Male_Female": "ed9820658e224cf9f8e82bb87adafa790b096f50c2422084c56f0461178f2b9f",
+    "Mexican_Female_European_Male_vs_MFemergent_EMintersectional": (
+        "e385be438aed5e9997b184005c7e48c67fd423cf5ec9f3ba65601834fa6baf2d"
+    ),
+    "Profession_vs_Gender": "a9f1273d3fef803023c37205fa4ca3ba275cbb0d7bac7cf30dd5e1f236ee1c2f",
+}
+
+
+def _biastestgpt(name: str, sha256: str) -> Remote:
+    url = f"{_PAPER.removesuffix('/Data')}/Evaluation/Eval_data/BiasTestGPT/Formatted_{name}.json"
+    return Remote(url, f"biastestgpt/Formatted_{name}.json", sha256, "MIT")
+
+
+REMOTE |= {f"biastestgpt-{name}": _biastestgpt(name, sha256) for name, sha256 in _BIASTESTGPT.items()}
+
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""

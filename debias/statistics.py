@@ -140,6 +140,20 @@ def ratio(total: np.ndarray, count: np.ndarray, axis: int = -1) -> np.ndarray:
     return total.sum(axis) / count.sum(axis)
 
 
+def compare_means(
+    bias: str,
+    metric: str,
+    ideal: float,
+    base: np.ndarray,
+    debiased: np.ndarray,
+    clusters: np.ndarray,
+    n_resamples: int = 9999,
+) -> Comparison:
+    """Compare the means over examples of two models; the resampled unit is the cluster of examples."""
+    before, after = (per_cluster(values, clusters) for values in (base, debiased))
+    return compare(bias, metric, ideal, len(base), ratio, before, after, n_resamples)
+
+
 def adjusted(figures: Sequence[Figure]) -> list[Figure]:
     """The figures with p-values adjusted for the number of differences in the table (Benjamini & Hochberg 1995)."""
     tested = [i for i, f in enumerate(figures) if f.p_value is not None and np.isfinite(f.p_value)]

@@ -1,0 +1,115 @@
+"""BiasTestGPT (Kocielnik et al. 2023): generated sentence pairs, in the four sets that Han et al. 2024 score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from debias import assets, metrics
+from debias.benchmarks import LikelihoodBenchmark
+from debias.benchmarks.sampling import per_bias
+from debias.data.triplets import whole_word
+from debias.records import Candidate, Tokens, UserError
+from debias.statistics import Comparison, compare_means
+
+SETS = {  # `bias_spec` of the published files -> the bias in our tables; another file keeps its own
+    "Career_Family_vs_MaleName_FemaleName": "career-family",
+    "Math_Arts_vs_Male_Female": "math-arts",
+    "Mexican_Female_European_Male_vs_MFemergent_EMintersectional": "mexican-female",
+    "Professions_vs_Gender": "profession",
+}
+LABELS = ("stereotype", "anti-stereotype")
+
+
+class Pair(NamedTuple):
+    """A stereotyping sentence and its counterpart about another group."""
+
+    example: str
+    bias: str
+    attribute: str
+    sentences: dict[str, str]  # by label
+    named: bool  # whether both sentences hold their group term as a word
+
+
+class BiasTestGPT(LikelihoodBenchmark):
+    """1,696 pairs in four sets; the figure is the percentage of pairs whose stereotyping sentence is likelier.
+
+    In 57 pairs of `math-arts` a sentence does not hold its group term (it has another form of the pronoun). They are
+    scored as published, and counted in a note.
+
+    Args:
+        protocol: how a sentence becomes a likelihood.
+        path: another file in the authors' format.
+        limit: pairs per set, a fixed sample; all when empty.
+        n_resamples: bootstrap resamples.
+    """
+
+    name = "biastestgpt"
+
+    def __init__(
+        self, protocol: Any, path: str | None = None, limit: int | None = None, n_resamples: int = 9999
+    ) -> None:
+        self.protocol, self.limit, self.n_resamples = protocol, limit, n_resamples
+        self._path = path
+
+    def candidates(self, tokens: Tokens) -> list[Candidate]:
+        """Two sentences per pair; their `target` is the attribute word, which many pairs share."""
+        return [
+            Candidate(p.example, label, p.bias, p.attribute, p.sentences[label])
+            for p in self._pairs
+            for label in LABELS
+        ]
+
+    def scores(self, scorer: Any) -> pd.DataFrame:
+        """Likelihoods of the candidates."""
+        if unnamed := sum(not pair.named for pair in self._pairs):
+            note = f"in {unnamed:,} of {len(self._pairs):,} pairs a sentence lacks its group term; they are scored"
+            scorer.notes[f"{self.name}: {note}"] = None
+        return super().scores(scorer)
+
+    def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
+        """SS per set and over all pairs; the resampled unit is the attribute word."""
+        before, after = (metrics.preferences(rows, *LABELS, self.protocol.ties) for rows in (base, debiased))
+        groups = {"overall": np.full(len(before), True)}
+        groups |= {bias: (before["bias"] == bias).to_numpy() for bias in sorted(before["bias"].unique())}
+        words = before["target"].to_numpy()
+        for name, of in groups.items():
+            values = (pairs["preferred"].to_numpy()[of] for pairs in (before, after))
+            yield compare_means(name, "SS", 50.0, *values, words[of], self.n_resamples)
+
+    @cached_property
+    def _pairs(self) -> list[Pair]:
+        published = [remote for name, remote in assets.REMOTE.items() if name.startswith("biastestgpt-")]
+        paths = [Path(self._path).expanduser()] if self._path else [assets.fetch(remote) for remote in published]
+        return per_bias(
+            [p for path in paths for p in _read(path)], lambda p: p.bias, lambda p: p.example, self.limit, ()
+        )
+
+
+def _read(path: Path) -> list[Pair]:
+    try:
+        return [_pair(row, number) for number, row in enumerate(json.loads(path.read_text(encoding="utf-8")), start=1)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no BiasTestGPT file ({error}); check eval.biastestgpt.path") from error
+
+
+def _pair(row: dict[str, Any], number: int) -> Pair:
+    try:
+        sentences = {row["label_1"]: row["sentence"], row["label_2"]: row["alt_sentence"]}
+        bias = SETS.get(row["bias_spec"], row["bias_spec"])
+        terms = ((row["grp_term1"], row["sentence"]), (row["grp_term2"], row["alt_sentence"]))
+        attribute = row["att_term"]
+    except KeyError as error:
+        raise ValueError(f"row {number} has no {error}") from error
+    if set(sentences) != set(LABELS):
+        raise ValueError(f"row {number}: labels {sorted(sentences)} instead of one each of {list(LABELS)}")
+    if len(set(sentences.values())) < 2:
+        raise ValueError(f"row {number}: both sentences are the same")
+    named = all(whole_word(term).search(sentence) for term, sentence in terms)
+    return Pair(f"{bias}-{number}", bias, attribute, sentences, named)
