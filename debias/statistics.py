@@ -34,7 +34,7 @@ class Comparison(NamedTuple):
 
     bias: str
     metric: str
-    ideal: float
+    ideal: float | None  # None: nobody knows
     n: int
     base: Estimate
     debiased: Estimate
@@ -58,7 +58,7 @@ class Comparison(NamedTuple):
 def compare(
     bias: str,
     metric: str,
-    ideal: float,
+    ideal: float | None,
     n: int,
     statistic: Callable[..., np.ndarray],
     base: Sequence[np.ndarray],

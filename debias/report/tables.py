@@ -51,7 +51,12 @@ class Row(NamedTuple):
         """The row as text, in the order of HEADER."""
         base = self.base
         bias = f"{base.bias} ({self.adapter})" if self.adapter else base.bias
-        front = (title or TITLES.get(base.benchmark, base.benchmark), bias, base.metric, f"{base.ideal:g}")
+        front = (
+            title or TITLES.get(base.benchmark, base.benchmark),
+            bias,
+            base.metric,
+            "" if base.ideal is None else f"{base.ideal:g}",
+        )
         if self.debiased is None or self.delta is None:
             return (*front, _number(base.value, base.metric), "", "", _interval(base, ""), "", "", f"{base.n:,}")
         return (
