@@ -155,6 +155,11 @@ _WINOBIAS = {
     "pro_stereotyped_type2.txt.test": "644b797eeb945efdb6a8e31a016bae9c63ab0eec2ea7c013234fa694a2ca6f33",
 }
 ASSETS |= {f"bbq-{name}": _benchmark(f"BBQ/data/{name}.jsonl", sha256, "CC BY 4.0") for name, sha256 in _BBQ.items()}
+ASSETS["bbq_targets"] = _benchmark(
+    "BBQ/data/additional_metadata.csv",
+    "71ab55e33814ad649d32e700c465a5d6401681b82699c794b098e879169aa19a",
+    "CC BY 4.0",
+)
 ASSETS |= {f"winobias-{name}": _benchmark(f"WinoBias/data/{name}", sha256, "MIT") for name, sha256 in _WINOBIAS.items()}
 
 # The paper's training data: folder here / file -> SHA-256. `general` is called `General _Debiasing` upstream.
