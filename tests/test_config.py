@@ -100,6 +100,13 @@ def test_data_path_is_what_the_default_source_trains_on(tmp_path: Path) -> None:
     assert triplet.sentence == "She was stoic."
 
 
+@pytest.mark.parametrize("suite", ["quick", "bias", "paper"])
+def test_suites_compose(suite: str) -> None:
+    cfg = composed("evaluate", f"eval={suite}")
+    benchmarks = [make(node) for name, node in cfg.eval.items() if name != "protocols"]
+    assert {b.name for b in benchmarks} > {"stereoset", "crows_pairs"}
+
+
 def test_paper_suite_scores_everything() -> None:
     cfg = composed("run", "eval=paper", "data=general")
     assert cfg.eval.stereoset.limit is None
