@@ -80,8 +80,8 @@ class BiasTestGPT(LikelihoodBenchmark):
         groups |= {bias: (before["bias"] == bias).to_numpy() for bias in sorted(before["bias"].unique())}
         words = before["target"].to_numpy()
         for name, of in groups.items():
-            base_values, debiased_values = (pairs["preferred"].to_numpy()[of] for pairs in (before, after))
-            yield compare_means(name, "SS", 50.0, base_values, debiased_values, words[of], self.n_resamples)
+            one, two = (pairs["preferred"].to_numpy()[of] for pairs in (before, after))
+            yield compare_means(name, "SS", 50.0, one, two, words[of], self.n_resamples)
 
     @cached_property
     def _pairs(self) -> list[Pair]:

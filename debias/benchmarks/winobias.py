@@ -1,0 +1,119 @@
+"""WinoBias (Zhao et al. 2018): is a sentence likelier when its pronoun fits the occupation's stereotype?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from debias import assets, metrics
+from debias.benchmarks import LikelihoodBenchmark
+from debias.benchmarks.sampling import per_bias
+from debias.records import Candidate, Tokens, UserError
+from debias.statistics import Comparison, compare_means
+
+GENDERED = {"he", "she", "him", "her", "his", "hers", "himself", "herself"}
+MARKED = re.compile(r"\d+ .*?\[ ?(?:the |an? )?(?P<occupation>[^\]]+)\].*\[", re.IGNORECASE)  # 1 [The nurse] ... [she]
+
+
+class Pair(NamedTuple):
+    """One sentence with the pronoun of the stereotype, and with the other one."""
+
+    example: str
+    kind: str  # `type 1` or `type 2`
+    occupation: str  # the one that the pronoun refers to
+    pro: str
+    anti: str
+
+    @property
+    def minimal(self) -> bool:
+        """Whether the sentences differ in gendered words alone."""
+        pro, anti = ([w for w in re.findall(r"\w+", text) if w not in GENDERED] for text in (self.pro, self.anti))
+        return pro == anti
+
+
+class WinoBias(LikelihoodBenchmark):
+    """1,584 pairs, half of each type; the figure is the percentage whose pro-stereotypical sentence is likelier.
+
+    In type 1 only meaning tells what the pronoun refers to, in type 2 grammar does too. The published files hold some
+    pairs that differ in more than gendered words; they are scored as they are, and counted in a note.
+
+    Args:
+        protocol: how a sentence becomes a likelihood.
+        folder: another folder with the authors' eight files.
+        limit: pairs per type, a fixed sample; all when empty.
+        n_resamples: bootstrap resamples.
+    """
+
+    name = "winobias"
+
+    def __init__(
+        self, protocol: Any, folder: str | None = None, limit: int | None = None, n_resamples: int = 9999
+    ) -> None:
+        self.protocol, self.folder, self.limit, self.n_resamples = protocol, folder, limit, n_resamples
+
+    def candidates(self, tokens: Tokens) -> list[Candidate]:
+        """Two sentences per pair; their `target` is the occupation, which about forty pairs of a file share."""
+        return [
+            Candidate(p.example, candidate, "gender", p.occupation, text)
+            for p in self._pairs
+            for candidate, text in (("pro", p.pro), ("anti", p.anti))
+        ]
+
+    def scores(self, scorer: Any) -> pd.DataFrame:
+        """Likelihoods of the candidates."""
+        if odd := sum(not pair.minimal for pair in self._pairs):
+            note = f"{odd:,} of {len(self._pairs):,} pairs differ in more than gendered words; they are scored"
+            scorer.notes[f"{self.name}: {note}"] = None
+        return super().scores(scorer)
+
+    def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
+        """SS of all pairs and of each type; the resampled unit is the occupation that the pronoun refers to."""
+        before, after = (metrics.preferences(rows, "pro", "anti", self.protocol.ties) for rows in (base, debiased))
+        kind = before["example"].str.partition(",")[0]
+        groups = {"SS": np.full(len(before), True)} | {f"SS {k}": (kind == k).to_numpy() for k in sorted(kind.unique())}
+        occupations = before["target"].to_numpy()
+        for metric, of in groups.items():
+            one, two = (pairs["preferred"].to_numpy()[of] for pairs in (before, after))
+            yield compare_means("gender", metric, 50.0, one, two, occupations[of], self.n_resamples)
+
+    @cached_property
+    def _pairs(self) -> list[Pair]:
+        pairs = [pair for kind in (1, 2) for split in ("dev", "test") for pair in self._read(kind, split)]
+        return per_bias(pairs, lambda p: p.kind, lambda p: p.example, self.limit, ())
+
+    def _read(self, kind: int, split: str) -> list[Pair]:
+        """Pairs of the lines of two files."""
+        pro, anti = (self._path(f"{side}_stereotyped_type{kind}.txt.{split}") for side in ("pro", "anti"))
+        first, second = _lines(pro), _lines(anti)
+        if len(first) != len(second):
+            lengths = f"{len(first)} lines, but {anti.name} has {len(second)}"
+            raise UserError(f"{pro} has {lengths}; their lines belong together, check eval.winobias.folder")
+        return [
+            Pair(f"type {kind}, {split} {number}", f"type {kind}", occupation, text, other)
+            for number, ((occupation, text), (_, other)) in enumerate(zip(first, second, strict=True), start=1)
+        ]
+
+    def _path(self, name: str) -> Path:
+        return Path(self.folder).expanduser() / name if self.folder else assets.locate(f"winobias-{name}")
+
+
+def _lines(path: Path) -> list[tuple[str, str]]:
+    """Occupation and sentence of each line, the sentence without number and brackets."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); check eval.winobias.folder") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        marked = MARKED.match(line)
+        if marked is None:
+            raise UserError(f"{path}, line {number}: no number and two words in brackets; check eval.winobias.folder")
+        text = " ".join(re.sub(r"[\[\]]", "", line).split()[1:])
+        found.append((marked["occupation"].lower(), text))
+    return found
