@@ -212,6 +212,71 @@ def _biastestgpt(name: str, sha256: str) -> Remote:
 
 REMOTE |= {f"biastestgpt-{name}": _biastestgpt(name, sha256) for name, sha256 in _BIASTESTGPT.items()}
 
+# GLUE, from public copies of the original files: path -> where on the web, SHA-256, licence.
+_RESEARCH = "no licence stated; research use"
+_COLA = "https://raw.githubusercontent.com/nyu-mll/CoLA-baselines/dd095d3646ed05a315280aaa8ed4ec84ba435b3e"
+_SST2 = "https://raw.githubusercontent.com/forest-snow/alps/3c7ef2c98249fc975a897b27f275695f97d5b7a9/data/SST-2"
+_RTE = "https://raw.githubusercontent.com/marcwww/nlu_eval/ccd55c37de74ebd86c70ae58f67dceb0aa444f43/data/RTE"
+_MRPC = (
+    "https://raw.githubusercontent.com/wasiahmad/paraphrase_identification/88b208d0d094ab945d2401d9393531be1fec0076/"
+    "dataset/msr-paraphrase-corpus"
+)
+_GLUE = {
+    "CoLA/in_domain_train.tsv": (
+        f"{_COLA}/acceptability_corpus/cola_public/raw/in_domain_train.tsv",
+        "f320a10f92d3bce6b29152fde322a362eac39238e50d8de0c8815457fdf4fc12",
+        _RESEARCH,
+    ),
+    "CoLA/in_domain_dev.tsv": (
+        f"{_COLA}/acceptability_corpus/cola_public/raw/in_domain_dev.tsv",
+        "77176f6a03faa5a1c4f23c69971fc1bff565931112fb65af47b2d6e24b7f42f7",
+        _RESEARCH,
+    ),
+    "CoLA/out_of_domain_dev.tsv": (
+        f"{_COLA}/acceptability_corpus/cola_public/raw/out_of_domain_dev.tsv",
+        "201b9c57b2a20f1282242eec0ed8995729e3be19c29a46c047b3727338836c05",
+        _RESEARCH,
+    ),
+    # GLUE's training part in one file. On the web it is two, which the next two entries are.
+    "SST-2/train.tsv": (_SST2, "8621df47b79e9b3fa010405ef4dd506cbf483319cf851f20f2b6773f61d387b5", _RESEARCH),
+    "SST-2/train_1.tsv": (
+        f"{_SST2}/train.tsv",
+        "920e317b2c52e12cd22db1da2c6708312bd7dc4f3712b9bbf1b50ee6c2c792ba",
+        _RESEARCH,
+    ),
+    "SST-2/train_2.tsv": (
+        f"{_SST2}/dev.tsv",
+        "92353770071a2a889f75d000a38a9e541ea8f0a5499e50f040b17917a5cbf66f",
+        _RESEARCH,
+    ),
+    "SST-2/dev.tsv": (
+        f"{_SST2}/test.tsv",  # GLUE's dev part under another name
+        "54a9c12c77e402fc14d6a66a506f24d999f596b0176eb777c972cccc2f9cc4b0",
+        _RESEARCH,
+    ),
+    "RTE/train.tsv": (
+        f"{_RTE}/train.tsv",
+        "81d25e323e1ab5b2ad7cd445f1a69db89f2b1c104f3e26915a9421aa4a5f4735",
+        _RESEARCH,
+    ),
+    "RTE/dev.tsv": (
+        f"{_RTE}/dev.tsv",
+        "80230dfa1347282e7b532b06a1004a76a710087541189bf874223ddf0e3819fb",
+        _RESEARCH,
+    ),
+    "MRPC/msr_paraphrase_train.txt": (
+        f"{_MRPC}/msr_paraphrase_train.txt",
+        "61a88818ec384d8465297dda1883b469f1b22d442ab90183d13e06233b180591",
+        "Microsoft Shared Source, non-commercial",
+    ),
+    "MRPC/msr_paraphrase_test.txt": (
+        f"{_MRPC}/msr_paraphrase_test.txt",
+        "0360d0d3427a0ae14882e2b3a799df0fab6cb5203d5e8ee481949283da62acb6",
+        "Microsoft Shared Source, non-commercial",
+    ),
+}
+REMOTE |= {f"glue/{name}": Remote(url, f"glue/{name}", sha256, free) for name, (url, sha256, free) in _GLUE.items()}
+
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
@@ -238,11 +303,17 @@ def locate(name: str) -> Path:
     return path
 
 
-def fetch(remote: Remote) -> Path:
-    """Path of a file of the web: below $DEBIAS_DATA, or downloaded once into the cache. Raises UserError offline."""
+def held(remote: Remote) -> Path | None:
+    """Where a file of the web lies below $DEBIAS_DATA; None where nobody has put it there."""
     folder = os.environ.get("DEBIAS_DATA")
     local = Path(folder).expanduser() / remote.local if folder else None
-    if local is not None and local.is_file():
+    return local if local is not None and local.is_file() else None
+
+
+def fetch(remote: Remote) -> Path:
+    """Path of a file of the web: below $DEBIAS_DATA, or downloaded once into the cache. Raises UserError offline."""
+    local = held(remote)
+    if local is not None:
         if sha256_of(local) != remote.sha256:
             raise UserError(
                 f"{local} is not the file we know (SHA-256 {remote.sha256[:12]}...); get it from {remote.url}"

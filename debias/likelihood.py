@@ -269,6 +269,28 @@ def score_and_greedy(
     return answer_S2
 
 
+def mean_hidden(
+    model: Any, texts: Sequence[tuple[int, ...]], token_budget: int = 512, progress: Progress | None = None
+) -> np.ndarray:
+    """Mean of the last hidden layer over each text's tokens but the first (start or [CLS]), shape (S, D), float32."""
+    rows = [Masked(ids, (0,), (ids[0],)) for ids in texts]  # logits at one position each: the head is hardly used
+    order, growth = _length_order(rows)
+    batches = list(_packs(order, growth, token_budget))
+    means: list[Any] = [None] * len(rows)
+    with torch.inference_mode(), _evaluating(model):
+        for numbers in progress(batches, len(batches)) if progress else batches:
+            batch = _on_device(model, masked_rows([rows[i] for i in numbers]))
+            real_BT = batch.attention_mask.clone()
+            real_BT[:, 0] = False
+            inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask, "use_cache": False}
+            with _logits_only_at(_head(model), batch):
+                hidden_BTD = model(**inputs, output_hidden_states=True).hidden_states[-1][:, -real_BT.shape[1] :]
+            sum_BD = (hidden_BTD.float() * real_BT[..., None]).sum(1)
+            for i, mean_D in zip(numbers, sum_BD / real_BT.sum(1, keepdim=True).clamp(min=1), strict=True):
+                means[i] = mean_D.cpu().numpy()
+    return np.stack(means)
+
+
 Growth = Callable[[list[int], int], int]  # positions that span i adds to a batch
 
 

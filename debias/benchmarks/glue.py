@@ -1,0 +1,215 @@
+"""GLUE (Wang et al. 2019): what does debiasing cost in downstream tasks? Four of its tasks, with a linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from debias import assets, likelihood, metrics
+from debias.benchmarks.probe import tuned
+from debias.benchmarks.sampling import fingerprint, per_bias
+from debias.progress import bar
+from debias.protocols import start_id
+from debias.records import Candidate, Tokens, UserError
+from debias.statistics import Comparison, compare
+
+
+class Task(NamedTuple):
+    """Files of a task, and where label and sentences stand in a row."""
+
+    train: tuple[str, ...]
+    dev: tuple[str, ...]
+    columns: int
+    label: int
+    sentences: tuple[int, ...]
+    labels: tuple[str, str] = ("0", "1")  # the negative one, the positive one
+    header: bool = True
+    metrics: tuple[str, ...] = ("accuracy",)
+
+
+TASKS = {
+    "sst2": Task(("SST-2/train.tsv",), ("SST-2/dev.tsv",), 2, 1, (0,)),
+    "cola": Task(
+        ("CoLA/in_domain_train.tsv",), ("CoLA/in_domain_dev.tsv", "CoLA/out_of_domain_dev.tsv"), 4, 1, (3,),
+        header=False, metrics=("Matthews",),
+    ),
+    "rte": Task(("RTE/train.tsv",), ("RTE/dev.tsv",), 4, 3, (1, 2), ("not_entailment", "entailment")),
+    # GLUE cut its own dev part out of the training part; here the corpus's test part is what is predicted.
+    "mrpc": Task(
+        ("MRPC/msr_paraphrase_train.txt",), ("MRPC/msr_paraphrase_test.txt",), 5, 0, (3, 4),
+        metrics=("accuracy", "F1"),
+    ),
+}  # fmt: skip
+
+
+class Example(NamedTuple):
+    """A sentence or two and their label."""
+
+    task: str
+    part: str  # train or dev
+    number: str  # in its part
+    label: str
+    sentences: tuple[str, ...]
+
+
+class Glue:
+    """SST-2, CoLA, RTE and MRPC: a logistic regression on the frozen model's features, adapter on or off.
+
+    A sentence's features are the mean of the last hidden layer; those of a pair are |u - v| and u * v (Conneau & Kiela
+    2018). Published GLUE figures come from fine-tuned models and are higher; what counts here is the difference.
+
+    Args:
+        tasks: of sst2, cola, rte, mrpc.
+        limit_train: examples that the probe learns from, a fixed sample; all when empty.
+        limit: examples that are predicted, a fixed sample; all when empty.
+        folder: a folder with files in the same format; when empty the published ones.
+        n_resamples: bootstrap resamples of examples.
+    """
+
+    name = "glue"
+    protocol_name = "frozen_probe"
+
+    def __init__(
+        self,
+        tasks: Sequence[str] = tuple(TASKS),
+        limit_train: int | None = None,
+        limit: int | None = None,
+        folder: str | None = None,
+        n_resamples: int = 9999,
+    ) -> None:
+        self.tasks, self.folder, self.n_resamples = list(tasks), folder, n_resamples
+        self.limits = {"train": limit_train, "dev": limit}
+        if unknown := [name for name in self.tasks if name not in TASKS] or ([] if self.tasks else ["no task"]):
+            raise UserError(f"eval.glue.tasks: {unknown[0]!r} is unknown; choose of: {', '.join(TASKS)}")
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the examples of both parts."""
+        return fingerprint(repr(tuple(example)) for example in self._examples)
+
+    def candidates(self, tokens: Tokens) -> list[Candidate]:
+        """The sentences of the examples that are predicted."""
+        return [
+            Candidate(f"{e.task}:{e.number}", f"sentence {k}", e.task, e.label, sentence)
+            for e in self._examples
+            if e.part == "dev"
+            for k, sentence in enumerate(e.sentences, start=1)
+        ]
+
+    def scores(self, scorer: Any) -> pd.DataFrame:
+        """One row per example: the predicted label in `candidate`, the true one in `target`, 1 or 0 in `score`."""
+        rows = []
+        for task in self.tasks:
+            parts = {p: [e for e in self._examples if (e.task, e.part) == (task, p)] for p in ("train", "dev")}
+            features = self._features(scorer, task, parts["train"] + parts["dev"])
+            negative, positive = TASKS[task].labels
+            label_N = np.array([e.label == positive for e in parts["train"]])
+            predicted = tuned(features[: len(label_N)], label_N).predict(features[len(label_N) :])
+            for e, yes in zip(parts["dev"], predicted, strict=True):
+                answer = positive if yes else negative
+                rows.append((f"{task}:{e.number}", answer, task, e.label, float(answer == e.label)))
+        columns = ["example", "candidate", "bias", "target", "score"]
+        return pd.DataFrame(rows, columns=columns).assign(logprob=np.nan, num_tokens=0)
+
+    def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
+        """Accuracy, F1 of paraphrases (MRPC) and Matthews correlation (CoLA); the resampled unit is the example."""
+        for task in base["bias"].unique():
+            rows = [scores[scores["bias"] == task].sort_values("example") for scores in (base, debiased)]
+            for metric in TASKS[task].metrics:
+                if metric == "accuracy":
+                    statistic: Any = metrics.mean_of_first
+                    columns: list[Any] = [(100.0 * r["score"].to_numpy(),) for r in rows]
+                else:
+                    statistic = {"F1": metrics.f1, "Matthews": metrics.matthews}[metric]
+                    columns = [_cells(r, TASKS[task].labels[1]) for r in rows]
+                yield compare(
+                    task, metric, 100.0, len(rows[0]), statistic, columns[0], columns[1], self.n_resamples,
+                    pairs=metric == "accuracy",
+                )  # fmt: skip
+
+    def _features(self, scorer: Any, task: str, examples: Sequence[Example]) -> np.ndarray:
+        """Features of each example under the active model, shape (N, D)."""
+        sentences = list(dict.fromkeys(s for e in examples for s in e.sentences))
+        limit = scorer.base.max_positions
+        texts = _encoded(sentences, scorer.tokens)
+        if cut := sum(len(ids) > limit for ids in texts) if limit else 0:
+            note = f"glue: {task}: {cut:,} of {len(texts):,} sentences are cut to the model's {limit} tokens"
+            scorer.notes[note] = None
+            texts = [ids[:limit] for ids in texts]
+
+        def fresh() -> np.ndarray:
+            scorer.positions += sum(map(len, texts))
+            progress = bar(f"glue, {task}, {scorer.active}")
+            return likelihood.mean_hidden(scorer.model, texts, scorer.token_budget, progress)
+
+        content = (np.array([len(ids), *ids]).tobytes() for ids in texts)
+        mean_SD = scorer.cached([b"mean_hidden", *content], fresh)
+        if not np.isfinite(mean_SD).all():
+            raise UserError(
+                f"the {scorer.active} model's features are no numbers; training diverged (lower training.lr)"
+            )
+        row = dict(zip(sentences, mean_SD, strict=True))
+        return np.stack([_of_pair(*(row[s] for s in e.sentences)) for e in examples])
+
+    @cached_property
+    def _examples(self) -> list[Example]:
+        return [e for task in self.tasks for part in ("train", "dev") for e in self._read(task, part)]
+
+    def _read(self, name: str, part: str) -> list[Example]:
+        """A fixed sample of one part of a task."""
+        task = TASKS[name]
+        rows = [row for path in self._paths(getattr(task, part)) for row in _rows(path, task)]
+        examples = [
+            Example(name, part, str(k), row[task.label], tuple(row[c].strip() for c in task.sentences))
+            for k, row in enumerate(rows)
+        ]
+        sample = per_bias(examples, lambda e: e.task, lambda e: e.number, self.limits[part], ())
+        if len({e.label for e in sample}) < 2:
+            raise UserError(f"glue: {name}: the {len(sample)} examples of {part} have one label only; use more of them")
+        return sample
+
+    def _paths(self, names: Iterable[str]) -> list[Path]:
+        if self.folder:
+            return [Path(self.folder).expanduser() / name for name in names]
+        remote = [assets.REMOTE[f"glue/{name}"] for name in names]
+        if names == ("SST-2/train.tsv",) and assets.held(remote[0]) is None:  # two files on the web
+            remote = [assets.REMOTE[f"glue/SST-2/train_{k}.tsv"] for k in (1, 2)]
+        return [assets.fetch(r) for r in remote]
+
+
+def _rows(path: Path, task: Task) -> list[list[str]]:
+    """Fields of each line, with quoting off. Raises UserError for a line that is not whole."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); check eval.glue.folder") from error
+    rows = [line.rstrip("\r").split("\t") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    for number, row in enumerate(rows[task.header :], start=1 + task.header):
+        if len(row) != task.columns or row[task.label] not in task.labels:
+            raise UserError(
+                f"{path}: line {number} is no row of {task.columns} fields with a label of {' or '.join(task.labels)}; "
+                "get the file again, or check eval.glue.folder"
+            )
+    return rows[task.header :]
+
+
+def _encoded(sentences: Sequence[str], tokens: Tokens) -> list[tuple[int, ...]]:
+    """Token ids behind a start token (causal) or between special ones (masked)."""
+    causal = tokens.kind == "causal"
+    ids = tokens.tokenizer(list(sentences), add_special_tokens=not causal, verbose=False).input_ids
+    start = (start_id(tokens.tokenizer),) if causal else ()
+    return [(*start, *i) for i in ids]
+
+
+def _of_pair(first_D: np.ndarray, second_D: np.ndarray | None = None) -> np.ndarray:
+    return first_D if second_D is None else np.concatenate([np.abs(first_D - second_D), first_D * second_D])
+
+
+def _cells(rows: pd.DataFrame, positive: str) -> tuple[np.ndarray, ...]:
+    """Columns for `metrics.f1` and `metrics.matthews`."""
+    true, called = ((rows[column] == positive).to_numpy() for column in ("target", "candidate"))
+    return tuple(cell.astype(float) for cell in (true & called, ~true & called, true & ~called, ~true & ~called))
