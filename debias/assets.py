@@ -211,6 +211,21 @@ def _biastestgpt(name: str, sha256: str) -> Remote:
 
 
 REMOTE |= {f"biastestgpt-{name}": _biastestgpt(name, sha256) for name, sha256 in _BIASTESTGPT.items()}
+REMOTE |= {
+    "blimp": Remote(
+        "https://raw.githubusercontent.com/alexwarstadt/blimp/3e56b06fcabca9b30822fc66435fca6b1aa40bb1/BLiMP.zip",
+        "blimp/BLiMP.zip",
+        "172a1a714d72e72a89e8384dd531483f3d0f8a9aee3d33dccaf7992d8cecbb73",
+        "CC BY 4.0",
+    ),
+    "lambada": Remote(
+        "https://raw.githubusercontent.com/BlinkDL/ChatRWKV/965e40b85288a91c94c02bfa56adc3ce0fa20a82/"
+        "misc/lambada_test.jsonl",
+        "lambada/lambada_test.jsonl",
+        "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
+        "none stated beside the file; LAMBADA is published as CC BY 4.0",
+    ),
+}
 
 # GLUE, from public copies of the original files: path -> where on the web, SHA-256, licence.
 _RESEARCH = "no licence stated; research use"
