@@ -40,7 +40,7 @@ class Comparison(NamedTuple):
     debiased: Estimate
     delta: Estimate
     p_value: float
-    mde: float  # the smallest difference that would be found with 80% power
+    mde: float | None  # the smallest difference that would be found with 80% power; None where it is unknown
     test: str  # where the p-value comes from: bootstrap or mcnemar
     samples: np.ndarray  # (3, R): base, debiased and delta in each resample; the same units in resample r of every run
 
@@ -88,7 +88,7 @@ def compare(
     values = both(*columns)
     if len(columns[0]) < 2:  # nothing to resample: the interval is unknown
         one, two, three = (Estimate(float(value), np.nan, np.nan) for value in values)
-        return Comparison(bias, metric, ideal, n, one, two, three, np.nan, np.nan, "none", np.full((3, 0), np.nan))
+        return Comparison(bias, metric, ideal, n, one, two, three, np.nan, None, "none", np.full((3, 0), np.nan))
     batch = max(1, 2_000_000 // len(columns[0]))  # bounds the memory of the resamples
     result: Any = stats.bootstrap(
         columns, both, paired=True, vectorized=True, n_resamples=n_resamples, batch=batch,
@@ -114,13 +114,13 @@ def _mcnemar(before: np.ndarray, after: np.ndarray) -> float:
     return float(mcnemar(table, exact=True).pvalue)
 
 
-def _detectable(samples_R: np.ndarray) -> float:
+def _detectable(samples_R: np.ndarray) -> float | None:
     """Smallest true difference that a two-sided 5% test finds with 80% power, at this standard error (normal).
 
-    NaN where no unit changed: then the standard error is unknown, not zero.
+    None where no unit changed: then the standard error is unknown, not zero.
     """
     if not np.ptp(samples_R):
-        return float("nan")
+        return None
     return float((stats.norm.ppf(0.5 + CONFIDENCE / 2) + stats.norm.ppf(POWER)) * np.std(samples_R))
 
 

@@ -78,7 +78,7 @@ def test_smallest_detectable_difference() -> None:
     result = compare("b", "SS", 50, 400, metrics.mean_of_first, (np.zeros(400),), (change,))
     assert result.mde == pytest.approx(2.80 / 20, rel=0.03)
     still = compare("b", "SS", 50, 9, metrics.mean_of_first, (np.arange(9),), (np.arange(9),))
-    assert np.isnan(still.mde)  # nothing changed: unknown, not zero
+    assert still.mde is None  # nothing changed: unknown, not zero
 
 
 def figure(p: float | None, model: str = "delta") -> Figure:

@@ -181,7 +181,7 @@ def _number(value: float, metric: str, sign: str = "") -> str:
 
 
 def _mde(delta: Figure) -> str:
-    return "" if delta.mde is None or delta.mde != delta.mde else _number(delta.mde, delta.metric)
+    return "" if delta.mde is None else _number(delta.mde, delta.metric)
 
 
 def _p(delta: Figure) -> str:
