@@ -186,6 +186,20 @@ class Continuation:
         return Reading(filling_masked, self.score)
 
 
+class Greedy(Continuation):
+    """As `Continuation`, but the score is 1 where greedy decoding gives the filling, every token of it, and else 0.
+
+    For a masked model: where each of its pieces is the likeliest at its own mask, given the others.
+
+    Args:
+        start_token: as for `Conditional`.
+    """
+
+    def __init__(self, start_token: str | None = None) -> None:
+        super().__init__(start_token)
+        self.score, self.name = greedy, "continuation_greedy"
+
+
 def _name(name: str, unit: str, ties: float) -> str:
     return name + ("_sum" if unit == "text" else "") + (f"_ties_{ties:g}" if ties else "")
 
@@ -227,6 +241,12 @@ def mean_per_token(pieces: Pieces) -> np.ndarray:
     """Log-probability per token."""
     with np.errstate(invalid="ignore"):
         return pieces.total(pieces.logprob_S) / pieces.total(pieces.num_tokens_S)
+
+
+def greedy(pieces: Pieces) -> np.ndarray:
+    """1 where every scored token is the likeliest at its place, else 0; NaN for a candidate that cannot be scored."""
+    missed = pieces.total(1.0 - pieces.greedy_S)
+    return np.where(pieces.total(pieces.num_tokens_S) > 0, missed == 0, np.nan)
 
 
 def mean_probability(pieces: Pieces) -> np.ndarray:

@@ -84,9 +84,7 @@ def test_models_of_both_kinds(kind: str, tiny: Path, tiny_masked: Path, tmp_path
 def test_pairs_that_differ_in_more_are_counted(tiny: Path, tmp_path: Path) -> None:
     benchmark = WinoBias(BiasBench(), written(tmp_path, anti=ANTI.replace("tired", "ill")), n_resamples=99)
     evaluation = evaluate(Scorer(BaseModel(str(tiny)).load(), None, "32", 512, tmp_path), [benchmark])
-    assert evaluation.notes == (
-        "winobias: 4 of 8 pairs differ in more than gendered words; they are scored",
-    )
+    assert evaluation.notes == ("winobias: 4 of 8 pairs differ in more than gendered words; they are scored",)
 
 
 def test_files_that_are_not_whole(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""LAMBADA (Paperno et al. 2016): can the model guess the last word of a passage, for which it needs all of it?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from debias import assets, metrics
+from debias.benchmarks import LikelihoodBenchmark
+from debias.benchmarks.sampling import per_bias
+from debias.records import Candidate, Cloze, Tokens, UserError
+from debias.statistics import Comparison, compare
+
+
+class Lambada(LikelihoodBenchmark):
+    """5,153 passages; the figures are how often the last word is the likeliest, and its perplexity.
+
+    The file is the one prepared for GPT-2 (Radford et al. 2019), with case and line breaks; the last word is what
+    follows the last white space, in 38 passages with a quotation mark or the like.
+
+    Args:
+        protocol: how the word becomes a likelihood and a hit (`debias.protocols.Greedy`).
+        path: another file with one `{"text": ...}` a line.
+        limit: passages, a fixed sample; all when empty.
+        n_resamples: bootstrap resamples.
+    """
+
+    name = "lambada"
+
+    def __init__(
+        self, protocol: Any, path: str | None = None, limit: int | None = None, n_resamples: int = 9999
+    ) -> None:
+        self.protocol, self.limit, self.n_resamples = protocol, limit, n_resamples
+        self._path = path
+
+    def candidates(self, tokens: Tokens) -> list[Candidate]:
+        """One text per passage, with its last word as the filling of a blank."""
+        return [_candidate(number, text) for number, text in self._passages]
+
+    def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
+        """Accuracy, and perplexity per word; the resampled unit is the passage."""
+        before, after = ((100.0 * rows["score"].to_numpy(),) for rows in (base, debiased))
+        yield compare(
+            "all", "accuracy", 100.0, len(base), metrics.mean_of_first, before, after, self.n_resamples, pairs=True
+        )
+        words = np.ones(len(base))
+        one, two = ((rows["logprob"].to_numpy(), words) for rows in (base, debiased))
+        yield compare("all", "perplexity", 1.0, len(base), metrics.perplexity, one, two, self.n_resamples)
+
+    @cached_property
+    def _passages(self) -> list[tuple[int, str]]:
+        """Line numbers and texts."""
+        path = Path(self._path).expanduser() if self._path else assets.fetch(assets.REMOTE["lambada"])
+        try:
+            lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+            passages = [_passage(number, line) for number, line in enumerate(lines, start=1)]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: no LAMBADA file ({error}); check eval.lambada.path") from error
+        return per_bias(passages, lambda _: "all", lambda p: str(p[0]), self.limit, ())
+
+
+def _passage(number: int, line: str) -> tuple[int, str]:
+    try:
+        text = json.loads(line)["text"].rstrip()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"line {number}: no text in it, {type(error).__name__}: {error}") from error
+    if len(text.split()) < 2:
+        raise ValueError(f"line {number}: fewer than two words")
+    return number, text
+
+
+def _candidate(number: int, text: str) -> Candidate:
+    word = text.split()[-1]
+    return Candidate(str(number), "word", "all", word, text, Cloze(text[: -len(word)], word))
