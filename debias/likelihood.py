@@ -270,25 +270,36 @@ def score_and_greedy(
 
 
 def mean_hidden(
-    model: Any, texts: Sequence[tuple[int, ...]], token_budget: int = 512, progress: Progress | None = None
+    model: Any,
+    texts: Sequence[tuple[int, ...]],
+    token_budget: int = 512,
+    progress: Progress | None = None,
+    skip: int = 0,
 ) -> np.ndarray:
-    """Mean of the last hidden layer over each text's tokens but the first (start or [CLS]), shape (S, D), float32."""
-    rows = [Masked(ids, (0,), (ids[0],)) for ids in texts]  # logits at one position each: the head is hardly used
-    order, growth = _length_order(rows)
-    batches = list(_packs(order, growth, token_budget))
-    means: list[Any] = [None] * len(rows)
+    """Mean of the last layer's hidden states over the tokens of each text, shape (texts, width), float32.
+
+    Args:
+        skip: tokens at the front, such as a start token, that are read but left out of the mean.
+    """
+    rows = [Masked(ids, (0,), (0,)) for ids in texts]  # one logit per text, so that the output layer costs nothing
+    batches = list(_packs(*_length_order(rows), token_budget))
+    mean_ND: list[Any] = [None] * len(texts)
     with torch.inference_mode(), _evaluating(model):
         for numbers in progress(batches, len(batches)) if progress else batches:
             batch = _on_device(model, masked_rows([rows[i] for i in numbers]))
-            real_BT = batch.attention_mask.clone()
-            real_BT[:, 0] = False
-            inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask, "use_cache": False}
             with _logits_only_at(_head(model), batch):
-                hidden_BTD = model(**inputs, output_hidden_states=True).hidden_states[-1][:, -real_BT.shape[1] :]
-            sum_BD = (hidden_BTD.float() * real_BT[..., None]).sum(1)
-            for i, mean_D in zip(numbers, sum_BD / real_BT.sum(1, keepdim=True).clamp(min=1), strict=True):
-                means[i] = mean_D.cpu().numpy()
-    return np.stack(means)
+                output = model(
+                    input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask, use_cache=False,
+                    output_hidden_states=True,
+                )  # fmt: skip
+            width = batch.input_ids_BT.shape[1]
+            hidden_BTD = output.hidden_states[-1][:, -width:].float()  # prompt tuning puts virtual tokens in front
+            counted_BT1 = batch.attention_mask.clone()[..., None]
+            counted_BT1[:, :skip] = False
+            mean_BD = (hidden_BTD * counted_BT1).sum(1) / counted_BT1.sum(1).clamp(min=1)
+            for i, mean_D in zip(numbers, mean_BD.cpu().numpy(), strict=True):
+                mean_ND[i] = mean_D
+    return np.stack(mean_ND)
 
 
 Growth = Callable[[list[int], int], int]  # positions that span i adds to a batch

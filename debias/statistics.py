@@ -86,21 +86,53 @@ def compare(
 
     columns = [np.asarray(c, dtype=float) for c in (*base, *debiased)]
     values = both(*columns)
-    if len(columns[0]) < 2:  # nothing to resample: the interval is unknown
-        one, two, three = (Estimate(float(value), np.nan, np.nan) for value in values)
-        return Comparison(bias, metric, ideal, n, one, two, three, np.nan, None, "none", np.full((3, 0), np.nan))
+    if len(columns[0]) < 2:
+        return from_resamples(bias, metric, ideal, n, values, np.empty((3, 0)))
     batch = max(1, 2_000_000 // len(columns[0]))  # bounds the memory of the resamples
     result: Any = stats.bootstrap(
         columns, both, paired=True, vectorized=True, n_resamples=n_resamples, batch=batch,
         confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(SEED),
     )  # fmt: skip
-    samples_3R = result.bootstrap_distribution
-    low, high = result.confidence_interval
-    before, after, delta = (Estimate(float(v), float(a), float(b)) for v, a, b in zip(values, low, high, strict=True))
-    p_value = _mcnemar(columns[0] > 0, columns[width] > 0) if pairs else two_sided(samples_3R[2])
-    test = "mcnemar" if pairs else "bootstrap"
-    mde = _detectable(samples_3R[2])
-    return Comparison(bias, metric, ideal, n, before, after, delta, p_value, mde, test, samples_3R)
+    comparison = from_resamples(bias, metric, ideal, n, values, result.bootstrap_distribution)
+    if pairs:
+        return comparison._replace(p_value=_mcnemar(columns[0] > 0, columns[width] > 0), test="mcnemar")
+    return comparison
+
+
+def from_resamples(
+    bias: str, metric: str, ideal: float | None, n: int, values_3: np.ndarray, samples_3R: np.ndarray
+) -> Comparison:
+    """A comparison from base, debiased and delta, and the same in each resample; without resamples nothing is sure."""
+    if not samples_3R.size:
+        one, two, three = (Estimate(float(value), np.nan, np.nan) for value in values_3)
+        return Comparison(bias, metric, ideal, n, one, two, three, np.nan, None, "none", samples_3R)
+    low_3, high_3 = np.quantile(samples_3R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=1)
+    one, two, three = (Estimate(float(v), float(a), float(b)) for v, a, b in zip(values_3, low_3, high_3, strict=True))
+    p_value, mde = two_sided(samples_3R[2]), _detectable(samples_3R[2])
+    return Comparison(bias, metric, ideal, n, one, two, three, p_value, mde, "bootstrap", samples_3R)
+
+
+def within(sizes: Sequence[int], n_resamples: int) -> np.ndarray:
+    """Shape (R, sum of sizes): numbers of units drawn with replacement within groups that stand one after another."""
+    rng = np.random.default_rng(SEED)
+    starts = np.cumsum([0, *sizes[:-1]])
+    return np.hstack([a + rng.integers(k, size=(n_resamples, k)) for a, k in zip(starts, sizes, strict=True)])
+
+
+def permutation_p(first: np.ndarray, second: np.ndarray, n_resamples: int = 9999) -> float:
+    """Share of the divisions of all values into two groups whose difference of means is as large or larger.
+
+    Exact where there are no more than `n_resamples` divisions, else of so many random ones and the one at hand.
+    """
+
+    def difference(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return x.mean(axis) - y.mean(axis)
+
+    result = stats.permutation_test(
+        (first, second), difference, vectorized=True, alternative="greater", n_resamples=n_resamples, batch=1000,
+        rng=np.random.default_rng(SEED),
+    )  # fmt: skip
+    return float(result.pvalue)
 
 
 def two_sided(samples_R: np.ndarray) -> float:

@@ -144,7 +144,7 @@ class Glue:
         def fresh() -> np.ndarray:
             scorer.positions += sum(map(len, texts))
             progress = bar(f"glue, {task}, {scorer.active}")
-            return likelihood.mean_hidden(scorer.model, texts, scorer.token_budget, progress)
+            return likelihood.mean_hidden(scorer.model, texts, scorer.token_budget, progress, skip=1)
 
         content = (np.array([len(ids), *ids]).tobytes() for ids in texts)
         mean_SD = scorer.cached([b"mean_hidden", *content], fresh)

@@ -38,7 +38,7 @@ class Row(NamedTuple):
     @property
     def certain(self) -> bool:
         """Whether the interval of the difference leaves zero out."""
-        return self.delta is not None and not self.delta.ci_low <= 0 <= self.delta.ci_high
+        return self.delta is not None and (self.delta.ci_low > 0 or self.delta.ci_high < 0)
 
     @property
     def better(self) -> bool | None:
@@ -176,8 +176,9 @@ def sensitivity_terminal(lines: Sequence[tuple[str, ...]]) -> Table:
 
 
 def _number(value: float, metric: str, sign: str = "") -> str:
-    """A percentage or perplexity with one decimal, an effect size with two."""
-    return f"{value:{sign}.{2 if 'effect' in metric else 1}f}"
+    """A percentage or perplexity with one decimal, an effect size with two, a p-value with four."""
+    decimals = 4 if metric.startswith("p ") else 2 if "effect" in metric else 1
+    return f"{value:{sign}.{decimals}f}"
 
 
 def _mde(delta: Figure) -> str:

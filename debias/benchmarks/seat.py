@@ -1,0 +1,173 @@
+"""SEAT (May et al. 2019): do sentences about two groups lie nearer to one of two kinds of attributes?"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from debias import assets, likelihood, metrics
+from debias.benchmarks.sampling import fingerprint
+from debias.progress import bar
+from debias.records import Candidate, Tokens, UserError
+from debias.statistics import Comparison, from_resamples, permutation_p, within
+
+TESTS = {  # those that Meade et al. 2022 report
+    "gender": ("sent-weat6", "sent-weat6b", "sent-weat7", "sent-weat7b", "sent-weat8", "sent-weat8b"),
+    "race": (
+        "sent-angry_black_woman_stereotype", "sent-angry_black_woman_stereotype_b", "sent-weat3", "sent-weat3b",
+        "sent-weat4", "sent-weat5", "sent-weat5b",
+    ),
+    "religion": ("sent-religion1", "sent-religion1b", "sent-religion2", "sent-religion2b"),
+}  # fmt: skip
+LISTS = ("targ1", "targ2", "attr1", "attr2")
+FRAME = frozenset(
+    re.split(
+        " ", "a an are here is it name of people person person's that the there these they thing things this those"
+    )
+)
+
+
+class Seat:
+    """Effect sizes of 17 tests: how the associations of two lists of target sentences differ, in standard deviations.
+
+    A sentence's association is its mean cosine to the sentences of one list of attributes less that to the other. A
+    sentence is represented by the mean of the last layer over its tokens, special ones included, as in Meade et al.
+    2022. A figure is not comparable between models of different kinds: their spaces differ.
+
+    Args:
+        biases: some of gender, race and religion; all when empty.
+        path: a folder with the tests in the authors' format.
+        n_resamples: bootstrap resamples, and divisions that the permutation test tries.
+    """
+
+    name = "seat"
+    protocol_name = "mean_hidden"
+
+    def __init__(self, biases: Sequence[str] | str = (), path: str | None = None, n_resamples: int = 9999) -> None:
+        self.biases = [biases] if isinstance(biases, str) else list(biases) or list(TESTS)
+        if unknown := set(self.biases) - set(TESTS):
+            raise UserError(f"eval.seat.biases: there is no {min(unknown)!r}; choose of: {', '.join(TESTS)}")
+        self.path, self.n_resamples = path, n_resamples
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all sentences."""
+        return fingerprint(json.dumps([name, lists]) for name, lists in self.tests.items())
+
+    def candidates(self, tokens: Tokens) -> list[Candidate]:
+        """The target sentences; `target` is the word that a sentence is about."""
+        return [
+            Candidate(f"{test} {i}", name, bias, word, sentence)
+            for bias in self.biases
+            for test in TESTS[bias]
+            for name in ("targ1", "targ2")
+            for i, (sentence, word) in enumerate(
+                zip(self.tests[test][name], words(self.tests[test][name]), strict=True)
+            )
+        ]
+
+    def scores(self, scorer: Any) -> pd.DataFrame:
+        """Associations of the target sentences; they have no likelihood."""
+        texts = list(dict.fromkeys(s for lists in self.tests.values() for name in LISTS for s in lists[name]))
+        ids = [tuple(i) for i in scorer.tokens.tokenizer(texts).input_ids]
+        vector = dict(zip(texts, self._vectors(scorer, ids), strict=True))
+        rows = pd.DataFrame([c[:5] for c in self.candidates(scorer.tokens)], columns=[*Candidate._fields[:5]])
+        tokens = dict(zip(texts, map(len, ids), strict=True))
+        means = {
+            test: np.mean([vector[s] for s in lists["attr1"]], 0) - np.mean([vector[s] for s in lists["attr2"]], 0)
+            for test, lists in self.tests.items()
+        }
+        of = rows["example"].str.split().str[0]
+        scores = [vector[text] @ means[test] for text, test in zip(rows["text"], of, strict=True)]
+        rows = rows.assign(logprob=np.nan, num_tokens=rows["text"].map(tokens), score=scores)
+        return rows.drop(columns="text")
+
+    def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
+        """Effect sizes, their mean magnitude per bias and overall, and p; the resampled unit is the word within a list.
+
+        p is that of the published one-sided permutation test over sentences: small where the first group is associated
+        with the first attributes.
+        """
+        overall = []
+        for bias, of_bias in base.groupby("bias", sort=False):
+            magnitudes, of_tests = [], []
+            for test, before in of_bias.groupby(of_bias["example"].str.split().str[0], sort=False):
+                short = str(test).removeprefix("sent-")
+                pair = (before, debiased[debiased["example"].isin(before["example"])])
+                effect_2R = np.stack([_effects(scores, self.n_resamples) for scores in pair])
+                p_2 = np.array([permutation_p(*_lists(scores), self.n_resamples) for scores in pair])
+                magnitudes.append(np.abs(effect_2R))
+                of_tests.append(_comparison(str(bias), f"effect {short}", 0.0, len(before), effect_2R))
+                of_tests.append(_comparison(str(bias), f"p {short}", 1.0, len(before), p_2[:, None]))
+            yield _comparison(str(bias), "mean |effect|", 0.0, len(of_bias), np.mean(magnitudes, axis=0))
+            yield from of_tests
+            overall.extend(magnitudes)
+        yield _comparison("overall", "mean |effect|", 0.0, len(base), np.mean(overall, axis=0))
+
+    def _vectors(self, scorer: Any, ids: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """Mean hidden states of texts, of length 1."""
+
+        def fresh() -> np.ndarray:
+            scorer.positions += sum(map(len, ids))
+            progress = bar(f"{self.name}, {scorer.active}")
+            return likelihood.mean_hidden(scorer.model, ids, scorer.token_budget, progress)
+
+        mean_ND = scorer.cached([f"mean hidden states {ids}".encode()], fresh).astype(float)
+        if not np.isfinite(mean_ND).all():
+            raise UserError(f"the {scorer.active} model gives hidden states that are no numbers; lower training.lr")
+        return mean_ND / np.linalg.norm(mean_ND, axis=1, keepdims=True)
+
+    @cached_property
+    def tests(self) -> dict[str, dict[str, list[str]]]:
+        """The four lists of sentences of each test."""
+        return {test: self._read(test) for bias in self.biases for test in TESTS[bias]}
+
+    def _read(self, test: str) -> dict[str, list[str]]:
+        path = Path(self.path).expanduser() / f"{test}.jsonl" if self.path else assets.fetch(assets.SEAT[test])
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            lists = {name: content[name]["examples"] for name in LISTS}
+            if wrong := [
+                n for n, texts in lists.items() if len(texts) < 2 or not all(isinstance(t, str) for t in texts)
+            ]:
+                raise ValueError(f"{wrong[0]} has no list of sentences")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: no SEAT test ({error!r}); check eval.seat.path") from error
+        return lists
+
+
+def words(sentences: Sequence[str]) -> list[str]:
+    """The word that each sentence of a list is about, plurals with their singular: `This is a cross.` -> cross."""
+    first: dict[str, str] = {}  # a rough stem -> the word that had it first
+    found = []
+    for sentence in sentences:
+        word = " ".join(w for w in re.findall(r"[\w'-]+", sentence.lower()) if w not in FRAME)
+        singular = re.sub("(?<=[shx])es$|(?<=[^s])s$", "", re.sub("ies$", "y", word.replace("men", "man")))
+        found.append(first.setdefault(singular, word))
+    return found
+
+
+def _lists(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Associations of the two lists of a test."""
+    first, second = (scores.loc[scores["candidate"] == name, "score"].to_numpy() for name in ("targ1", "targ2"))
+    return first, second
+
+
+def _effects(scores: pd.DataFrame, n_resamples: int) -> np.ndarray:
+    """A test's effect size, and behind it the effect size in each resample of the words within each list."""
+    words_3W, first = metrics.seat_words(scores)
+    drawn_RW = within((first, words_3W.shape[1] - first), n_resamples)
+    resampled = metrics.effect_size(words_3W[:, drawn_RW], first)
+    return np.concatenate([[metrics.effect_size(words_3W, first)], resampled])
+
+
+def _comparison(bias: str, metric: str, ideal: float, n: int, value_2R: np.ndarray) -> Comparison:
+    """From what the two models have: the value itself first, then its resamples."""
+    value_3R = np.stack([*value_2R, value_2R[1] - value_2R[0]])
+    return from_resamples(bias, metric, ideal, n, value_3R[:, 0], value_3R[:, 1:])
