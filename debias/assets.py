@@ -160,6 +160,11 @@ ASSETS["bbq_targets"] = _benchmark(
     "71ab55e33814ad649d32e700c465a5d6401681b82699c794b098e879169aa19a",
     "CC BY 4.0",
 )
+_HONEST = {
+    "binary": "38c51e7a457c914d59a377acd03b272068eda2502f378a1d4001d1f542f32b52",
+    "queer_nonqueer": "91880107240fbc1ff45a11e0877aacba03bb5fb66f9aa42f6963c07ab557d6f5",
+}
+ASSETS |= {f"honest-{k}": _benchmark(f"HONEST/data/{k}/en_template.tsv", v, "MIT") for k, v in _HONEST.items()}
 ASSETS |= {f"winobias-{name}": _benchmark(f"WinoBias/data/{name}", sha256, "MIT") for name, sha256 in _WINOBIAS.items()}
 
 # The paper's training data: folder here / file -> SHA-256. `general` is called `General _Debiasing` upstream.
@@ -360,17 +365,26 @@ def fetch(remote: Remote) -> Path:
                 f"{local} is not the file we know (SHA-256 {remote.sha256[:12]}...); get it from {remote.url}"
             )
         return local
+    hint = f"go online once, or set DEBIAS_DATA to a folder that holds {remote.local}"
+    return download(remote.url, remote.sha256, f"{remote.sha256[:12]}-{Path(remote.local).name}", hint)
+
+
+def download(url: str, sha256: str | None = None, name: str | None = None, hint: str = "go online once") -> Path:
+    """Path of a file of the web in the cache, downloaded once. Raises UserError when that fails.
+
+    Args:
+        sha256: checksum, where the file is one we know.
+        name: what it is called in the cache.
+        hint: what helps when it cannot be fetched.
+    """
     pooch.get_logger().setLevel("WARNING")  # it would write to the terminal
-    name = f"{remote.sha256[:12]}-{Path(remote.local).name}"
     try:
-        return Path(pooch.retrieve(remote.url, f"sha256:{remote.sha256}", fname=name, path=cache_dir() / "downloads"))
-    except ValueError as error:  # pooch keeps no file whose checksum differs
-        raise UserError(f"{remote.url} is not the file we know (SHA-256 {remote.sha256[:12]}...); try again") from error
+        return Path(pooch.retrieve(url, sha256 and f"sha256:{sha256}", fname=name, path=cache_dir() / "downloads"))
+    except ValueError as error:  # pooch keeps no file whose checksum differs, and knows http and ftp
+        reason = f"is not the file we know (SHA-256 {sha256[:12]}...)" if sha256 else f"cannot be fetched ({error})"
+        raise UserError(f"{url} {reason}; try again") from error
     except (OSError, requests.RequestException) as error:
-        raise UserError(
-            f"{remote.url} cannot be fetched ({type(error).__name__}); go online once, or set DEBIAS_DATA to a folder "
-            f"that holds {remote.local}"
-        ) from error
+        raise UserError(f"{url} cannot be fetched ({type(error).__name__}); {hint}") from error
 
 
 def cache_dir() -> Path:

@@ -269,6 +269,38 @@ def score_and_greedy(
     return answer_S2
 
 
+def likeliest(
+    model: Any,
+    spans: Sequence[Scored],
+    k: int,
+    layout: Layout = prefix_tree,
+    token_budget: int = 512,
+    allowed: np.ndarray | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """The k likeliest tokens, likeliest first, at the one scored place of each span, shape (S, k).
+
+    Args:
+        allowed: which tokens of the vocabulary may be chosen; all when empty.
+    """
+    order, growth = _tree_order(spans) if layout is prefix_tree else _length_order(spans)
+    batches = list(_packs(order, growth, token_budget))
+    token_SK = np.empty((len(spans), k), dtype=np.int64)
+    with torch.inference_mode(), _evaluating(model):
+        for numbers in progress(batches, len(batches)) if progress else batches:
+            batch = _on_device(model, layout([spans[i] for i in numbers]))
+            logits_SV = _logits(model, batch)[batch.source_E].float()
+            if allowed is not None:
+                logits_SV[:, ~torch.from_numpy(allowed).to(logits_SV.device)] = -torch.inf
+            token_SK[numbers] = logits_SV.topk(k).indices.cpu().numpy()
+    return token_SK
+
+
+def vocabulary(model: Any) -> int:
+    """Tokens that a model tells apart."""
+    return _head(model).weight.shape[0]
+
+
 def mean_hidden(
     model: Any,
     texts: Sequence[tuple[int, ...]],

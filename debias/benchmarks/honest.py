@@ -1,0 +1,172 @@
+"""HONEST (Nozza et al. 2021, 2022): how often does a model complete a sentence about somebody with a hurtful word?"""
+
+from __future__ import annotations
+
+import csv
+import unicodedata
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from debias import assets, likelihood, protocols
+from debias.benchmarks.sampling import fingerprint, per_bias
+from debias.progress import bar
+from debias.records import Candidate, Masked, Span, Tokens, UserError
+from debias.statistics import Comparison, compare, per_cluster, ratio
+
+SETS = ("binary", "queer_nonqueer")
+BLANK = "[M]"
+HURTLEX = "https://raw.githubusercontent.com/valeriobasile/hurtlex/10ae72a48a4d9266d0d0d72ed2f90d63ae6fdcae/lexica/EN/1.2/hurtlex_EN.tsv"
+LONGEST = 6  # tokens of a word; a longer one is cut
+
+
+class Honest:
+    """Percentage of hurtful words among the k likeliest completions of 1,515 English sentences on ten groups of people.
+
+    A masked model fills the blank with its k likeliest tokens. A causal one, which reads what stands before the blank,
+    goes on with the k likeliest tokens that begin a word, each made a whole word with the likeliest tokens. A word is
+    hurtful when it is a lemma of HurtLex's level `conservative`; case and accents do not count.
+
+    Args:
+        lexicon: HurtLex: a file or a URL.
+        sets: `binary` (810 sentences) and `queer_nonqueer` (705).
+        k: completions of each sentence.
+        limit: sentences per group, a fixed sample; all when empty.
+        n_resamples: bootstrap resamples.
+    """
+
+    name = "honest"
+
+    def __init__(
+        self,
+        lexicon: str | None,
+        sets: Sequence[str] | str = SETS,
+        k: int = 5,
+        limit: int | None = None,
+        n_resamples: int = 9999,
+    ) -> None:
+        self.sets = [sets] if isinstance(sets, str) else list(sets)
+        if unknown := set(self.sets) - set(SETS):
+            raise UserError(f"eval.honest.sets: there is no {min(unknown)!r}; choose of: {', '.join(SETS)}")
+        self.lexicon, self.k, self.limit, self.n_resamples = lexicon, k, limit, n_resamples
+
+    @property
+    def protocol_name(self) -> str:
+        """How many completions."""
+        return f"top_{self.k}"
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the sentences and of the hurtful words."""
+        return fingerprint([*(repr(c) for c in self._sentences), *sorted(self._hurtful)])
+
+    def candidates(self, tokens: Tokens) -> list[Candidate]:
+        """The sentences with their blank; `target` is the template, the same sentence about anybody."""
+        return self._sentences
+
+    def scores(self, scorer: Any) -> pd.DataFrame:
+        """One row per completion, which is the `candidate`; its score is 1 where it is hurtful."""
+        hurtful, rows = self._hurtful, []
+        words = completions(scorer, [c.text for c in self._sentences], self.k)
+        for sentence, found in zip(self._sentences, words, strict=True):
+            for word, num_tokens in found:
+                score = float(_plain(word) in hurtful)
+                rows.append((sentence.example, word, sentence.bias, sentence.target, np.nan, num_tokens, score))
+        return pd.DataFrame(rows, columns=["example", "candidate", "bias", "target", "logprob", "num_tokens", "score"])
+
+    def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
+        """Hurtful completions in percent per group and overall; the resampled unit is the template."""
+        for bias in ("overall", *sorted(base["bias"].unique())):
+            of = [rows if bias == "overall" else rows[rows["bias"] == bias] for rows in (base, debiased)]
+            before, after = (per_cluster(100.0 * rows["score"].to_numpy(), rows["target"].to_numpy()) for rows in of)
+            n = of[0]["example"].nunique()
+            yield compare(bias, "HONEST", 0.0, n, ratio, before, after, self.n_resamples)
+
+    @cached_property
+    def _sentences(self) -> list[Candidate]:
+        sentences = []
+        for name in self.sets:
+            with assets.locate(f"honest-{name}").open(newline="", encoding="utf-8") as file:
+                for line, row in enumerate(csv.DictReader(file, delimiter="\t"), start=2):
+                    example = f"{name} {line}"
+                    sentences.append(Candidate(example, BLANK, row["category"], row["raw"], row["template_masked"]))
+        return per_bias(sentences, lambda c: c.bias, lambda c: c.example, self.limit, ())
+
+    @cached_property
+    def _hurtful(self) -> frozenset[str]:
+        if not self.lexicon:
+            raise UserError(f"HONEST needs HurtLex: set eval.honest.lexicon to its file, or to {HURTLEX}")
+        path = assets.download(self.lexicon) if "://" in self.lexicon else Path(self.lexicon).expanduser()
+        where = f"{path}"
+        words = set()
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                for line, row in enumerate(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=2):
+                    where = f"{path}, line {line}"
+                    if row["level"] not in ("conservative", "inclusive") or None in row:
+                        raise ValueError(f"level {row['level']!r} is neither conservative nor inclusive")
+                    if row["level"] == "conservative":
+                        words.add(_plain(row["lemma"]))
+            if not words:
+                raise ValueError("no word of level conservative")
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{where}: no HurtLex file ({error!r}); check eval.honest.lexicon") from error
+        return frozenset(words)
+
+
+def completions(scorer: Any, texts: Sequence[str], k: int) -> list[list[tuple[str, int]]]:
+    """The k likeliest words at the blank of each text, and how many tokens each has."""
+    tokens = scorer.tokens
+    complete = _filled if tokens.kind == "masked" else _continued
+    ids_NKL = scorer.cached([f"completions {k} {LONGEST} {list(texts)}".encode()], lambda: complete(scorer, texts, k))
+    return [
+        [(tokens.tokenizer.decode(ids[ids >= 0]).strip(), int((ids >= 0).sum())) for ids in ids_KL]
+        for ids_KL in ids_NKL
+    ]
+
+
+def _filled(scorer: Any, texts: Sequence[str], k: int) -> np.ndarray:
+    """Tokens at the mask, shape (N, K, 1)."""
+    mask = protocols.mask_id(scorer.tokens.tokenizer)
+    shown = [text.replace(BLANK, scorer.tokens.tokenizer.mask_token) for text in texts]
+    spans = [Masked(tuple(ids), (ids.index(mask),), (0,)) for ids in scorer.tokens.tokenizer(shown).input_ids]
+    return _likeliest(scorer, spans, k, None)[..., None]
+
+
+def _continued(scorer: Any, texts: Sequence[str], k: int) -> np.ndarray:
+    """Words behind what stands before the blank, shape (N, K, LONGEST); -1 behind a word's last token."""
+    tokenizer = scorer.tokens.tokenizer
+    pieces = tokenizer.convert_ids_to_tokens(range(likelihood.vocabulary(scorer.model)))
+    begins = np.array([bool(p) and p[0] in "Ġ▁" and p[1:].isalpha() for p in pieces])
+    goes_on = np.array([bool(p) and p.isalpha() and p[0] not in "Ġ▁" for p in pieces])
+    if not begins.any():
+        raise UserError("honest: this tokenizer does not tell where a word begins; use a masked model")
+    start = protocols.start_id(tokenizer)
+    before = [text.partition(BLANK)[0].rstrip() for text in texts]
+    prefixes = [(start, *ids) for ids in tokenizer(before, add_special_tokens=False).input_ids]
+    first_NK = _likeliest(scorer, [Span((*ids, 0), len(ids)) for ids in prefixes], k, begins)
+    words = [[token] for token in first_NK.flat]
+    open_words = list(range(len(words)))
+    for _ in range(LONGEST - 1):
+        texts_ids = [(*prefixes[i // k], *words[i]) for i in open_words]
+        next_M = _likeliest(scorer, [Span((*ids, 0), len(ids)) for ids in texts_ids], 1, None)[:, 0]
+        open_words = [i for i, token in zip(open_words, next_M, strict=True) if goes_on[token]]
+        for i, token in zip(open_words, next_M[goes_on[next_M]], strict=True):
+            words[i].append(token)
+        if not open_words:
+            break
+    return np.array([w + [-1] * (LONGEST - len(w)) for w in words]).reshape(len(texts), k, LONGEST)
+
+
+def _likeliest(scorer: Any, spans: Sequence[Any], k: int, allowed: np.ndarray | None) -> np.ndarray:
+    progress = bar(f"honest, {scorer.active}")
+    scorer.positions += len(spans)
+    return likelihood.likeliest(scorer.model, spans, k, scorer.layout, scorer.token_budget, allowed, progress)
+
+
+def _plain(word: str) -> str:
+    """Without case and accents."""
+    return "".join(c for c in unicodedata.normalize("NFKD", word.casefold()) if not unicodedata.combining(c)).strip()
