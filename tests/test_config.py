@@ -100,7 +100,7 @@ def test_data_path_is_what_the_default_source_trains_on(tmp_path: Path) -> None:
     assert triplet.sentence == "She was stoic."
 
 
-@pytest.mark.parametrize("suite", ["quick", "bias", "ability", "paper"])
+@pytest.mark.parametrize("suite", ["quick", "bias", "ability", "paper", "full"])
 def test_suites_compose(suite: str) -> None:
     cfg = composed("evaluate", f"eval={suite}")
     names = {make(node).name for name, node in cfg.eval.items() if name != "protocols"}
