@@ -157,6 +157,7 @@ def _complete(words: list[str]) -> None:
 
 def _list(groups: Sequence[str]) -> None:
     """Print what each config group offers: name and the first comment line of its file."""
+    from rich.markup import escape
     from rich.table import Table
 
     folders = sorted(path for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra")
@@ -171,5 +172,5 @@ def _list(groups: Sequence[str]) -> None:
         for i, path in enumerate(sorted(folder.glob("*.yaml"))):
             comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
             line = next(c for c in comments if not c.startswith("@package"))
-            table.add_row("" if i else folder.name, path.stem, line)
+            table.add_row("" if i else folder.name, path.stem, escape(line))
     jobs.console.print(table)
