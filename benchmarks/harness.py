@@ -35,8 +35,9 @@ from debias import assets
 from debias.benchmarks.crows_pairs import CrowsPairs
 from debias.evaluation import PRECISIONS, Scorer
 from debias.models.base import Base, BaseModel
-from debias.protocols import Conditional, start_id
+from debias.protocols import Conditional
 from debias.records import Candidate
+from debias.spans import start_id
 
 VARIANTS = {
     "(a) one by one, float32": ("loop", "32"),

@@ -19,10 +19,12 @@ import torch
 
 from debias import metrics
 from debias.benchmarks.stereoset import StereoSet
-from debias.likelihood import _tree_order, padded, prefix_tree, score
+from debias.layouts import padded, prefix_tree
+from debias.likelihood import _tree_order, score
 from debias.models.base import BaseModel
-from debias.protocols import BiasBench, start_id
+from debias.protocols import BiasBench
 from debias.records import Span
+from debias.spans import start_id
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import torch
 
 from debias import likelihood
 from debias.benchmarks import Benchmark
+from debias.layouts import padded
 from debias.models.adapter import adapter_sha256
 from debias.models.base import Base
 from debias.progress import bar
@@ -59,7 +60,7 @@ class Scorer:
         self.adapter_sha256 = "" if adapted is None else adapter_sha256(adapted)
         self.model.to(PRECISIONS[precision])
         self.layout = likelihood.choose_layout(self.model, base.kind)
-        if self.layout is likelihood.padded:
+        if self.layout is padded:
             log.info("%s takes no prefix trees: scoring in padded batches, which is slower", type(base.model).__name__)
         self.active = "base" if adapted is None else name
         self.positions = 0
@@ -122,8 +123,8 @@ class Scorer:
         why = f", {too_long:,} of them longer than the model's {limit} tokens" if too_long else ""
         note = f"{label}: {missing:,} of {examples:,} examples cannot be scored and are left out{why}"
         if missing == examples:
-            hint = f"; shorten them (eval.perplexity.window={(limit or 0) - 2})" if too_long else ""
-            raise UserError(f"{label}: none of {examples:,} examples can be scored{why}{hint}")
+            raise UserError(f"{label}: none of {examples:,} examples can be scored{why}; choose another benchmark, or "
+                            "shorter texts where it lets you (eval.perplexity.window)")  # fmt: skip
         self.notes[note] = None
 
     def logprobs(self, spans: Sequence[Scored], label: str) -> np.ndarray:

@@ -205,6 +205,8 @@ def evaluate_only(
     for benchmark in benchmarks:
         benchmark.fingerprint()
     names = adapter_names(adapter_paths)
+    for folder_path in adapter_paths:
+        adapters.located(folder_path)  # the last one's absence shall not wait for the scores of the first
     with cost.stage("load"):
         base = model.load()
         base.model.to(_device())

@@ -4,12 +4,9 @@ Every objective and every likelihood benchmark asks for the same thing: the log-
 others, which are those before them (`Span`, causal models) or all the rest of a text (`Masked`, masked models). So
 training and scoring share this file.
 
-A causal model's spans are laid out as a prefix tree in one row: each distinct prefix stands there once, a token sees
-its ancestors only (a boolean attention mask), and its position is its depth. There is no padding, and a prefix shared
-by several spans is computed once. A masked model's texts are the rows of a matrix. Logits are computed at the positions
-that predict a scored token and nowhere else.
+Logits are computed at the positions that predict a scored token and nowhere else (`debias/layouts.py`).
 
-Shapes: B rows, T positions, N positions with logits, V vocabulary, E scored tokens, S spans.
+Shapes: B rows, T positions, N positions with logits, V vocabulary, D width, E scored tokens, S spans.
 """
 
 from __future__ import annotations
@@ -22,84 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from debias.layouts import Layout, common_prefix, masked_rows, padded, prefix_tree
 from debias.records import Batch, Masked, Scored, Span, UserError
-
-Layout = Callable[[Sequence[Any]], Batch]  # of spans of one kind
-
-
-# ---------------------------------------------------------------- layouts: spans -> one batch
-
-
-def prefix_tree(spans: Sequence[Span]) -> Batch:
-    """Spans as one row that holds each distinct prefix once; sharing is found between neighbours, so sort first."""
-    token: list[int] = []
-    depth: list[int] = []
-    parent: list[int] = []
-    edges: list[tuple[int, int, int]] = []
-    path: list[int] = []  # nodes of the previous span's prefix
-    previous: tuple[int, ...] = ()
-    for i, (ids, start) in enumerate(spans):
-        shared = _common_prefix(previous, ids[:-1])
-        del path[shared:]
-        for k in range(shared, len(ids) - 1):  # the last token predicts nothing
-            parent.append(path[-1] if path else -1)
-            path.append(len(token))
-            token.append(ids[k])
-            depth.append(k)
-        previous = ids[:-1]
-        edges.extend((path[k - 1], ids[k], i) for k in range(start, len(ids)))
-
-    sees = np.zeros((len(token), len(token)), dtype=bool)
-    for node, up in enumerate(parent):
-        if up >= 0:
-            sees[node] = sees[up]
-        sees[node, node] = True
-    return _batch(torch.tensor([token]), torch.from_numpy(sees)[None, None], torch.tensor([depth]), edges, spans)
-
-
-def padded(spans: Sequence[Span]) -> Batch:
-    """Spans as the rows of a right-padded matrix: for models that take no mask of their own (ALiBi, recurrent ones)."""
-    width = max(len(ids) for ids, _ in spans) - 1
-    ids_BT = torch.zeros(len(spans), width, dtype=torch.long)
-    real_BT = torch.zeros(len(spans), width, dtype=torch.bool)
-    edges: list[tuple[int, int, int]] = []
-    for i, (ids, start) in enumerate(spans):
-        ids_BT[i, : len(ids) - 1] = torch.tensor(ids[:-1])
-        real_BT[i, : len(ids) - 1] = True
-        edges.extend((i * width + k - 1, ids[k], i) for k in range(start, len(ids)))
-    return _batch(ids_BT, real_BT, torch.arange(width).expand(len(spans), width), edges, spans)
-
-
-def masked_rows(spans: Sequence[Masked]) -> Batch:
-    """Masked texts as the rows of a right-padded matrix; many masked positions of many texts share a forward pass."""
-    width = max(len(span.ids) for span in spans)
-    ids_BT = torch.zeros(len(spans), width, dtype=torch.long)
-    real_BT = torch.zeros(len(spans), width, dtype=torch.bool)
-    edges: list[tuple[int, int, int]] = []
-    for i, (ids, at, tokens) in enumerate(spans):
-        ids_BT[i, : len(ids)] = torch.tensor(ids)
-        real_BT[i, : len(ids)] = True
-        edges.extend((i * width + k, token, i) for k, token in zip(at, tokens, strict=True))
-    return _batch(ids_BT, real_BT, torch.arange(width).expand(len(spans), width), edges, spans)
-
-
-def _batch(
-    ids_BT: Tensor, mask: Tensor, at_BT: Tensor, edges: list[tuple[int, int, int]], spans: Sequence[Scored]
-) -> Batch:
-    position_E, token_E, span_E = torch.tensor(edges).unbind(1)
-    position_N, source_E = torch.unique(position_E, return_inverse=True)
-    num_tokens_S = torch.tensor([span.num_tokens for span in spans])
-    return Batch(ids_BT, mask, at_BT, position_N, source_E, token_E, span_E, num_tokens_S)
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    length = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        length += 1
-    return length
-
 
 # ---------------------------------------------------------------- the forward pass
 
@@ -257,16 +178,12 @@ def score_and_greedy(
     progress: Progress | None = None,
 ) -> np.ndarray:
     """As `score`, shape (S, 2): the log-probability, and 1 where every scored token is the likeliest at its place."""
-    order, growth = _tree_order(spans) if layout is prefix_tree else _length_order(spans)
-    batches = list(_packs(order, growth, token_budget))
-    answer_S2 = np.empty((len(spans), 2))
-    with torch.inference_mode(), _evaluating(model):
-        for numbers in progress(batches, len(batches)) if progress else batches:
-            batch = _on_device(model, layout([spans[i] for i in numbers]))
-            logits_NV = _logits(model, batch)
-            answer_S2[numbers, 0] = _of_spans(logits_NV, batch).double().cpu().numpy()
-            answer_S2[numbers, 1] = _greedy(logits_NV, batch).cpu().numpy()
-    return answer_S2
+
+    def answer(batch: Batch) -> Tensor:
+        logits_NV = _logits(model, batch)
+        return torch.stack([_of_spans(logits_NV, batch), _greedy(logits_NV, batch).float()], dim=1).double()
+
+    return _per_span(model, spans, layout, token_budget, progress, answer)
 
 
 def likeliest(
@@ -283,17 +200,14 @@ def likeliest(
     Args:
         allowed: which tokens of the vocabulary may be chosen; all when empty.
     """
-    order, growth = _tree_order(spans) if layout is prefix_tree else _length_order(spans)
-    batches = list(_packs(order, growth, token_budget))
-    token_SK = np.empty((len(spans), k), dtype=np.int64)
-    with torch.inference_mode(), _evaluating(model):
-        for numbers in progress(batches, len(batches)) if progress else batches:
-            batch = _on_device(model, layout([spans[i] for i in numbers]))
-            logits_SV = _logits(model, batch)[batch.source_E].float()
-            if allowed is not None:
-                logits_SV[:, ~torch.from_numpy(allowed).to(logits_SV.device)] = -torch.inf
-            token_SK[numbers] = logits_SV.topk(k).indices.cpu().numpy()
-    return token_SK
+
+    def answer(batch: Batch) -> Tensor:
+        logits_SV = _logits(model, batch)[batch.source_E].float()
+        if allowed is not None:
+            logits_SV[:, ~torch.from_numpy(allowed).to(logits_SV.device)] = -torch.inf
+        return logits_SV.topk(k).indices
+
+    return _per_span(model, spans, layout, token_budget, progress, answer)
 
 
 def vocabulary(model: Any) -> int:
@@ -313,25 +227,39 @@ def mean_hidden(
     Args:
         skip: tokens at the front, such as a start token, that are read but left out of the mean.
     """
+
+    def answer(batch: Batch) -> Tensor:
+        inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask, "use_cache": False}
+        with _logits_only_at(_head(model), batch):
+            output = model(**inputs, output_hidden_states=True)
+        width = batch.input_ids_BT.shape[1]
+        hidden_BTD = output.hidden_states[-1][:, -width:].float()  # prompt tuning puts virtual tokens in front
+        counted_BT1 = batch.attention_mask.clone()[..., None]
+        counted_BT1[:, :skip] = False
+        return (hidden_BTD * counted_BT1).sum(1) / counted_BT1.sum(1).clamp(min=1)
+
     rows = [Masked(ids, (0,), (0,)) for ids in texts]  # one logit per text, so that the output layer costs nothing
-    batches = list(_packs(*_length_order(rows), token_budget))
-    mean_ND: list[Any] = [None] * len(texts)
+    return _per_span(model, rows, masked_rows, token_budget, progress, answer)
+
+
+def _per_span(
+    model: Any,
+    spans: Sequence[Scored],
+    layout: Layout,
+    token_budget: int,
+    progress: Progress | None,
+    answer: Callable[[Batch], Tensor],
+) -> np.ndarray:
+    """What `answer` makes of each batch, a row per span, in the order of the spans."""
+    order, growth = _tree_order(spans) if layout is prefix_tree else _length_order(spans)
+    batches = list(_packs(order, growth, token_budget))
+    rows: list[Any] = [None] * len(spans)
     with torch.inference_mode(), _evaluating(model):
         for numbers in progress(batches, len(batches)) if progress else batches:
-            batch = _on_device(model, masked_rows([rows[i] for i in numbers]))
-            with _logits_only_at(_head(model), batch):
-                output = model(
-                    input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask, use_cache=False,
-                    output_hidden_states=True,
-                )  # fmt: skip
-            width = batch.input_ids_BT.shape[1]
-            hidden_BTD = output.hidden_states[-1][:, -width:].float()  # prompt tuning puts virtual tokens in front
-            counted_BT1 = batch.attention_mask.clone()[..., None]
-            counted_BT1[:, :skip] = False
-            mean_BD = (hidden_BTD * counted_BT1).sum(1) / counted_BT1.sum(1).clamp(min=1)
-            for i, mean_D in zip(numbers, mean_BD.cpu().numpy(), strict=True):
-                mean_ND[i] = mean_D
-    return np.stack(mean_ND)
+            found = answer(_on_device(model, layout([spans[i] for i in numbers]))).cpu().numpy()
+            for i, row in zip(numbers, found, strict=True):
+                rows[i] = row
+    return np.stack(rows)
 
 
 Growth = Callable[[list[int], int], int]  # positions that span i adds to a batch
@@ -342,7 +270,7 @@ def _tree_order(spans: Sequence[Any]) -> tuple[list[int], Growth]:
 
     def growth(batch: list[int], i: int) -> int:
         prefix = spans[i].ids[:-1]
-        return len(prefix) - (_common_prefix(spans[batch[-1]].ids[:-1], prefix) if batch else 0)
+        return len(prefix) - (common_prefix(spans[batch[-1]].ids[:-1], prefix) if batch else 0)
 
     return sorted(range(len(spans)), key=lambda i: spans[i].ids), growth
 

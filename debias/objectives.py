@@ -26,6 +26,8 @@ class Attribute:
         if text.mask is None:
             return Span(text.ids[: text.stop], max(text.start, 1))
         at = tuple(range(text.start, text.stop))
+        if len(text.ids) - len(at) <= 2:  # nothing is left but the special tokens
+            raise _without_attribute()
         hidden = (*text.ids[: text.start], *[text.mask] * len(at), *text.ids[text.stop :])
         return Masked(hidden, at, text.ids[text.start : text.stop])
 
@@ -54,9 +56,16 @@ class LanguageModel:
     def span(self, text: Encoded) -> Scored:
         """The whole sentence from its second token on. Raises UserError for a masked model."""
         if text.mask is not None:
-            raise UserError("objective=language_model is for causal models; choose objective=attribute")
+            raise _without_attribute()
         return Span(text.ids, 1)
 
     def loss(self, logprob_S: Tensor, num_tokens_S: Tensor) -> Tensor:
         """Mean negative log-likelihood per token."""
         return -logprob_S.sum() / num_tokens_S.sum()
+
+
+def _without_attribute() -> UserError:
+    return UserError(
+        "a masked model is trained on sentences with an attribute, and this data has none (it is plain text); "
+        "choose data=targeted, data=general or triplets of your own"
+    )

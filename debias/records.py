@@ -132,6 +132,11 @@ class Figure(NamedTuple):
     mde: float | None = None  # minimum detectable effect: the smallest difference found with 80% power
     test: str | None = None  # bootstrap or mcnemar
 
+    @property
+    def leaves_zero_out(self) -> bool:
+        """Whether a difference is certain; one whose interval is unknown (NaN) is not."""
+        return self.ci_low > 0 or self.ci_high < 0
+
 
 @dataclass
 class Recipe:

@@ -91,7 +91,7 @@ def compare(
     batch = max(1, 2_000_000 // len(columns[0]))  # bounds the memory of the resamples
     result: Any = stats.bootstrap(
         columns, both, paired=True, vectorized=True, n_resamples=n_resamples, batch=batch,
-        confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(SEED),
+        method="percentile", rng=np.random.default_rng(SEED),
     )  # fmt: skip
     comparison = from_resamples(bias, metric, ideal, n, values, result.bootstrap_distribution)
     if pairs:

@@ -20,7 +20,8 @@ from torchmetrics import MeanMetric
 from transformers import get_scheduler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from debias.likelihood import Layout, span_logprobs, span_logprobs_and_drift
+from debias.layouts import Layout
+from debias.likelihood import span_logprobs, span_logprobs_and_drift
 from debias.records import Batch, Scored
 
 CHECKPOINT = "checkpoint.ckpt"

@@ -88,6 +88,15 @@ def test_several_adapters_give_what_each_gives_alone(tiny: Path, small: list[str
                 )
 
 
+def test_a_missing_adapter_is_found_before_anything_is_scored(tiny: Path, small: list[str], tmp_path: Path) -> None:
+    save_adapter(BaseModel(str(tiny)).load(), tmp_path / "a", 1)
+    words = [w for w in small if w.startswith(("model", "eval", "threads"))]
+    answer = debias(tmp_path, "evaluate", *words, f"adapter.path=[{tmp_path / 'a'},nowhere]", "name=x", check=False)
+    assert answer.returncode == 1
+    assert "nowhere is no adapter folder" in answer.stderr
+    assert "stereoset" not in answer.stderr
+
+
 def test_names_of_adapters() -> None:
     assert adapter_names([]) == {}
     assert adapter_names(["x/adapter"]) == {"debiased": "x/adapter"}
@@ -105,7 +114,7 @@ def test_texts_beyond_the_context_are_counted(tiny_masked: Path, tmp_path: Path)
         "long (aul): 1 of 2 examples cannot be scored and are left out, 1 of them longer than the model's 512 tokens"
     ]
     with pytest.raises(
-        UserError, match=r"none of 1 examples can be scored, 1 of them longer than .* 512 tokens; shorten"
+        UserError, match=r"none of 1 examples can be scored, 1 of them longer than .* 512 tokens; choose"
     ):
         scorer.score(texts[1:], protocol, "long")
 

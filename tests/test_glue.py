@@ -99,16 +99,16 @@ def test_a_file_that_is_cut_a_wrong_label_and_a_missing_file(folder: Path) -> No
     whole = path.read_text()
     path.write_text(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"dev\.tsv: line \d+ is no row of 2 fields with a label of 0 or 1"):
-        Glue(["sst2"], folder=str(folder)).fingerprint()
+        Glue(["sst2"], path=str(folder)).fingerprint()
     path.write_text(whole.replace("\t1\n", "\tgood\n", 1))
-    with pytest.raises(UserError, match=r"line 3 .*check eval\.glue\.folder"):
-        Glue(["sst2"], folder=str(folder)).fingerprint()
+    with pytest.raises(UserError, match=r"line 3 .*check eval\.glue\.path"):
+        Glue(["sst2"], path=str(folder)).fingerprint()
     path.write_text("\n".join(line for line in whole.split("\n") if not line.endswith("\t1")))
     with pytest.raises(UserError, match="sst2: the 10 examples of dev have one label only"):
-        Glue(["sst2"], folder=str(folder)).fingerprint()
+        Glue(["sst2"], path=str(folder)).fingerprint()
     path.unlink()
     with pytest.raises(UserError, match=r"dev\.tsv: cannot be read"):
-        Glue(["sst2"], folder=str(folder)).fingerprint()
+        Glue(["sst2"], path=str(folder)).fingerprint()
 
 
 @pytest.mark.parametrize("tasks", [["mnli"], []])
@@ -214,7 +214,7 @@ def test_benchmark_runs_with_the_adapter_on_and_off(
     modules = {"causal": ["c_attn"], "masked": ["query"]}[kind]
     config = peft.LoraConfig(r=2, target_modules=modules, fan_in_fan_out=kind == "causal", init_lora_weights=False)
     scorer = Scorer(base, adapter.attach(base, config), "32", 512, tmp_path)
-    benchmark = Glue(["sst2", "mrpc"], folder=str(folder), n_resamples=99)
+    benchmark = Glue(["sst2", "mrpc"], path=str(folder), n_resamples=99)
     found = evaluate(scorer, [benchmark])
     rows = found.likelihoods
     assert len(rows) == 2 * (20 + 20)
@@ -234,5 +234,5 @@ def test_long_sentences_are_cut_and_counted(tiny: Path, folder: Path, tmp_path: 
     path = folder / "SST-2/dev.tsv"
     path.write_text(path.read_text() + "word " * 200 + "\t1\n")
     scorer = Scorer(BaseModel(str(tiny)).load(), None, "32", 512, tmp_path)
-    assert len(Glue(["sst2"], folder=str(folder)).scores(scorer)) == 21
+    assert len(Glue(["sst2"], path=str(folder)).scores(scorer)) == 21
     assert list(scorer.notes) == ["glue: sst2: 1 of 61 sentences are cut to the model's 128 tokens"]

@@ -13,15 +13,8 @@ import transformers as hf
 from torch import nn
 
 from debias import likelihood
-from debias.likelihood import (
-    choose_layout,
-    masked_rows,
-    padded,
-    prefix_tree,
-    score,
-    score_and_greedy,
-    span_logprobs,
-)
+from debias.layouts import masked_rows, padded, prefix_tree
+from debias.likelihood import choose_layout, score, score_and_greedy, span_logprobs
 from debias.protocols import BiasBench
 from debias.records import Masked, Span, Tokens
 

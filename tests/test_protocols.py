@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from debias import protocols
 from debias.protocols import (
     BiasBench,
     Conditional,
@@ -23,6 +22,7 @@ from debias.protocols import (
     total,
 )
 from debias.records import Candidate, Cloze, Masked, Span, Tokens, UserError
+from debias.spans import each_masked, start_id
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +143,9 @@ def test_a_protocol_refuses_the_other_kind(protocol: Any, kind: str, message: st
 
 def test_missing_special_tokens_are_named(causal: Tokens) -> None:
     with pytest.raises(UserError, match="the tokenizer has no mask token"):
-        protocols.each_masked([text("He ran")], causal.tokenizer)
+        each_masked([text("He ran")], causal.tokenizer)
     with pytest.raises(UserError, match=r"start token '<bos>' is not in the vocabulary; choose one with"):
-        protocols.start_id(causal.tokenizer, "<bos>")
+        start_id(causal.tokenizer, "<bos>")
     with pytest.raises(UserError, match=r"protocol.unit='word' is unknown; choose token or text"):
         Conditional(unit="word")
     with pytest.raises(UserError, match="example '1' has no blank to fill"):

@@ -140,6 +140,28 @@ def test_runs_are_told_apart_by_what_differs() -> None:
     assert differences(configs[:1]) == [{}]
 
 
+def test_files_of_one_source_are_no_seeds_of_each_other() -> None:
+    """Two files of one source with two seeds each are two choices, also beside a run that has no such file."""
+    configs = [
+        *({"seed": seed, "data": {"bias": "age", "sources": {"paper": {"bias": "age", "file": file}}}}
+          for seed in (1, 2) for file in ("1S", "2S")),
+        {"seed": 1, "data": {"bias": "age", "sources": {"cda": {"bias": "age"}}}},
+    ]  # fmt: skip
+    labels = differences(configs)
+    assert [label["data"] for label in labels] == ["paper file=1S", "paper file=2S"] * 2 + ["cda"]
+    groups = by_choice([Run(Path("x"), config, []) for config in configs], labels)
+    assert {name: len(group) for name, group in groups.items()} == {
+        "data=paper file=1S": 2, "data=paper file=2S": 2, "data=cda": 1,
+    }  # fmt: skip
+
+
+def test_an_unknown_interval_is_no_certain_difference() -> None:
+    nan = float("nan")
+    unknown = [f._replace(ci_low=nan, ci_high=nan) for f in figures("stereoset", "SS", 60, 55, -8, -2)]
+    assert not tables.rows(unknown)[0].certain
+    assert outcome(unknown, "gender").verdict == "unchanged"
+
+
 def test_spread_over_seeds() -> None:
     rows_of = [tables.rows(figures("stereoset", "SS", 61, value, -9, -1)) for value in (54.0, 55.0, 59.0)]
     assert _spread([rows[0] for rows in rows_of]) == "56.0 ± 2.6"  # sqrt((4 + 1 + 9) / 2)

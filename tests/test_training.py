@@ -19,10 +19,11 @@ from debias.data.encoding import encode
 from debias.data.matching import steps_of_tokens
 from debias.data.neutral import neutral_spans
 from debias.data.triplets import TripletFile
-from debias.likelihood import padded, prefix_tree, score, span_logprobs_and_drift
+from debias.layouts import padded, prefix_tree
+from debias.likelihood import score, span_logprobs_and_drift
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel, weights_sha256
-from debias.records import Encoded, Span, UserError
+from debias.records import Encoded, Masked, Span, UserError
 from debias.training import Debiaser, SpanData, fit, make_trainer
 
 TRAINER = partial(make_trainer, accelerator="cpu", logger=False)
@@ -274,3 +275,12 @@ def test_objectives_on_hand_worked_log_probabilities() -> None:
     assert attribute.span(text) == Span((9, 5, 6, 7), 2)
     assert language_model.span(text) == Span((9, 5, 6, 7, 8), 1)
     assert attribute.loss(logprob_S, num_tokens_S) == language_model.loss(logprob_S, num_tokens_S) == 1.5
+
+
+def test_a_masked_model_learns_the_true_tokens_at_masked_places_and_refuses_plain_text() -> None:
+    """Attribute 7 8 of [2] 5 7 8 3: both are masked (9), the labels are 7 and 8; plain text would be all masks."""
+    text = Encoded((2, 5, 7, 8, 3), 2, 4, mask=9)
+    assert objectives.Attribute().span(text) == Masked((2, 5, 9, 9, 3), (2, 3), (7, 8))
+    for objective in (objectives.Attribute(), objectives.LanguageModel()):
+        with pytest.raises(UserError, match="a masked model is trained on sentences with an attribute"):
+            objective.span(Encoded((2, 5, 7, 8, 3), 1, 4, mask=9))

@@ -88,7 +88,7 @@ def test_pairs_that_differ_in_more_are_counted(tiny: Path, tmp_path: Path) -> No
 
 
 def test_files_that_are_not_whole(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"type1\.txt\.dev has 2 lines, but anti\S+ has 1; .*eval\.winobias\.folder"):
+    with pytest.raises(UserError, match=r"type1\.txt\.dev has 2 lines, but anti\S+ has 1; .*eval\.winobias\.path"):
         WinoBias(BiasBench(), written(tmp_path, anti=ANTI.splitlines()[0])).fingerprint()
     with pytest.raises(UserError, match=r"type1\.txt\.dev, line 2: no number and two words in brackets"):
         WinoBias(BiasBench(), written(tmp_path, pro=PRO[:90])).fingerprint()

@@ -7,6 +7,7 @@ them compare likelihoods of texts: they inherit from `LikelihoodBenchmark` and s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
@@ -44,10 +45,22 @@ class Benchmark(Protocol):
 
 
 class LikelihoodBenchmark:
-    """A benchmark that compares likelihoods of texts under a protocol (`debias.protocols`)."""
+    """A benchmark that compares likelihoods of texts under a protocol (`debias.protocols`).
+
+    Args:
+        protocol: how a text becomes a likelihood.
+        path: a file or folder in the authors' format; when empty the published one.
+        limit: examples, a fixed sample, of whatever the benchmark draws from; all when empty.
+        n_resamples: bootstrap resamples.
+    """
 
     name: str
-    protocol: Any
+
+    def __init__(
+        self, protocol: Any, path: str | None = None, limit: int | None = None, n_resamples: int = 9999
+    ) -> None:
+        self.protocol, self.limit, self.n_resamples = protocol, limit, n_resamples
+        self.path = Path(path).expanduser() if path else None
 
     @property
     def protocol_name(self) -> str:

@@ -6,7 +6,6 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -50,11 +49,10 @@ class BBQ(LikelihoodBenchmark):
         limit: int | None = None,
         n_resamples: int = 9999,
     ) -> None:
-        self.protocol, self.limit, self.n_resamples = protocol, limit, n_resamples
+        super().__init__(protocol, path, limit, n_resamples)
         self.categories = [categories] if isinstance(categories, str) else list(categories) or list(CATEGORIES)
         if unknown := set(self.categories) - set(CATEGORIES):
             raise UserError(f"eval.bbq.categories: there is no {min(unknown)!r}; choose of: {', '.join(CATEGORIES)}")
-        self._path = Path(path).expanduser() if path else None
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
         """Three answers per question; `target` tells template, kind of context, polarity and the correct answer."""
@@ -98,14 +96,14 @@ class BBQ(LikelihoodBenchmark):
     @cached_property
     def questions(self) -> list[dict[str, Any]]:
         """All questions of the categories, with the roles of their answers; without roles where there is no target."""
-        metadata = self._path / "additional_metadata.csv" if self._path else assets.locate("bbq_targets")
+        metadata = self.path / "additional_metadata.csv" if self.path else assets.locate("bbq_targets")
         where = f"{metadata}"
         try:
             with metadata.open(newline="", encoding="utf-8") as file:
                 targets = {(row["category"], row["example_id"]): row["target_loc"] for row in csv.DictReader(file)}
             questions = []
             for category in self.categories:
-                path = self._path / f"{category}.jsonl" if self._path else assets.locate(f"bbq-{category}")
+                path = self.path / f"{category}.jsonl" if self.path else assets.locate(f"bbq-{category}")
                 where = f"{path}"
                 for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
                     where = f"{path}, line {line}"

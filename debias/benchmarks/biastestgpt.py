@@ -52,12 +52,6 @@ class BiasTestGPT(LikelihoodBenchmark):
 
     name = "biastestgpt"
 
-    def __init__(
-        self, protocol: Any, path: str | None = None, limit: int | None = None, n_resamples: int = 9999
-    ) -> None:
-        self.protocol, self.limit, self.n_resamples = protocol, limit, n_resamples
-        self._path = path
-
     def candidates(self, tokens: Tokens) -> list[Candidate]:
         """Two sentences per pair; their `target` is the attribute word, which many pairs share."""
         return [
@@ -86,7 +80,7 @@ class BiasTestGPT(LikelihoodBenchmark):
     @cached_property
     def _pairs(self) -> list[Pair]:
         published = [remote for name, remote in assets.REMOTE.items() if name.startswith("biastestgpt-")]
-        paths = [Path(self._path).expanduser()] if self._path else [assets.fetch(remote) for remote in published]
+        paths = [self.path] if self.path else [assets.fetch(remote) for remote in published]
         return per_bias(
             [p for path in paths for p in _read(path)], lambda p: p.bias, lambda p: p.example, self.limit, ()
         )

@@ -6,7 +6,6 @@ import json
 import zipfile
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -34,12 +33,6 @@ class Blimp(LikelihoodBenchmark):
 
     name = "blimp"
 
-    def __init__(
-        self, protocol: Any, path: str | None = None, limit: int | None = None, n_resamples: int = 9999
-    ) -> None:
-        self.protocol, self.limit, self.n_resamples = protocol, limit, n_resamples
-        self._path = path
-
     def candidates(self, tokens: Tokens) -> list[Candidate]:
         """Two sentences per pair; `bias` is the phenomenon and `target` the paradigm."""
         return [
@@ -63,7 +56,7 @@ class Blimp(LikelihoodBenchmark):
 
     @cached_property
     def _pairs(self) -> list[dict[str, Any]]:
-        path = Path(self._path).expanduser() if self._path else assets.fetch(assets.REMOTE["blimp"])
+        path = self.path or assets.fetch(assets.REMOTE["blimp"])
         try:
             with zipfile.ZipFile(path) as archive:
                 names = sorted(n for n in archive.namelist() if n.startswith("data/") and n.endswith(".jsonl"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -38,10 +37,9 @@ class CrowsPairs(LikelihoodBenchmark):
         whole: Sequence[str] | str = (),
         n_resamples: int = 9999,
     ) -> None:
-        self.protocol, self.limit, self.n_resamples = protocol, limit, n_resamples
+        super().__init__(protocol, path, limit, n_resamples)
         names = [whole] if isinstance(whole, str) else list(whole)
         self.whole = ["race-color" if name == "race" else name for name in names]
-        self._path = path
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
         """Two sentences per pair."""
@@ -72,7 +70,7 @@ class CrowsPairs(LikelihoodBenchmark):
 
     @cached_property
     def _pairs(self) -> list[dict[str, str]]:
-        path = Path(self._path).expanduser() if self._path else assets.locate("crows_pairs")
+        path = self.path or assets.locate("crows_pairs")
         try:
             with path.open(newline="", encoding="utf-8") as file:
                 pairs = list(csv.DictReader(file))

@@ -14,8 +14,8 @@ from debias import assets, likelihood, metrics
 from debias.benchmarks.probe import tuned
 from debias.benchmarks.sampling import fingerprint, per_bias
 from debias.progress import bar
-from debias.protocols import start_id
 from debias.records import Candidate, Tokens, UserError
+from debias.spans import start_id
 from debias.statistics import Comparison, compare
 
 
@@ -67,7 +67,7 @@ class Glue:
         tasks: of sst2, cola, rte, mrpc.
         limit_train: examples that the probe learns from, a fixed sample; all when empty.
         limit: examples that are predicted, a fixed sample; all when empty.
-        folder: a folder with files in the same format; when empty the published ones.
+        path: a folder with files in the same format; when empty the published ones.
         n_resamples: bootstrap resamples of examples.
     """
 
@@ -79,10 +79,11 @@ class Glue:
         tasks: Sequence[str] = tuple(TASKS),
         limit_train: int | None = None,
         limit: int | None = None,
-        folder: str | None = None,
+        path: str | None = None,
         n_resamples: int = 9999,
     ) -> None:
-        self.tasks, self.folder, self.n_resamples = list(tasks), folder, n_resamples
+        self.tasks, self.n_resamples = list(tasks), n_resamples
+        self.path = Path(path).expanduser() if path else None
         self.limits = {"train": limit_train, "dev": limit}
         if unknown := [name for name in self.tasks if name not in TASKS] or ([] if self.tasks else ["no task"]):
             raise UserError(f"eval.glue.tasks: {unknown[0]!r} is unknown; choose of: {', '.join(TASKS)}")
@@ -173,8 +174,8 @@ class Glue:
         return sample
 
     def _paths(self, names: Iterable[str]) -> list[Path]:
-        if self.folder:
-            return [Path(self.folder).expanduser() / name for name in names]
+        if self.path:
+            return [self.path / name for name in names]
         remote = [assets.REMOTE[f"glue/{name}"] for name in names]
         if names == ("SST-2/train.tsv",) and assets.held(remote[0]) is None:  # two files on the web
             remote = [assets.REMOTE[f"glue/SST-2/train_{k}.tsv"] for k in (1, 2)]
@@ -186,13 +187,13 @@ def _rows(path: Path, task: Task) -> list[list[str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); check eval.glue.folder") from error
+        raise UserError(f"{path}: cannot be read ({error}); check eval.glue.path") from error
     rows = [line.rstrip("\r").split("\t") for line in (lines[:-1] if lines[-1] == "" else lines)]
     for number, row in enumerate(rows[task.header :], start=1 + task.header):
         if len(row) != task.columns or row[task.label] not in task.labels:
             raise UserError(
                 f"{path}: line {number} is no row of {task.columns} fields with a label of {' or '.join(task.labels)}; "
-                "get the file again, or check eval.glue.folder"
+                "get the file again, or check eval.glue.path"
             )
     return rows[task.header :]
 

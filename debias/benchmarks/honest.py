@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from debias import assets, likelihood, protocols
+from debias import assets, likelihood
 from debias.benchmarks.sampling import fingerprint, per_bias
 from debias.progress import bar
 from debias.records import Candidate, Masked, Span, Tokens, UserError
+from debias.spans import mask_id, start_id
 from debias.statistics import Comparison, compare, per_cluster, ratio
 
 SETS = ("binary", "queer_nonqueer")
@@ -130,7 +131,7 @@ def completions(scorer: Any, texts: Sequence[str], k: int) -> list[list[tuple[st
 
 def _filled(scorer: Any, texts: Sequence[str], k: int) -> np.ndarray:
     """Tokens at the mask, shape (N, K, 1)."""
-    mask = protocols.mask_id(scorer.tokens.tokenizer)
+    mask = mask_id(scorer.tokens.tokenizer)
     shown = [text.replace(BLANK, scorer.tokens.tokenizer.mask_token) for text in texts]
     spans = [Masked(tuple(ids), (ids.index(mask),), (0,)) for ids in scorer.tokens.tokenizer(shown).input_ids]
     return _likeliest(scorer, spans, k, None)[..., None]
@@ -144,7 +145,7 @@ def _continued(scorer: Any, texts: Sequence[str], k: int) -> np.ndarray:
     goes_on = np.array([bool(p) and p.isalpha() and p[0] not in "Ġ▁" for p in pieces])
     if not begins.any():
         raise UserError("honest: this tokenizer does not tell where a word begins; use a masked model")
-    start = protocols.start_id(tokenizer)
+    start = start_id(tokenizer)
     before = [text.partition(BLANK)[0].rstrip() for text in texts]
     prefixes = [(start, *ids) for ids in tokenizer(before, add_special_tokens=False).input_ids]
     first_NK = _likeliest(scorer, [Span((*ids, 0), len(ids)) for ids in prefixes], k, begins)

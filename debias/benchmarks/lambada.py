@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,12 +31,6 @@ class Lambada(LikelihoodBenchmark):
 
     name = "lambada"
 
-    def __init__(
-        self, protocol: Any, path: str | None = None, limit: int | None = None, n_resamples: int = 9999
-    ) -> None:
-        self.protocol, self.limit, self.n_resamples = protocol, limit, n_resamples
-        self._path = path
-
     def candidates(self, tokens: Tokens) -> list[Candidate]:
         """One text per passage, with its last word as the filling of a blank."""
         return [_candidate(number, text) for number, text in self._passages]
@@ -56,7 +48,7 @@ class Lambada(LikelihoodBenchmark):
     @cached_property
     def _passages(self) -> list[tuple[int, str]]:
         """Line numbers and texts."""
-        path = Path(self._path).expanduser() if self._path else assets.fetch(assets.REMOTE["lambada"])
+        path = self.path or assets.fetch(assets.REMOTE["lambada"])
         try:
             lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
             passages = [_passage(number, line) for number, line in enumerate(lines, start=1)]

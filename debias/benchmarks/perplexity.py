@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -42,8 +41,8 @@ class Perplexity(LikelihoodBenchmark):
         limit: int | None = None,
         n_resamples: int = 9999,
     ) -> None:
-        self.protocol, self.window, self.limit, self.n_resamples = protocol, window, limit, n_resamples
-        self._path = path
+        super().__init__(protocol, path, limit, n_resamples)
+        self.window = window
 
     def fingerprint(self) -> str:
         """SHA-256 of the text."""
@@ -75,9 +74,9 @@ class Perplexity(LikelihoodBenchmark):
 
     @cached_property
     def _documents(self) -> list[str]:
-        path = Path(self._path).expanduser() if self._path else assets.locate("gap-test")
+        path = self.path or assets.locate("gap-test")
         try:
-            if self._path:
+            if self.path:
                 return [path.read_text(encoding="utf-8")]
             with path.open(newline="", encoding="utf-8") as file:
                 return [row["Text"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]

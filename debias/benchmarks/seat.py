@@ -27,11 +27,10 @@ TESTS = {  # those that Meade et al. 2022 report
     "religion": ("sent-religion1", "sent-religion1b", "sent-religion2", "sent-religion2b"),
 }  # fmt: skip
 LISTS = ("targ1", "targ2", "attr1", "attr2")
-FRAME = frozenset(
-    re.split(
-        " ", "a an are here is it name of people person person's that the there these they thing things this those"
-    )
-)
+FRAME = {  # what the sentences are made of beside the word that they are about
+    "a", "an", "are", "here", "is", "it", "name", "of", "people", "person", "person's", "that", "the", "there",
+    "these", "they", "thing", "things", "this", "those",
+}  # fmt: skip
 
 
 class Seat:
@@ -104,7 +103,7 @@ class Seat:
                 p_2 = np.array([permutation_p(*_lists(scores), self.n_resamples) for scores in pair])
                 magnitudes.append(np.abs(effect_2R))
                 of_tests.append(_comparison(str(bias), f"effect {short}", 0.0, len(before), effect_2R))
-                of_tests.append(_comparison(str(bias), f"p {short}", 1.0, len(before), p_2[:, None]))
+                of_tests.append(_comparison(str(bias), f"p {short}", None, len(before), p_2[:, None]))
             yield _comparison(str(bias), "mean |effect|", 0.0, len(of_bias), np.mean(magnitudes, axis=0))
             yield from of_tests
             overall.extend(magnitudes)
@@ -129,7 +128,9 @@ class Seat:
         return {test: self._read(test) for bias in self.biases for test in TESTS[bias]}
 
     def _read(self, test: str) -> dict[str, list[str]]:
-        path = Path(self.path).expanduser() / f"{test}.jsonl" if self.path else assets.fetch(assets.SEAT[test])
+        path = (
+            Path(self.path).expanduser() / f"{test}.jsonl" if self.path else assets.fetch(assets.REMOTE[f"seat/{test}"])
+        )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             lists = {name: content[name]["examples"] for name in LISTS}
@@ -167,7 +168,7 @@ def _effects(scores: pd.DataFrame, n_resamples: int) -> np.ndarray:
     return np.concatenate([[metrics.effect_size(words_3W, first)], resampled])
 
 
-def _comparison(bias: str, metric: str, ideal: float, n: int, value_2R: np.ndarray) -> Comparison:
+def _comparison(bias: str, metric: str, ideal: float | None, n: int, value_2R: np.ndarray) -> Comparison:
     """From what the two models have: the value itself first, then its resamples."""
     value_3R = np.stack([*value_2R, value_2R[1] - value_2R[0]])
     return from_resamples(bias, metric, ideal, n, value_3R[:, 0], value_3R[:, 1:])

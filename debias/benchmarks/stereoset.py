@@ -6,7 +6,6 @@ import json
 import string
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,8 +13,8 @@ import pandas as pd
 from debias import assets, metrics
 from debias.benchmarks import LikelihoodBenchmark
 from debias.benchmarks.sampling import per_bias
-from debias.protocols import BLANK
 from debias.records import Candidate, Cloze, Tokens, UserError
+from debias.spans import BLANK
 from debias.statistics import Comparison, compare
 
 GOLD = ("stereotype", "anti-stereotype", "unrelated")
@@ -50,9 +49,9 @@ class StereoSet(LikelihoodBenchmark):
         if task not in ("intrasentence", "intersentence"):
             raise UserError(f"eval.stereoset.task={task!r} is unknown; choose intrasentence or intersentence")
         self.task, self.name = task, "stereoset" if task == "intrasentence" else "stereoset_intersentence"
-        self.protocol, self.split, self.limit, self.n_resamples = protocol, split, limit, n_resamples
+        super().__init__(protocol, path, limit, n_resamples)
+        self.split = split
         self.whole = [whole] if isinstance(whole, str) else list(whole)
-        self._path = path
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
         """Three sentences per example."""
@@ -80,7 +79,7 @@ class StereoSet(LikelihoodBenchmark):
     @cached_property
     def examples(self) -> list[dict[str, Any]]:
         """The chosen examples, as the file has them."""
-        path = Path(self._path).expanduser() if self._path else assets.locate(f"stereoset-{self.split}")
+        path = self.path or assets.locate(f"stereoset-{self.split}")
         try:
             examples = json.loads(path.read_text(encoding="utf-8"))["data"][self.task]
             for example in examples:

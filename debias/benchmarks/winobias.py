@@ -45,17 +45,12 @@ class WinoBias(LikelihoodBenchmark):
 
     Args:
         protocol: how a sentence becomes a likelihood.
-        folder: another folder with the authors' eight files.
+        path: another folder with the authors' eight files.
         limit: pairs per type, a fixed sample; all when empty.
         n_resamples: bootstrap resamples.
     """
 
     name = "winobias"
-
-    def __init__(
-        self, protocol: Any, folder: str | None = None, limit: int | None = None, n_resamples: int = 9999
-    ) -> None:
-        self.protocol, self.folder, self.limit, self.n_resamples = protocol, folder, limit, n_resamples
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
         """Two sentences per pair; their `target` is the occupation, which about forty pairs of a file share."""
@@ -89,18 +84,18 @@ class WinoBias(LikelihoodBenchmark):
 
     def _read(self, kind: int, split: str) -> list[Pair]:
         """Pairs of the lines of two files."""
-        pro, anti = (self._path(f"{side}_stereotyped_type{kind}.txt.{split}") for side in ("pro", "anti"))
+        pro, anti = (self._file(f"{side}_stereotyped_type{kind}.txt.{split}") for side in ("pro", "anti"))
         first, second = _lines(pro), _lines(anti)
         if len(first) != len(second):
             lengths = f"{len(first)} lines, but {anti.name} has {len(second)}"
-            raise UserError(f"{pro} has {lengths}; their lines belong together, check eval.winobias.folder")
+            raise UserError(f"{pro} has {lengths}; their lines belong together, check eval.winobias.path")
         return [
             Pair(f"type {kind}, {split} {number}", f"type {kind}", occupation, text, other)
             for number, ((occupation, text), (_, other)) in enumerate(zip(first, second, strict=True), start=1)
         ]
 
-    def _path(self, name: str) -> Path:
-        return Path(self.folder).expanduser() / name if self.folder else assets.locate(f"winobias-{name}")
+    def _file(self, name: str) -> Path:
+        return self.path / name if self.path else assets.locate(f"winobias-{name}")
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:
@@ -108,12 +103,12 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); check eval.winobias.folder") from error
+        raise UserError(f"{path}: cannot be read ({error}); check eval.winobias.path") from error
     found = []
     for number, line in enumerate(lines, start=1):
         marked = MARKED.match(line)
         if marked is None:
-            raise UserError(f"{path}, line {number}: no number and two words in brackets; check eval.winobias.folder")
+            raise UserError(f"{path}, line {number}: no number and two words in brackets; check eval.winobias.path")
         text = " ".join(re.sub(r"[\[\]]", "", line).split()[1:])
         found.append((marked["occupation"].lower(), text))
     return found

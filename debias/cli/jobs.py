@@ -196,13 +196,22 @@ def _benchmarks(cfg: Any) -> list[Any]:
 
 
 def benchmarks_of(config: dict[str, Any]) -> list[Any]:
-    """The benchmarks that a finished run's config names; `all` protocols are those of every kind of model."""
+    """The benchmarks that a finished run's config names; `all` protocols are those of every kind of model.
+
+    Raises UserError for a config of another version, with classes or keys that there are no more.
+    """
+    from hydra.errors import InstantiationException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     cfg = OmegaConf.create(config)
     if cfg.eval.get("protocols") == "all":
         cfg.eval.protocols = sorted(options("protocol"))
-    return _benchmarks(cfg)
+    try:
+        return _benchmarks(cfg)
+    except (InstantiationException, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the run's benchmarks are not those of this version ({reason}); run the job again") from error
 
 
 def _protocols(cfg: Any) -> list[Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from debias.protocols import mask_id, start_id
 from debias.records import Encoded, Tokens, Triplet
+from debias.spans import mask_id, start_id
 
 
 def encode(triplets: Sequence[Triplet], tokens: Tokens, start_token: bool = True) -> list[Encoded]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from debias import assets
-from debias.protocols import start_id
 from debias.records import Masked, Scored, Span, Tokens
+from debias.spans import start_id
 
 
 def neutral_spans(tokens: Tokens, start_token: bool, longest: int = 32) -> list[Scored]:

@@ -37,11 +37,17 @@ def save(model: peft.PeftModel, base: Base, folder: Path) -> None:
     half.rename(folder)
 
 
-def load(base: Base, folder: str | Path) -> peft.PeftModel:
-    """Put a saved adapter on the base. Raises UserError when it is none, or was trained on another base."""
-    folder = Path(folder).expanduser()
+def located(path: str | Path) -> Path:
+    """An adapter's folder. Raises UserError when it is none."""
+    folder = Path(path).expanduser()
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} is no adapter folder (it has no adapter_config.json); check adapter.path")
+    return folder
+
+
+def load(base: Base, folder: str | Path) -> peft.PeftModel:
+    """Put a saved adapter on the base. Raises UserError when it is none, or was trained on another base."""
+    folder = located(folder)
     provenance = folder / PROVENANCE
     known = json.loads(provenance.read_text()) if provenance.is_file() else {"base_sha256": base.sha256}
     if known["base_sha256"] != base.sha256:

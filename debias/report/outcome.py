@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from debias.records import Figure
+from debias.report.tables import title_of
 
 
 class Bounds(NamedTuple):
@@ -35,7 +36,7 @@ def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> 
         return Outcome("scored", "No bias figure was asked for.")
     base = by[benchmark, of, metric, "base"]
     name = f"{of} bias" if of != "overall" else "bias over all categories"
-    score = f"{_title(benchmark)} {metric}"
+    score = f"{title_of(base)} {metric}"
     if (benchmark, of, metric, "delta") not in by:
         text = (
             f"{score} of {of}: {base.value:.1f} (95% interval {base.ci_low:.1f} to {base.ci_high:.1f}; 50 is unbiased)."
@@ -44,7 +45,7 @@ def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> 
 
     after, delta = (by[benchmark, of, metric, model] for model in ("debiased", "delta"))
     fell = abs(after.value - 50) < abs(base.value - 50)
-    certain = not delta.ci_low <= 0 <= delta.ci_high
+    certain = delta.leaves_zero_out
     change = (
         f"{score} {base.value:.1f} -> {after.value:.1f}, difference {delta.value:+.1f} "
         f"(95% interval {delta.ci_low:+.1f} to {delta.ci_high:+.1f}, n = {base.n:,})"
@@ -65,20 +66,20 @@ def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> 
 
 def outcomes(figures: Sequence[Figure], bias: str, bounds: Bounds = Bounds()) -> dict[str, Outcome]:  # noqa: B008
     """The outcome of each adapter by its name where several were compared, else the one outcome with no name."""
-    names = list(dict.fromkeys(f.model.partition(":")[2] for f in figures if f.model.startswith("debiased")))
-    if names in ([], [""]):
-        return {"": outcome(figures, bias, bounds)}
+    return {name: outcome(of_one, bias, bounds) for name, of_one in by_adapter(figures).items()}
+
+
+def by_adapter(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
+    """The figures of each of several adapters by its name, as if it were the only one; else all, under no name."""
+    names = dict.fromkeys(f.model.partition(":")[2] for f in figures if f.model.startswith("debiased"))
     return {
-        name: outcome(
-            [f._replace(model=f.model.partition(":")[0]) for f in figures if f.model in ("base", *_models(name))],
-            bias, bounds,
-        )
-        for name in names
-    }  # fmt: skip
-
-
-def _models(name: str) -> tuple[str, str]:
-    return f"debiased:{name}", f"delta:{name}"
+        name: [
+            f._replace(model=f.model.partition(":")[0])
+            for f in figures
+            if f.model == "base" or f.model.partition(":")[2] == name
+        ]
+        for name in names or [""]
+    }
 
 
 def _headline(by: Mapping[Key, Figure], bias: str) -> tuple[str, str, str]:
@@ -112,9 +113,3 @@ def _price(by: Mapping[Key, Figure], benchmark: str, of: str, bounds: Bounds) ->
 
 def _mark(beyond: bool, bound: str) -> str:
     return f" (beyond the bound of {bound})" if beyond else ""
-
-
-def _title(benchmark: str) -> str:
-    return {"stereoset": "StereoSet", "crows_pairs": "CrowS-Pairs", "perplexity": "Perplexity"}.get(
-        benchmark, benchmark
-    )

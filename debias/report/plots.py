@@ -11,7 +11,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 from markupsafe import Markup
 
-from debias.report.tables import TITLES, Row
+from debias.report.tables import Row, title_of
 
 matplotlib.use("Agg")
 
@@ -46,7 +46,7 @@ def before_after(rows: Sequence[Row]) -> Markup | None:
                 if model is not None:
                     axes.plot([model.ci_low, model.ci_high], [place + shift] * 2, color=colour, linewidth=2)
                     axes.plot(model.value, place + shift, "o", color=colour, markersize=6)
-        labels = [f"{TITLES.get(r.base.benchmark, r.base.benchmark)} {r.base.bias}" for r in reversed(chosen)]
+        labels = [f"{title_of(r.base)} {r.base.bias}" for r in reversed(chosen)]
         axes.set_yticks(range(len(chosen)), labels)
         axes.tick_params(length=0)
         axes.set_xlabel("stereotype score, % (50 is unbiased), with 95% intervals")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +18,12 @@ from rich.text import Text
 from debias.benchmarks import Benchmark
 from debias.evaluation import figures_of, records_of
 from debias.records import Figure, UserError
-from debias.report.outcome import outcome
+from debias.report.outcome import by_adapter, outcome
 from debias.report.tables import Row, rows
 from debias.results import read_figures, read_likelihoods
 from debias.statistics import Seeds, over_seeds
+
+log = logging.getLogger(__name__)
 
 BESIDE = ("name", "overwrite", "logger", "threads")  # what says nothing about a run's result
 
@@ -56,9 +59,10 @@ def report(paths: Sequence[Path], console: Console, benchmarks_of: Benchmarks, r
     labels = differences([run.config for run in runs])
     table = _table("run", "bias", "SS", "difference", "LMS", "ICAT", "perplexity", "verdict")
     for run, label in zip(runs, labels, strict=True):
-        cells = _cells(rows(run.figures, run.bias), run.bias)
         words = " ".join(f"{k}={v}" for k, v in label.items()) or f"{run.folder.parent.name}/{run.folder.name}"
-        table.add_row(words, run.bias, *cells, outcome(run.figures, run.bias).verdict)
+        for name, figures in by_adapter(run.figures).items():
+            cells = _cells(rows(figures, run.bias), run.bias)
+            table.add_row(f"{words} {name}".rstrip(), run.bias, *cells, outcome(figures, run.bias).verdict)
     console.print(table)
     console.print(
         "base -> debiased; difference of SS with its 95% interval; StereoSet of the targeted bias", style="dim"
@@ -106,6 +110,9 @@ def _numbers(figure: Figure) -> np.ndarray:
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """What tells the runs apart: the keys that all configs have, under their shortest name, where values differ."""
     flat = [dict(_flat(config)) for config in configs]
+    for entries, label in zip(flat, _sources(configs), strict=True):
+        if label:
+            entries["data"] = label
     common = [key for key in flat[0] if all(key in other for other in flat)]
     varying = [key for key in common if len({str(f[key]) for f in flat}) > 1]
     varying.sort(key=lambda key: (key == "seed", key))
@@ -115,11 +122,29 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             for f in flat]  # fmt: skip
 
 
+def _sources(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The data sources of each run, with those of their settings that differ from other runs' on the same source.
+
+    A source's bias is left out: it is the run's, which is a key of its own.
+    """
+    sources = [config.get("data", {}).get("sources", {}) for config in configs]
+    values: dict[tuple[str, str], set[str]] = {}
+    for name, key, value in ((n, k, v) for of in sources for n, settings in of.items() for k, v in settings.items()):
+        values.setdefault((name, key), set()).add(str(value))
+    return [
+        "+".join(
+            name + "".join(f" {k}={v}" for k, v in settings.items() if k != "bias" and len(values[name, k]) > 1)
+            for name, settings in of.items()
+        )
+        for of in sources
+    ]
+
+
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if prefix == "data." and key == "sources":
-            yield "data", "+".join(value)
-        elif isinstance(value, Mapping):
+            continue  # see `_sources`
+        if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         elif prefix or key not in BESIDE:
             yield f"{prefix}{key}", value
@@ -142,8 +167,12 @@ def _means(groups: Mapping[str, Sequence[Run]], benchmarks_of: Benchmarks) -> Ta
             continue  # base models alone
         certain = sum(f[0].certain for f in found if f[0])
         spread = [_spread([f[i] for f in found]) for i in range(4)]
-        seeds = difference_over_seeds(group, benchmarks_of)
-        delta = f"{seeds.mean:+.1f} ({seeds.low:+.1f} to {seeds.high:+.1f})"
+        try:
+            seeds = difference_over_seeds(group, benchmarks_of)
+            delta = f"{seeds.mean:+.1f} ({seeds.low:+.1f} to {seeds.high:+.1f})"
+        except UserError as error:  # the rest of the table needs no records
+            log.debug("%s: %s", name, error)
+            delta = "unknown"
         table.add_row(name, str(len(group)), spread[0], delta, f"{certain} of {len(group)}", *spread[1:])
     return table
 
@@ -195,7 +224,9 @@ def run_folders(paths: Sequence[Path]) -> Iterator[Path]:
 
 def _headlines(table_rows: Sequence[Row], bias: str) -> list[Row | None]:
     """SS, LMS and ICAT of the targeted bias (else overall), and perplexity."""
-    by = {(r.base.benchmark, r.base.bias, r.base.metric): r for r in table_rows}
+    by: dict[tuple[str, str, str], Row] = {}
+    for row in table_rows:
+        by.setdefault((row.base.benchmark, row.base.bias, row.base.metric), row)  # of several protocols the first
     of = bias if ("stereoset", bias, "SS") in by else "overall"
     return [by.get(("stereoset", of, m)) for m in ("SS", "LMS", "ICAT")] + [by.get(("perplexity", "all", "perplexity"))]
 

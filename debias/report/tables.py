@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ class Row(NamedTuple):
     @property
     def certain(self) -> bool:
         """Whether the interval of the difference leaves zero out."""
-        return self.delta is not None and (self.delta.ci_low > 0 or self.delta.ci_high < 0)
+        return self.delta is not None and self.delta.leaves_zero_out
 
     @property
     def better(self) -> bool | None:
@@ -52,7 +53,7 @@ class Row(NamedTuple):
         base = self.base
         bias = f"{base.bias} ({self.adapter})" if self.adapter else base.bias
         front = (
-            title or TITLES.get(base.benchmark, base.benchmark),
+            title or title_of(base),
             bias,
             base.metric,
             "" if base.ideal is None else f"{base.ideal:g}",
@@ -91,14 +92,20 @@ def _rows_of(figures: dict[str, Figure]) -> list[Row]:
 
 def titles(table_rows: Sequence[Row]) -> list[str]:
     """Each row's benchmark, with its protocol where a benchmark was scored under several."""
-    protocols: dict[str, set[str]] = {}
-    for row in table_rows:
-        protocols.setdefault(row.base.benchmark, set()).add(row.base.protocol)
-    names = []
-    for row in table_rows:
-        title = TITLES.get(row.base.benchmark, row.base.benchmark)
-        names.append(f"{title} ({row.base.protocol})" if len(protocols[row.base.benchmark]) > 1 else title)
-    return names
+    several = _under_several_protocols(table_rows)
+    return [
+        title_of(row.base) + (f" ({row.base.protocol})" if row.base.benchmark in several else "") for row in table_rows
+    ]
+
+
+def title_of(figure: Figure) -> str:
+    """A benchmark's name as people write it."""
+    return TITLES.get(figure.benchmark, figure.benchmark)
+
+
+def _under_several_protocols(table_rows: Sequence[Row]) -> set[str]:
+    counts = Counter(benchmark for benchmark, _ in {(row.base.benchmark, row.base.protocol) for row in table_rows})
+    return {benchmark for benchmark, count in counts.items() if count > 1}
 
 
 def terminal(table_rows: Sequence[Row]) -> Table:
@@ -145,15 +152,18 @@ def sensitivity(table_rows: Sequence[Row], first: str) -> list[tuple[str, ...]]:
 
     Columns: benchmark, protocol, bias and metric, base, debiased, difference with its interval.
     """
-    several = {t.partition(" (")[0] for t, row in zip(titles(table_rows), table_rows, strict=True) if "(" in t}
+    several = _under_several_protocols(table_rows)
     lines = []
     for row in table_rows:
-        title, base = TITLES.get(row.base.benchmark, row.base.benchmark), row.base
-        if title not in several or base.bias not in (first, "overall") or base.metric not in ("SS", "LMS", "ICAT"):
+        base = row.base
+        shown = base.bias in (first, "overall") and base.metric in ("SS", "LMS", "ICAT")
+        if base.benchmark not in several or not shown:
             continue
         cells = dict(zip(HEADER, row.cells(), strict=True))
         change = f"{cells['difference']} ({cells['95% interval']})" if row.delta else ""
-        lines.append((title, base.protocol, f"{cells['bias']} {base.metric}", cells["base"], cells["debiased"], change))
+        lines.append(
+            (title_of(base), base.protocol, f"{cells['bias']} {base.metric}", cells["base"], cells["debiased"], change)
+        )
     return sorted(lines, key=lambda line: (line[0], line[2]))
 
 
