@@ -46,12 +46,12 @@ class Scorer:
         adapted: the same model with an adapter, or None.
         precision: `32` or `bf16` (a third to half of the time; single scores move by up to 0.4 nats per token).
         token_budget: positions of one forward pass; 512 suits a CPU's cache, a GPU likes 2,048 and more.
-        cache: folder of shared scores; they are keyed on weights, precision and every scored token.
+        cache: folder of shared scores; they are keyed on weights, precision and every scored token. None: keep none.
         name: what the model with the adapter is called in the records.
     """
 
     def __init__(
-        self, base: Base, adapted: Any, precision: str, token_budget: int, cache: Path, name: str = "debiased"
+        self, base: Base, adapted: Any, precision: str, token_budget: int, cache: Path | None, name: str = "debiased"
     ) -> None:
         self.base, self.adapted, self.precision, self.token_budget, self.cache, self.name = (
             base, adapted, precision, token_budget, cache, name,
@@ -149,6 +149,8 @@ class Scorer:
         Args:
             content: everything that the result depends on beside weights, arithmetic and versions.
         """
+        if self.cache is None:
+            return compute()
         path = self.cache / "scores" / f"{self._key(content)}.npy"
         if path.is_file():
             try:

@@ -19,21 +19,19 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from debias import assets, likelihood, training
+from debias import assets, likelihood
 from debias.benchmarks import Benchmark
 from debias.data.encoding import encode
-from debias.data.matching import steps_of_examples, steps_of_tokens
 from debias.data.mixture import Mixture
-from debias.data.neutral import neutral_spans
-from debias.data.triplets import TripletFile
 from debias.evaluation import Evaluation, Scorer, evaluate, finished, scores_of
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.objectives import Attribute
 from debias.progress import bar
-from debias.records import Recipe, Scored, Scoring, Tokens, Triplet, UserError
+from debias.records import Recipe, Scoring, Tokens, Triplet, UserError
 from debias.report.write import RunReport, write_reports
 from debias.results import RunFolder, write_json
+from debias.tuning import Tuning, train
 
 log = logging.getLogger(__name__)
 
@@ -109,33 +107,10 @@ def run(
         log.info("adapter: already trained")
         adapted = adapters.load(base, target)
     else:
+        tuning = Tuning(data, checked.triplets, adapter, objective, recipe, make_trainer, seed)
         with cost.stage("train") as spent:
-            pl.seed_everything(seed, verbose=False)
-            adapted = adapters.attach(base, adapter)
-
-            def spans_of(triplets: Sequence[Triplet]) -> list[Scored]:
-                return [objective.span(text) for text in encode(triplets, base.tokens, recipe.start_token)]
-
-            num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would only cost time
-            neutral = neutral_spans(base.tokens, recipe.start_token) if num_neutral else []
-            layout = likelihood.choose_layout(adapted, base.kind)
-            mix_lengths = data.match in ("steps", "tokens")
-            spans = spans_of(checked.triplets)
-            batches = training.SpanData(spans, layout, recipe.batch_size, seed, neutral, num_neutral, mix_lengths)
-            steps = _matched_steps(data, recipe, batches, spans_of, make_trainer)
-            module = training.Debiaser(
-                adapted,
-                objective.loss,
-                recipe.lr,
-                seed,
-                recipe.schedule,
-                recipe.warmup,
-                recipe.weight_decay,
-                recipe.retention,
-                steps,
-            )
-            spent.update(training.fit(module, batches, make_trainer, folder.path, recipe.epochs)._asdict())
-        adapters.save(adapted, base, target)
+            adapted, trained = train(tuning, base, folder.path, target)
+            spent.update(trained._asdict())
         trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         log.info(
             "adapter: %s trainable parameters, trained in %.0f s, %d steps, %s tokens",
@@ -162,24 +137,6 @@ def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Benchmark], toke
             raise UserError(f"{what}; choose another benchmark with eval=[...]{split}, or other data")
         notes += [f"{what} too"] if count else []
     return notes
-
-
-def _matched_steps(
-    data: Mixture,
-    recipe: Recipe,
-    batches: training.SpanData,
-    spans_of: Callable[[Sequence[Triplet]], list[Scored]],
-    make_trainer: Callable[..., pl.Trainer],
-) -> int | None:
-    """Steps that make runs on different sources comparable, or None: the epochs decide."""
-    if data.match == "steps":
-        return steps_of_examples(data.match_to, recipe.batch_size, recipe.epochs)
-    if data.match == "tokens":
-        lengths = [len(span.ids) for span in spans_of(TripletFile("general").load().triplets)]
-        tokens = recipe.epochs * data.match_to * sum(lengths) / len(lengths)
-        trainer = make_trainer()  # only it knows how many batches make a step
-        return steps_of_tokens(tokens, batches.tokens_per_step(trainer.world_size, trainer.accumulate_grad_batches))
-    return None
 
 
 def attribute_losses(model: BaseModel, triplets: Sequence[Triplet]) -> list[float]:

@@ -27,6 +27,7 @@ def prefix_tree(spans: Sequence[Span]) -> Batch:
     depth: list[int] = []
     parent: list[int] = []
     edges: list[tuple[int, int, int]] = []
+    readers: list[int] = []  # how many spans have a node in their prefix
     path: list[int] = []  # nodes of the previous span's prefix
     previous: tuple[int, ...] = ()
     for i, (ids, start) in enumerate(spans):
@@ -37,6 +38,9 @@ def prefix_tree(spans: Sequence[Span]) -> Batch:
             path.append(len(token))
             token.append(ids[k])
             depth.append(k)
+            readers.append(0)
+        for node in path:
+            readers[node] += 1
         previous = ids[:-1]
         edges.extend((path[k - 1], ids[k], i) for k in range(start, len(ids)))
 
@@ -45,7 +49,10 @@ def prefix_tree(spans: Sequence[Span]) -> Batch:
         if up >= 0:
             sees[node] = sees[up]
         sees[node, node] = True
-    return _batch(torch.tensor([token]), torch.from_numpy(sees)[None, None], torch.tensor([depth]), edges, spans)
+    return _batch(
+        torch.tensor([token]), torch.from_numpy(sees)[None, None], torch.tensor([depth]), torch.tensor([readers]),
+        edges, spans,
+    )  # fmt: skip
 
 
 def padded(spans: Sequence[Span]) -> Batch:
@@ -58,7 +65,7 @@ def padded(spans: Sequence[Span]) -> Batch:
         ids_BT[i, : len(ids) - 1] = torch.tensor(ids[:-1])
         real_BT[i, : len(ids) - 1] = True
         edges.extend((i * width + k - 1, ids[k], i) for k in range(start, len(ids)))
-    return _batch(ids_BT, real_BT, torch.arange(width).expand(len(spans), width), edges, spans)
+    return _batch(ids_BT, real_BT, torch.arange(width).expand(len(spans), width), real_BT.long(), edges, spans)
 
 
 def masked_rows(spans: Sequence[Masked]) -> Batch:
@@ -71,16 +78,22 @@ def masked_rows(spans: Sequence[Masked]) -> Batch:
         ids_BT[i, : len(ids)] = torch.tensor(ids)
         real_BT[i, : len(ids)] = True
         edges.extend((i * width + k, token, i) for k, token in zip(at, tokens, strict=True))
-    return _batch(ids_BT, real_BT, torch.arange(width).expand(len(spans), width), edges, spans)
+    return _batch(ids_BT, real_BT, torch.arange(width).expand(len(spans), width), real_BT.long(), edges, spans)
 
 
 def _batch(
-    ids_BT: Tensor, mask: Tensor, at_BT: Tensor, edges: list[tuple[int, int, int]], spans: Sequence[Scored]
+    ids_BT: Tensor,
+    mask: Tensor,
+    at_BT: Tensor,
+    readers_BT: Tensor,
+    edges: list[tuple[int, int, int]],
+    spans: Sequence[Scored],
 ) -> Batch:
-    position_E, token_E, span_E = torch.tensor(edges).unbind(1)
+    position_E, token_E, span_E = torch.tensor(edges, dtype=torch.long).reshape(-1, 3).unbind(1)
     position_N, source_E = torch.unique(position_E, return_inverse=True)
+    free_BT = readers_BT - torch.bincount(position_E, minlength=readers_BT.numel()).reshape(readers_BT.shape)
     num_tokens_S = torch.tensor([span.num_tokens for span in spans])
-    return Batch(ids_BT, mask, at_BT, position_N, source_E, token_E, span_E, num_tokens_S)
+    return Batch(ids_BT, mask, at_BT, free_BT, position_N, source_E, token_E, span_E, num_tokens_S)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

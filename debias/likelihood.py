@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,31 +30,36 @@ def span_logprobs(model: Any, batch: Batch) -> Tensor:
     return _of_spans(_logits(model, batch), batch)
 
 
-def span_logprobs_and_drift(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-probability of each span, and how far the model has drifted from its base where nothing is scored.
+class Beside(NamedTuple):
+    """A model beside its base, which is the same model with its adapter off."""
 
-    The drift is KL(base || model) in nats, averaged over the positions that predict no scored token; the base is the
-    same model with its adapter off. Shapes (S,) and (); both are differentiable.
+    logprob_S: Tensor  # log-probability of each span in nats, differentiable
+    base_S: Tensor  # the same of the base
+    drift: Tensor  # sum of KL(base || model) in nats over the free positions, differentiable
+    num_free: Tensor  # how many there are; a position counts once for each span that reads it
+
+
+def beside_base(model: Any, batch: Batch, drift: bool) -> Beside:
+    """Log-probability of each span under model and base, and how far the model has drifted where nothing is scored.
+
+    Args:
+        drift: needs logits at every position; without it the drift is 0.
     """
-    size = batch.input_ids_BT.numel()
-    everywhere = batch._replace(
-        position_N=torch.arange(size, device=batch.position_N.device), source_E=batch.position_N[batch.source_E]
-    )
-    free_N = batch.attention_mask.flatten().clone() if batch.attention_mask.ndim == 2 else _ones(size, batch)
-    free_N[batch.position_N] = False
-    logits_NV = _logits(model, everywhere)
-    logprob_S = _of_spans(logits_NV, everywhere)
-    if not free_N.any():
-        return logprob_S, logprob_S.new_zeros(())
+    if drift:  # logits everywhere
+        everywhere_N = torch.arange(batch.input_ids_BT.numel(), device=batch.position_N.device)
+        batch = batch._replace(position_N=everywhere_N, source_E=batch.position_N[batch.source_E])
+    logits_NV = _logits(model, batch)
+    logprob_S = _of_spans(logits_NV, batch)
     with torch.no_grad(), model.disable_adapter():
-        base_MV = _logits(model, everywhere)[free_N].float().log_softmax(-1)
-    model_MV = logits_NV[free_N].float().log_softmax(-1)
-    drift = torch.nn.functional.kl_div(model_MV, base_MV, log_target=True, reduction="sum") / len(base_MV)
-    return logprob_S, drift
-
-
-def _ones(size: int, batch: Batch) -> Tensor:
-    return torch.ones(size, dtype=torch.bool, device=batch.position_N.device)
+        base_NV = _logits(model, batch)
+    base_S = _of_spans(base_NV, batch)
+    free_N = batch.free_BT.flatten()
+    if not drift:
+        return Beside(logprob_S, base_S, logprob_S.new_zeros(()), free_N.sum())
+    chosen_N = free_N > 0
+    base_MV, model_MV = (logits[chosen_N].float().log_softmax(-1) for logits in (base_NV, logits_NV))
+    kl_M = torch.nn.functional.kl_div(model_MV, base_MV, log_target=True, reduction="none").sum(-1)
+    return Beside(logprob_S, base_S, (kl_M * free_N[chosen_N]).sum(), free_N.sum())
 
 
 def _logits(model: Any, batch: Batch) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class Triplet(NamedTuple):
     source: str
     start: int  # character span of the attribute in the sentence
     stop: int
+    stereotype: str | None = None  # what the stereotype would say in the attribute's place, where a source knows it
 
 
 class Encoded(NamedTuple):
@@ -107,6 +108,7 @@ class Batch(NamedTuple):
     input_ids_BT: Tensor
     attention_mask: Tensor  # bool: (B, T) real positions, or (B, 1, T, T) who sees whom
     position_ids_BT: Tensor
+    free_BT: Tensor  # how many spans read a position without scoring from it: where a model is held to its base
     position_N: Tensor  # flat positions (in B * T) where logits are needed
     source_E: Tensor  # index into N: the position that predicts the token
     token_E: Tensor  # the predicted token's id
@@ -139,6 +141,23 @@ class Figure(NamedTuple):
 
 
 @dataclass
+class Watch:
+    """When to look at StereoSet dev while training, and when to stop; see `conf/run.yaml`."""
+
+    every: int | None = None
+    limit: int = 60
+    stop_at: float | None = 50.0
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every", "limit", "patience"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"training.watch.{name}={value} must be 1 or more, or null")
+        if self.patience is not None and self.every is None:
+            raise UserError("training.watch.patience needs training.watch.every=STEPS: how often to look")
+
+
+@dataclass
 class Recipe:
     """How an adapter is trained; `conf/run.yaml` says what each of them means, and these types check it."""
 
@@ -151,6 +170,9 @@ class Recipe:
     start_token: bool
     retention: float
     num_neutral: int
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:
         for name in ("lr", "epochs", "batch_size"):

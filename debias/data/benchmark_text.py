@@ -55,7 +55,14 @@ class StereoSetSentences:
 
 def _filled(example: dict[str, Any]) -> Triplet | str:
     """The anti-stereotype sentence with its filling located, or the reason why it cannot be trained on."""
-    (sentence,) = (s["sentence"].strip() for s in example["sentences"] if s["gold_label"] == "anti-stereotype")
+    triplet, other = (_located(example, label) for label in ("anti-stereotype", "stereotype"))
+    if isinstance(triplet, str) or isinstance(other, str):
+        return triplet
+    return triplet._replace(stereotype=other.attribute)
+
+
+def _located(example: dict[str, Any], label: str) -> Triplet | str:
+    (sentence,) = (s["sentence"].strip() for s in example["sentences"] if s["gold_label"] == label)
     before, _, after = example["context"].strip().partition("BLANK")
     after = after.rstrip()
     fits = sentence.lower().startswith(before.lower()) and sentence.lower().endswith(after.lower())

@@ -109,7 +109,11 @@ def _records(path: Path, bias: str) -> Iterator[dict[str, str]]:
         for key in ("sentence", "target", "attribute"):
             if not isinstance(row.get(key), str) or not row[key].strip():
                 raise UserError(f"{place}: {key!r} is missing, empty or not a text; add it or delete the record")
+        stereotype = row.get("stereotype")
+        if stereotype is not None and (not isinstance(stereotype, str) or not stereotype.strip()):
+            raise UserError(f"{place}: 'stereotype' is empty or not a text; mend it or leave it out")
         yield {
+            **({"stereotype": stereotype.strip()} if stereotype else {}),
             "sentence": row["sentence"].strip(),
             "target": row["target"].strip(),
             "attribute": row["attribute"].strip(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,18 @@ def load(base: Base, folder: str | Path) -> peft.PeftModel:
         raise UserError(
             f"adapter {folder} does not fit {base.name!r} ({reason}); choose its base with model="
         ) from error
+
+
+@contextmanager
+def reloaded(model: peft.PeftModel, folder: Path) -> Iterator[Any]:
+    """The same base with the adapter as it was saved, inside the block."""
+    model.load_adapter(str(folder), adapter_name="reloaded")
+    try:
+        model.set_adapter("reloaded")
+        yield model
+    finally:
+        model.set_adapter("default")
+        model.delete_adapter("reloaded")
 
 
 def detach(model: peft.PeftModel) -> None:

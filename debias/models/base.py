@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,11 +117,11 @@ def kind_of(config: Any) -> str:
     return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else "masked"
 
 
-def weights_sha256(model: nn.Module, prefix: str = "") -> str:
-    """SHA-256 over the names, shapes and bytes of the parameters whose name contains `prefix`."""
+def weights_sha256(model: nn.Module, prefix: str = "", wanted: Callable[[nn.Parameter], bool] = lambda _: True) -> str:
+    """SHA-256 over the names, shapes and bytes of the wanted parameters whose name contains `prefix`."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if prefix in name:
+        if prefix in name and wanted(parameter):
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

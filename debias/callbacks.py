@@ -1,0 +1,143 @@
+"""What happens beside training: the loss curve, checkpoints, and when to stop."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from debias.records import Batch, UserError
+
+
+class LossCurve(Callback):
+    """Writes train.csv: step, epoch, loss (nats per scored token), learning rate, tokens per second."""
+
+    columns = ("step", "epoch", "loss", "lr", "tokens_per_second")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the rows up to the checkpoint, drop what a killed process wrote after it."""
+        if not trainer.is_global_zero:
+            return
+        kept: list[dict[str, str]] = []
+        if trainer.global_step and self.path.is_file():
+            with self.path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if _int(row["step"]) <= trainer.global_step]
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Append one row."""
+        if not trainer.is_global_zero:
+            return
+        seconds = time.perf_counter() - self.start
+        row = (
+            trainer.global_step,
+            trainer.current_epoch,
+            f"{float(trainer.callback_metrics['loss']):.6f}",
+            f"{trainer.optimizers[0].param_groups[0]['lr']:.3e}",
+            f"{batch.input_ids_BT.numel() / seconds:.0f}",
+        )
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerow(row)
+
+
+class StopAfter(Callback):
+    """Ends training after so many optimiser steps.
+
+    Not by `max_steps`: with that Lightning 2.6 resumes in the epoch before the one that a checkpoint belongs to.
+    """
+
+    def __init__(self, steps: int | None) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A process that died after the last step has nothing left to do."""
+        self._stop(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Stop in time."""
+        self._stop(trainer)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        if self.steps is not None and trainer.global_step >= self.steps:
+            trainer.should_stop = True
+
+
+class SaveOnSignal(Callback):
+    """Writes a checkpoint when the process is asked to end (SIGTERM: Slurm, Kubernetes), after the batch at hand.
+
+    Lightning then leaves the loop; the same command goes on with the next batch.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Save once, in time."""
+        if trainer.received_sigterm:
+            trainer.save_checkpoint(self.path)
+
+
+class Diverged(Callback):
+    """Ends a run whose loss is no number any more, and keeps the adapter as it was when it still was one.
+
+    Args:
+        keep: saves the adapter, and returns what to call the place.
+        every: steps between the states that are remembered.
+    """
+
+    def __init__(self, keep: Callable[[], Path] | None = None, every: int = 10) -> None:
+        self.keep, self.every = keep, every
+        self.good: dict[str, Tensor] = {}
+        self.step = 0
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Raises UserError when the loss is NaN or infinite."""
+        trainable = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
+        if torch.isfinite(loss):
+            if trainer.global_step % self.every == 0:
+                self.good = {name: p.detach().clone() for name, p in trainable.items()}
+                self.step = trainer.global_step
+            return
+        kept = ""
+        if self.good and trainer.is_global_zero and self.keep is not None:
+            with torch.no_grad():
+                for name, parameter in trainable.items():
+                    parameter.copy_(self.good[name])
+            kept = f"; the adapter of step {self.step}, before it diverged, is in {self.keep()}"
+        raise UserError(
+            f"the loss is no number any more at step {trainer.global_step + 1}: training diverged{kept}; "
+            "lower training.lr, raise training.warmup, or set trainer.gradient_clip_val=1, and overwrite=true"
+        )
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints under a temporary name first: a killed process leaves the old one or the new one, never a torso."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write, then rename."""
+        super().save_checkpoint(checkpoint, f"{path}.tmp", storage_options)
+        Path(f"{path}.tmp").replace(path)
+
+
+def _int(text: str | None) -> float:
+    return int(text) if text and text.isdigit() else float("inf")  # a half-written last row is dropped

@@ -1,0 +1,184 @@
+"""Objectives on hand-worked log-probabilities, and the pairs that some of them compare."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from debias import objectives
+from debias.data.benchmark_text import StereoSetSentences
+from debias.data.pairs import other_group, paired
+from debias.data.triplets import TripletFile, strict
+from debias.records import Encoded, Masked, Span, Triplet, UserError
+
+ATTRIBUTE, LANGUAGE_MODEL = objectives.Attribute(), objectives.LanguageModel()
+
+
+def loss(
+    objective: objectives.Attribute, logprob: list[list[float]], num: list[list[int]], base: float = 0.0
+) -> Tensor:
+    """Weighted mean over the examples, which have one or two texts each."""
+    logprob_BK = torch.tensor(logprob)
+    loss_B, weight_B = objective.losses(logprob_BK, torch.full_like(logprob_BK, base), torch.tensor(num))
+    return (loss_B.sum() / weight_B.sum()).detach()
+
+
+def triplet(sentence: str, target: str, attribute: str, bias: str = "gender") -> Triplet:
+    found = strict({"sentence": sentence, "target": target, "attribute": attribute, "bias": bias, "source": "test"})
+    assert isinstance(found, Triplet)
+    return found
+
+
+def test_attribute_and_language_model() -> None:
+    """Two spans of 1 and 3 tokens with log-probabilities -1 and -5: (1 + 5) / 4 nats per token."""
+    text = Encoded((9, 5, 6, 7, 8), 2, 4)
+    assert ATTRIBUTE.span(text) == Span((9, 5, 6, 7), 2)
+    assert LANGUAGE_MODEL.span(text) == Span((9, 5, 6, 7, 8), 1)
+    for objective in (ATTRIBUTE, LANGUAGE_MODEL):
+        assert loss(objective, [[-1.0], [-5.0]], [[1], [3]]) == 1.5
+        assert not objective.needs_base
+
+
+def test_plain_text_is_scored_from_its_second_token_on() -> None:
+    assert ATTRIBUTE.span(Encoded((5, 6, 7), 0, 3)) == Span((5, 6, 7), 1)
+    assert ATTRIBUTE.span(Encoded((0, 5, 6, 7), 1, 4)) == Span((0, 5, 6, 7), 1)  # after a start token
+
+
+def test_a_margin_ends_where_the_attribute_is_that_much_likelier_than_under_the_base() -> None:
+    """Base -10 nats for 2 tokens, margin 1.5 a token: up to -7. At -9 there are 2 nats to go, at -6 none."""
+    objective = objectives.Attribute(margin=1.5)
+    assert objective.needs_base
+    assert loss(objective, [[-9.0]], [[2]], base=-10) == 2 / 2
+    assert loss(objective, [[-6.0]], [[2]], base=-10) == 0
+    with pytest.raises(UserError, match=r"objective\.margin=0"):
+        objectives.Attribute(margin=0)
+
+
+def test_unlikelihood() -> None:
+    """Spans of 1 and 2 tokens with p = 1/2 and 1/4 a token: (ln 2 + 2 ln(4/3)) / 3; p = 1 stays finite."""
+    objective = objectives.Unlikelihood()
+    logprob_BK = torch.tensor([[math.log(0.5)], [2 * math.log(0.25)]], requires_grad=True)
+    loss_B, weight_B = objective.losses(logprob_BK, logprob_BK.detach(), torch.tensor([[1], [2]]))
+    assert (loss_B.sum() / weight_B.sum()).item() == pytest.approx((math.log(2) + 2 * math.log(4 / 3)) / 3)
+    loss_B.sum().backward()
+    assert (logprob_BK.grad > 0).all()  # descent lowers the attribute's likelihood
+    assert math.isfinite(loss(objective, [[0.0]], [[1]]))
+    assert objective.span(Encoded((9, 5, 6), 1, 2)) == Span((9, 5), 1)
+
+
+def test_equalise_is_zero_on_equal_inputs_and_the_squared_difference_per_token_otherwise() -> None:
+    """-6 and -2 nats over 2 tokens: means -3 and -1, (-3 + 1)^2 = 4; beside an equal pair the mean is 2."""
+    objective = objectives.Equalise()
+    assert loss(objective, [[-6.0, -6.0]], [[2, 2]]) == 0
+    assert loss(objective, [[-6.0, -2.0]], [[2, 2]]) == 4
+    assert loss(objective, [[-6.0, -2.0], [-1.0, -1.0]], [[2, 2], [1, 1]]) == 2
+
+
+def test_preference_is_ln_2_at_the_start_and_falls_as_the_gap_grows() -> None:
+    """beta 0.5, anti-stereotype 2 nats up, stereotype 1 nat down: -log sigmoid(0.5 * 3)."""
+    objective = objectives.Preference(beta=0.5)
+    assert objective.needs_base
+    assert loss(objective, [[-7.0, -7.0]], [[1, 4]], base=-7).item() == pytest.approx(math.log(2))
+    expected = math.log(1 + math.exp(-1.5))
+    assert loss(objective, [[-5.0, -8.0]], [[1, 4]], base=-7).item() == pytest.approx(expected)
+    with pytest.raises(UserError, match=r"objective\.beta=0"):
+        objectives.Preference(beta=0)
+
+
+def test_preference_margin_is_what_is_missing_and_no_more() -> None:
+    """Means -3 and -1: two nats to no preference, three to a margin of one; the other way round nothing is missing."""
+    assert loss(objectives.PreferenceMargin(), [[-6.0, -1.0]], [[2, 1]]) == 2
+    assert loss(objectives.PreferenceMargin(by=1.0), [[-6.0, -1.0]], [[2, 1]]) == 3
+    assert loss(objectives.PreferenceMargin(by=1.0), [[-1.0, -6.0]], [[1, 2]]) == 0
+
+
+def test_a_masked_model_learns_the_true_tokens_at_masked_places_and_refuses_plain_text() -> None:
+    """Attribute 7 8 of [2] 5 7 8 3: both are masked (9), the labels are 7 and 8; plain text would be all masks."""
+    text = Encoded((2, 5, 7, 8, 3), 2, 4, mask=9)
+    assert ATTRIBUTE.span(text) == Masked((2, 5, 9, 9, 3), (2, 3), (7, 8))
+    with pytest.raises(UserError, match="objective=language_model"):
+        ATTRIBUTE.span(Encoded((2, 5, 7, 8, 3), 1, 4, mask=9))
+
+
+def test_as_published_labels_are_the_mask_itself() -> None:
+    """The notebook's bug: a masked place is taught to predict the mask; for causal models it is the attribute."""
+    objective = objectives.AsPublished()
+    assert objective.span(Encoded((2, 5, 7, 8, 3), 2, 4, mask=9)) == Masked((2, 5, 9, 9, 3), (2, 3), (9, 9))
+    assert objective.span(Encoded((9, 5, 6, 7, 8), 2, 4)) == Span((9, 5, 6, 7), 2)
+
+
+def test_a_masked_language_model_masks_a_share_of_the_tokens_always_the_same() -> None:
+    ids = (2, *range(100, 120), 3)
+    span = LANGUAGE_MODEL.span(Encoded(ids, 1, 21, mask=9))
+    assert isinstance(span, Masked)
+    assert len(span.at) == 3  # 15% of 20, special tokens left out
+    assert {0, 21}.isdisjoint(span.at)
+    assert span.tokens == tuple(ids[k] for k in span.at)
+    assert [k for k, token in enumerate(span.ids) if token == 9] == list(span.at)
+    assert span == LANGUAGE_MODEL.span(Encoded(ids, 1, 21, mask=9))
+    assert LANGUAGE_MODEL.span(Encoded((2, 100, 3), 1, 2, mask=9)) == Masked((2, 9, 3), (1,), (100,))
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def test_a_counterpart_has_the_other_group_and_the_same_attribute() -> None:
+    other = other_group(triplet("The woman said that she was remarkably stoic.", "woman", "stoic"))
+    assert isinstance(other, Triplet)
+    assert other.sentence == "The man said that he was remarkably stoic."
+    assert other.sentence[other.start : other.stop] == "stoic"
+
+
+def test_the_attribute_is_found_where_its_word_stands_twice() -> None:
+    """'She stood still and she was still.': the second one is marked, before and after the swap."""
+    sentence = triplet("She stood still and she was still.", "She", "still")
+    second = sentence._replace(start=28, stop=33)
+    other = other_group(second)
+    assert isinstance(other, Triplet)
+    assert (other.sentence, other.start) == ("He stood still and he was still.", 26)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (triplet("The baker was strong.", "baker", "strong"), "no word for a group that can be swapped"),
+        (triplet("The old man wept.", "man", "wept", bias="age"), "no word for a group that can be swapped"),
+        (triplet("The girl became a king.", "girl", "king"), "the attribute is swapped too"),
+    ],
+)
+def test_sentences_without_a_counterpart_are_counted(given: Triplet, reason: str) -> None:
+    fits = triplet("He wept.", "He", "wept")
+    pairs, dropped = paired([given, fits], "group")
+    assert [texts[0] for texts in pairs] == [fits]
+    assert dropped == {reason: 1}
+    with pytest.raises(UserError, match=f"1 {reason}"):
+        paired([given], "group")
+
+
+def test_stereotypes_come_from_stereoset_and_from_files_that_name_them(tmp_path: Path) -> None:
+    checked = StereoSetSentences("gender", "dev").load()
+    pairs, _ = paired(checked.triplets, "stereotype")
+    anti, stereo = pairs[0]
+    assert anti.sentence != stereo.sentence
+    assert anti.sentence[: anti.start] == stereo.sentence[: stereo.start]
+    assert stereo.sentence[stereo.start : stereo.stop] == anti.stereotype
+
+    path = tmp_path / "own.jsonl"
+    row = {"sentence": "She was stoic.", "target": "She", "attribute": "stoic", "stereotype": "moody"}
+    path.write_text(json.dumps(row), encoding="utf-8")
+    ((_, stereo),), dropped = paired(TripletFile("gender", str(path)).load().triplets, "stereotype")
+    assert (stereo.sentence, dropped) == ("She was moody.", {})
+
+    path.write_text(json.dumps({**row, "stereotype": " "}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"own\.jsonl:1: 'stereotype' is empty"):
+        TripletFile("gender", str(path)).load()
+
+
+def test_without_a_contrast_sentences_stand_alone() -> None:
+    sentence = triplet("He wept.", "He", "wept")
+    assert paired([sentence], None) == ([(sentence,)], {})
