@@ -16,7 +16,7 @@ import torch
 from debias import likelihood
 from debias.benchmarks import Benchmark
 from debias.layouts import padded
-from debias.models.adapter import adapter_sha256
+from debias.models.adapter import adapter_sha256, virtual_tokens
 from debias.models.base import Base
 from debias.progress import bar
 from debias.protocols import Pieces
@@ -76,6 +76,12 @@ class Scorer:
         """Where the model is."""
         return next(self.model.parameters()).device
 
+    @property
+    def max_positions(self) -> int | None:
+        """How many tokens of a text fit in, behind the adapter's prompt if it has one; None where there is no limit."""
+        limit = self.base.max_positions
+        return limit and limit - (virtual_tokens(self.adapted) if self.adapted is not None else 0)
+
     def models(self) -> list[str]:
         """Names of the models that can be scored."""
         return ["base"] if self.adapted is None else ["base", self.name]
@@ -99,7 +105,7 @@ class Scorer:
         """
         reading = protocol.reading(self.tokens, all(c.cloze for c in candidates))
         spans_of = [list(spans) for spans in reading.spans(candidates, self.tokens.tokenizer)]
-        limit = self.base.max_positions
+        limit = self.max_positions
         long = [bool(limit) and any(s.num_positions > limit for s in spans) for spans in spans_of]
         kept = [[] if is_long else spans for spans, is_long in zip(spans_of, long, strict=True)]
         spans = [span for several in kept for span in several]

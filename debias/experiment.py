@@ -111,7 +111,7 @@ def run(
         with cost.stage("train") as spent:
             adapted, trained = train(tuning, base, folder.path, target)
             spent.update(trained._asdict())
-        trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        trainable = adapters.trainable_parameters(adapted)
         log.info(
             "adapter: %s trainable parameters, trained in %.0f s, %d steps, %s tokens",
             f"{trainable:,}", spent["seconds"], spent["steps"], f"{spent['tokens']:,}",

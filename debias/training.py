@@ -21,6 +21,7 @@ from transformers import get_scheduler
 from debias.batches import SpanData
 from debias.callbacks import Diverged, LossCurve, SaveOnSignal, StopAfter, WholeFiles
 from debias.likelihood import beside_base, span_logprobs
+from debias.rank_allocation import callbacks_for
 from debias.records import Batch, Encoded, Recipe, Scored, UserError, Watch
 
 log = logging.getLogger(__name__)
@@ -201,6 +202,7 @@ def fit(
             StopAfter(module.steps),
             SaveOnSignal(checkpoint),
             Diverged(keep),
+            *callbacks_for(module.model),
             ModelCheckpoint(folder, checkpoint.stem, save_top_k=1, every_n_epochs=1, enable_version_counter=False),
             *(_watching(watch, folder) if watch else ()),
         ],

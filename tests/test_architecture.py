@@ -27,6 +27,7 @@ LEVELS = [
         "layouts",
         "catalogue",
     },
+    {"rank_allocation"},
     {"training", "batches", "callbacks", "gate", "benchmarks"},
     {"evaluation"},
     {"results"},

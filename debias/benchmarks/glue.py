@@ -135,7 +135,7 @@ class Glue:
     def _features(self, scorer: Any, task: str, examples: Sequence[Example]) -> np.ndarray:
         """Features of each example under the active model, shape (N, D)."""
         sentences = list(dict.fromkeys(s for e in examples for s in e.sentences))
-        limit = scorer.base.max_positions
+        limit = scorer.max_positions
         texts = _encoded(sentences, scorer.tokens)
         if cut := sum(len(ids) > limit for ids in texts) if limit else 0:
             note = f"glue: {task}: {cut:,} of {len(texts):,} sentences are cut to the model's {limit} tokens"

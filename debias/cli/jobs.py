@@ -33,7 +33,7 @@ def run_job(cfg: Any) -> None:
             folder,
             data=data,
             model=make(cfg.model),
-            adapter=make(cfg.adapter, _convert_="all"),  # PEFT wants a list, not a ListConfig
+            adapter=_adapter(cfg.adapter),
             objective=make(cfg.objective),
             recipe=recipe,
             scoring=scoring,
@@ -174,6 +174,19 @@ def _fix(target: Path, kept: Sequence[Any], dropped: Mapping[str, int], quiet: b
     if not quiet:
         reasons = "".join(f"; {count:,} dropped: {reason}" for reason, count in dropped.items())
         console.print(f"\nwrote {target}: {len(kept):,} records{reasons}", highlight=False, soft_wrap=True)
+
+
+def _adapter(cfg: Any) -> Any:
+    """The PEFT config of the adapter to train; `train_head` is the one key that PEFT does not know."""
+    from omegaconf import OmegaConf
+
+    from debias.models.targets import PREDICTION_HEAD
+
+    of_peft = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "train_head"])
+    config = make(of_peft, _convert_="all")  # PEFT wants a list, not a ListConfig
+    if cfg.train_head:
+        config.modules_to_save = [PREDICTION_HEAD]
+    return config
 
 
 def _benchmarks(cfg: Any) -> list[Any]:
