@@ -27,6 +27,8 @@ from debias.records import Figure, UserError
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
+REFUSED = ".refused"  # why a sweep could not use what is in the folder
+INTERRUPTED = "interrupted"
 LIKELIHOODS = [
     "benchmark", "protocol", "example", "candidate", "bias", "target", "model", "logprob", "num_tokens", "score",
 ]  # fmt: skip
@@ -70,6 +72,10 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class InUseError(UserError):
+    """Another process works in the folder."""
+
+
 class RunFolder:
     """One run's folder and its state.
 
@@ -89,13 +95,14 @@ class RunFolder:
         """Hold the folder for this process; yields False when the run in it is finished and the same.
 
         Raises:
-            UserError: another process holds the folder, or what is in it comes from another config, data or code.
+            InUseError: another process holds the folder.
+            UserError: what is in it comes from another config, data or code.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=1)  # `running` below looks at the lock for an instant
         except Timeout as error:
-            raise UserError(
+            raise InUseError(
                 f"{self.path} is in use by another debias process; wait for it, or set name=OTHER"
             ) from error
         try:
@@ -106,8 +113,12 @@ class RunFolder:
                 shutil.rmtree(self.path)
 
     def _open(self, overwrite: bool) -> bool:
+        (self.path / REFUSED).unlink(missing_ok=True)
         before = self._status()
         state = before.get("state")
+        if state == "failed" and "config_sha256" not in before:  # see `record_failure`
+            self._clear()
+            return True
         differs = [what for what in self.identity if before.get(what) != self.identity[what]]
         if state is not None and overwrite:
             self._clear()
@@ -157,10 +168,8 @@ class RunFolder:
 
     def fail(self, error: BaseException) -> None:
         """Write the state `failed` with the error, where the disk still takes it."""
-        text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-        trace = "".join(traceback.format_exception(error))
         with contextlib.suppress(OSError):
-            self._write_status("failed", error=text, traceback=trace)
+            self._write_status("failed", **_told(error))
 
     def _write_status(self, state: str, **more: Any) -> None:
         ended = None if state == "running" else _now()
@@ -177,6 +186,43 @@ class RunFolder:
         """Write likelihoods.parquet."""
         with whole_file(self.path / "likelihoods.parquet") as half:
             likelihoods[LIKELIHOODS].to_parquet(half, index=False)
+
+
+def _told(error: BaseException) -> dict[str, str]:
+    text = INTERRUPTED if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+    return {"error": text, "traceback": "".join(traceback.format_exception(error))}
+
+
+def record_failure(path: Path, error: Exception) -> None:
+    """Leave the error of a sweep's job in its folder, where the job could not: it failed before it had the folder.
+
+    A run that is in the folder stays what it is; the error goes beside it.
+    """
+    with contextlib.suppress(OSError, Timeout), FileLock(path / ".lock", timeout=0):
+        told = _told(error)
+        if not (path / "status.json").exists():
+            write_json(path / "status.json", {"state": "failed", "started": _now(), "ended": _now(), **told})
+        elif read_status(path).get("error") != told["error"]:
+            write_text(path / REFUSED, told["error"] + "\n")
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """status.json of a run folder; empty where there is none that can be read."""
+    try:
+        return json.loads((path / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def running(path: Path, wait: bool = False) -> bool:
+    """Whether a process works in a run folder; with `wait` the answer comes when none does."""
+    if not path.is_dir():
+        return False
+    try:
+        with FileLock(path / ".lock", timeout=-1 if wait else 0):
+            return False
+    except Timeout:
+        return True
 
 
 def read_figures(folder: Path) -> list[Figure]:

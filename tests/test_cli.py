@@ -14,27 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from debias import assets, cli, results
+from debias import assets, results
 from debias.cli import config
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def debias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `debias WORDS` in this process, in an empty folder; returns status, output and error output."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["debias", *words])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else int(error.code is not None)
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def complaint(answer: tuple[int, str, str]) -> str:
@@ -151,16 +134,6 @@ def test_interrupt(tmp_path: Path, small: list[str]) -> None:
     assert "error: interrupted; the same command goes on from here" in error
     (status,) = tmp_path.rglob("status.json")
     assert json.loads(status.read_text())["state"] == "failed"
-
-
-def test_a_sweep_with_a_failing_job_runs_the_others_and_fails(debias: Run, small: list[str], tmp_path: Path) -> None:
-    few = ["eval=[crows_pairs]", "eval.crows_pairs.limit=2", "data.bias=gender,height", "eval.crows_pairs.whole=[]"]
-    words = [w for w in small if not w.startswith("eval")]
-    status, _, error = debias("run", "-m", *words, *few)
-    assert status != 0
-    assert "no corpus of ours for data.bias='height'" in error
-    done = [json.loads(p.read_text())["state"] for p in (tmp_path / "outputs/run").rglob("status.json")]
-    assert done == ["done"]
 
 
 def test_help_version_and_ls(debias: Run) -> None:

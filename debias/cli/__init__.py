@@ -6,25 +6,16 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from debias import __version__
-from debias.cli import jobs
-from debias.cli.config import any_model, config_dir, explain, job_name, nearest
+from debias.cli import jobs, sweep
+from debias.cli.config import any_model, config_dir, explain, nearest
 from debias.records import UserError
 
-# Verbs that Hydra configures: each has a primary config of its name, and a job that returns an exit status or nothing.
-JOBS: dict[str, Callable[[Any], int | None]] = {
-    "run": jobs.run_job,
-    "generate": jobs.generate_job,
-    "evaluate": jobs.evaluate_job,
-    "doctor": jobs.doctor_job,
-}
-VERBS = (*JOBS, "report", "ls")
+VERBS = (*jobs.JOBS, "report", "ls")
 USAGE = """\
 debias run       [overrides]     data -> adapter -> evaluation of base and debiased model -> report (the default verb)
 debias generate  [overrides]     chat model -> checked triplets in a file
@@ -67,7 +58,7 @@ def _dispatch(words: list[str]) -> int:
         print(f"debias {__version__}")
     elif "COMP_LINE" in os.environ and any(word.startswith("query=") for word in words):
         _complete(words)
-    elif verb in JOBS:
+    elif verb in jobs.JOBS:
         return _hydra(verb, words)
     elif verb == "report":
         from debias.report.runs import report
@@ -93,41 +84,36 @@ def _complain(text: str, status: int = 1) -> int:
 
 def _hydra(verb: str, overrides: list[str]) -> int:
     """Compose the verb's config and start its job or jobs; returns the worst exit status."""
-    import hydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    OmegaConf.register_new_resolver("job", partial(job_name, verb=verb), replace=True)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, to be told in one line below
-    sys.argv = [f"debias {verb}", *any_model(_plain_words(verb, overrides))]
-    failures: list[BaseException] = []
-    statuses = [0]
-
-    def job(cfg: Any) -> None:
-        """Leave no empty folder; keep a single job's error for our own message, let a sweep's pass to its launcher."""
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        try:
-            statuses.append(JOBS[verb](cfg) or 0)
-        except Exception as error:
-            if HydraConfig.get().mode is not RunMode.RUN:
-                raise
-            failures.append(error)
-        finally:
-            output = Path(HydraConfig.get().runtime.output_dir)
-            with suppress(OSError):
-                if output.resolve() != Path.cwd():
-                    output.rmdir()
-
+    words = any_model(_plain_words(verb, overrides))
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(job)()
-        if failures:
-            raise failures[0]
+        if sweep.is_multirun(words) and verb != "doctor" and (planned := sweep.plan(verb, config_dir(), words)):
+            return sweep.follow(planned, f"debias {verb}", jobs.console, partial(_start, verb, config_dir(), words))
+        statuses = _start(verb, config_dir(), words)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, verb)) from error
-    return max(statuses)
+    return max(statuses, default=0)
+
+
+def _start(config: str, folder: Path, words: Sequence[str]) -> list[int]:
+    """Give the words to Hydra; returns the exit status of each job that ended well in this process.
+
+    Raises a single job's error; those of a sweep's jobs are in their folders.
+    """
+    import hydra
+
+    from debias.cli import launch
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, to be told in one line
+    sys.argv = [f"debias {config}", *words]
+    launch.ended.clear()
+    hydra.main(version_base="1.3", config_path=str(folder), config_name=config)(launch.task)()
+    errors = [status for status in launch.ended if isinstance(status, Exception)]
+    if errors and not sweep.is_multirun(words):
+        raise errors[0]
+    return [status for status in launch.ended if isinstance(status, int)]
 
 
 def _plain_words(verb: str, words: Sequence[str]) -> list[str]:
@@ -147,7 +133,7 @@ def _complete(words: list[str]) -> None:
     verb = line[1] if len(line) > 2 else "run"
     if len(line) == 2:
         print("\n".join(name for name in VERBS if name.startswith(line[1])))
-    elif verb in JOBS:
+    elif verb in jobs.JOBS:
         os.environ["COMP_LINE"] = f"{line[0]} {line[2]}"
         _hydra(verb, words)
 

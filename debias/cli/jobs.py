@@ -255,6 +255,7 @@ def _report(cfg: Any) -> Any:
 def _job(cfg: Any, inputs: Sequence[Any], work: Callable[[Any], Any]) -> None:
     """Claim the run folder, do the work, and leave a status, a log and a table behind, whatever happens."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     from debias.results import RunFolder, code_sha256, read_figures, text_sha256
@@ -272,6 +273,8 @@ def _job(cfg: Any, inputs: Sequence[Any], work: Callable[[Any], Any]) -> None:
             _work(cfg, folder, work)
         else:
             console.print(f"done before, nothing to do: {_shown(folder.path)}", highlight=False, soft_wrap=True)
+            if HydraConfig.get().mode is RunMode.MULTIRUN:  # a sweep's table and report tell the rest
+                return
         _show(cfg, read_figures(folder.path))
         console.print(f"report: {_shown(folder.path / 'report.html')}", highlight=False, soft_wrap=True)
 
@@ -352,3 +355,12 @@ def _quieten() -> None:
         logging.getLogger(name).propagate = True
     transformers.utils.logging.disable_default_handler()
     transformers.utils.logging.enable_propagation()
+
+
+# Verbs that Hydra configures: each has a primary config of its name, and a job that returns an exit status or nothing.
+JOBS: dict[str, Callable[[Any], int | None]] = {
+    "run": run_job,
+    "generate": generate_job,
+    "evaluate": evaluate_job,
+    "doctor": doctor_job,
+}

@@ -61,7 +61,7 @@ def report(paths: Sequence[Path], console: Console, benchmarks_of: Benchmarks, r
     for run, label in zip(runs, labels, strict=True):
         words = " ".join(f"{k}={v}" for k, v in label.items()) or f"{run.folder.parent.name}/{run.folder.name}"
         for name, figures in by_adapter(run.figures).items():
-            cells = _cells(rows(figures, run.bias), run.bias)
+            cells = headline_cells(rows(figures, run.bias), run.bias)
             table.add_row(f"{words} {name}".rstrip(), run.bias, *cells, outcome(figures, run.bias).verdict)
     console.print(table)
     console.print(
@@ -231,7 +231,8 @@ def _headlines(table_rows: Sequence[Row], bias: str) -> list[Row | None]:
     return [by.get(("stereoset", of, m)) for m in ("SS", "LMS", "ICAT")] + [by.get(("perplexity", "all", "perplexity"))]
 
 
-def _cells(table_rows: Sequence[Row], bias: str) -> list[str]:
+def headline_cells(table_rows: Sequence[Row], bias: str) -> list[str]:
+    """SS, its change with the interval, LMS, ICAT and perplexity as text, base and debiased."""
     ss, *others = _headlines(table_rows, bias)
     delta = "" if ss is None else " ".join((ss.cells()[6], f"({ss.cells()[7]})")) if ss.delta else ""
     return [_arrow(ss), delta, *map(_arrow, others)]

@@ -1,0 +1,146 @@
+"""Many runs under one name: planned, followed while they run, and accounted for at the end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from debias.cli.config import job_name
+
+log = logging.getLogger(__name__)
+
+
+def flagged(words: Sequence[str], *flags: str) -> bool:
+    """Whether one of the flags is among the words."""
+    return any(word.partition("=")[0] in flags for word in words)
+
+
+def is_multirun(words: Sequence[str]) -> bool:
+    """Whether the words start several jobs, not one job or a look at the config."""
+    asks = flagged(words, "-c", "--cfg", "-h", "--help", "--hydra-help", "-i", "--info", "-sc", "--shell-completion")
+    return not asks and (flagged(words, "-m", "--multirun") or "hydra.mode=MULTIRUN" in words)
+
+
+def plan(config: str, folder: Path, words: Sequence[str]) -> dict[Path, str]:
+    """Run folders of the jobs that the words start, in order, and what sets each apart from the others.
+
+    Empty where only the sweeper knows (one that is not Hydra's own chooses the next job by the last ones' results).
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    given = [word for word in words if not word.startswith("-")]
+    single = [str(o.input_line) for o in parser.parse_overrides(given) if not o.is_sweep_override()]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        cfg = compose(config, single, return_hydra_config=True)
+    if not cfg.hydra.sweeper._target_.endswith(".BasicSweeper"):
+        return {}
+    params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
+    task = [o for o in parser.parse_overrides([*params, *given]) if not (o.key_or_group or "").startswith("hydra")]
+    (jobs,) = BasicSweeper.split_arguments(task, None)
+    common = set(jobs[0]).intersection(*jobs)
+    names = [" ".join(word for word in overrides if word not in common) for overrides in jobs]
+    folders = [_folder(cfg, overrides, config) for overrides in jobs]
+    return {folder: name or folder.name for folder, name in zip(folders, names, strict=True)}
+
+
+def _folder(cfg: Any, overrides: Sequence[str], config: str) -> Path:
+    for word in overrides:
+        if word.startswith("name="):
+            cfg.name = word.removeprefix("name=")
+    return Path(str(cfg.hydra.sweep.dir)) / job_name(overrides, config)
+
+
+def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callable[[], list[int]]) -> int:
+    """Start jobs, tell of each that ends, and print what became of all; returns 0 when every one of them is done."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from debias.report import sweep as report
+    from debias.results import running
+
+    since = datetime.now(UTC).replace(microsecond=0)  # status.json knows no fractions
+    stopped, statuses = "", [0]
+    try:
+        with _watching(jobs, title, since):
+            statuses += start()
+    except (HydraException, OmegaConfBaseException):
+        raise  # a config that does not compose: nothing was started
+    except Exception as error:  # a launcher whose workers died, above all
+        log.debug("the launcher stopped", exc_info=True)
+        stopped = f"the launcher stopped: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    except KeyboardInterrupt:
+        console.print(report.terminal(report.states_of(jobs, since)))
+        raise
+    for folder in jobs:
+        if running(folder):
+            console.print(f"waiting for another process that runs {folder}", highlight=False, soft_wrap=True)
+            running(folder, wait=True)
+    states = report.states_of(jobs, since)
+    _write(jobs, title, since)
+    console.print()
+    console.print(report.terminal(states))
+    console.print(Text(f"\n{report.summary(states)}", style="bold"))
+    complete = all(s.state in ("done", "skipped") for s in states)
+    if stopped:
+        console.print(Text(stopped))
+    if not complete:
+        console.print(Text("the same command runs what is failed or missing"))
+    console.print(f"all figures: debias report {next(iter(jobs)).parent}", highlight=False, soft_wrap=True)
+    return max(statuses) if complete else 1
+
+
+@contextmanager
+def _watching(jobs: Mapping[Path, str], title: str, since: datetime, every: float = 1.0) -> Iterator[None]:
+    """Look at the run folders from a thread, whichever process fills them; renew sweep.md when one changes."""
+    over = threading.Event()
+
+    def look() -> None:
+        from debias.report.sweep import states_of
+
+        told = states_of(jobs, since, probe=False)
+        while not over.wait(every):
+            now = states_of(jobs, since, probe=False)
+            if now != told:
+                ended = sum(s.state in ("done", "skipped", "failed") for s in now)
+                for before, after in zip(told, now, strict=True):
+                    if before.state != after.state and after.state in ("done", "failed"):
+                        log.info("[%d/%d] %s: %s", ended, len(now), after.state, after.name)
+                told = now
+                _write(jobs, title, since)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _write(jobs: Mapping[Path, str], title: str, since: datetime) -> None:
+    """Renew the sweep's page; a by-product, which stops no sweep."""
+    from filelock import FileLock
+
+    from debias.report.sweep import markdown, states_of
+    from debias.results import write_text
+
+    page = next(iter(jobs)).parent / "sweep.md"
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(page.with_name(".sweep.lock")):
+            write_text(page, markdown(title, states_of(jobs, since, probe=False)))
+    except OSError as error:
+        log.debug("%s: %s", page, error)

@@ -1,0 +1,150 @@
+"""Sweeps: planned, kept going, accounted for, and safe to launch twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from debias import results
+from debias.cli import sweep
+from debias.cli.config import config_dir
+from debias.report.sweep import State, duration, markdown, state_of, summary
+from debias.results import RunFolder, record_failure, running
+
+Run = Callable[..., tuple[int, str, str]]
+BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def folder_with(path: Path, **status: object) -> Path:
+    path.mkdir()
+    (path / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    (path / "cost.json").write_text('{"seconds": 90.0}', encoding="utf-8")
+    return path
+
+
+def test_states_of_jobs(tmp_path: Path) -> None:
+    def state(path: Path) -> tuple[str, str]:
+        found = state_of(path, "x", BEGAN)
+        return found.state, found.error
+
+    assert state(tmp_path / "none") == ("missing", "")
+    done = folder_with(tmp_path / "done", state="done", ended="2026-01-01T12:00:01+00:00")
+    assert state(done) == ("done", "")
+    before = folder_with(tmp_path / "before", state="done", ended="2026-01-01T11:59:59+00:00")
+    assert state(before) == ("skipped", "")
+    record_failure(before, ValueError("holds another run"))
+    assert state(before) == ("failed", "ValueError: holds another run")
+    failed = folder_with(tmp_path / "failed", state="failed", error="ValueError: many\nlines\n")
+    assert state(failed) == ("failed", "lines")
+    interrupted = folder_with(tmp_path / "interrupted", state="failed", error="interrupted")
+    assert state(interrupted) == ("missing", "interrupted")
+    killed = folder_with(tmp_path / "killed", state="running")
+    assert state(killed) == ("missing", "its process ended")
+    with FileLock(killed / ".lock"):
+        assert state(killed) == ("running", "")
+        assert running(killed)
+    assert not running(killed, wait=True)
+
+
+def test_a_job_that_fails_before_it_has_its_folder_is_recorded_and_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "job"
+    path.mkdir()
+    record_failure(path, ValueError("no such corpus"))
+    assert json.loads((path / "status.json").read_text())["error"] == "ValueError: no such corpus"
+    folder = RunFolder(path, "a: 1", {"config_sha256": "a", "data_sha256": "b", "code_sha256": "c"})
+    with folder.claim() as to_do:
+        assert to_do
+        folder.start()
+        folder.finish({})
+    assert state_of(path, "x", BEGAN).state == "done"
+
+
+def test_table_and_page() -> None:
+    states = [State(Path("o/a"), "seed=1", "done", 90.0), State(Path("o/b"), "seed=2", "failed", None, "no | space")]
+    assert summary(states) == "2 jobs: 1 done, 1 failed"
+    page = markdown("a sweep", states).splitlines()
+    assert page[-2].startswith("| seed=1 | done | 90 s |")
+    assert page[-1].endswith("| no \\| space |")
+    assert [duration(s) for s in (None, 45.4, 720, 12600)] == ["", "45 s", "12 min", "3.5 h"]
+
+
+def test_plan_names_the_folders_that_hydra_will_use() -> None:
+    words = ["-m", "data=targeted,cda", "seed=1,2", "threads=1", "name=x", "hydra/launcher=basic"]
+    planned = sweep.plan("run", config_dir(), words)
+    assert planned == {
+        Path("outputs/x/data-targeted+seed-1+threads-1"): "data=targeted seed=1",
+        Path("outputs/x/data-targeted+seed-2+threads-1"): "data=targeted seed=2",
+        Path("outputs/x/data-cda+seed-1+threads-1"): "data=cda seed=1",
+        Path("outputs/x/data-cda+seed-2+threads-1"): "data=cda seed=2",
+    }
+
+
+@pytest.fixture
+def fast(small: list[str]) -> list[str]:
+    """Jobs that only score four pairs of sentences of CrowS-Pairs."""
+    return [small[0], "threads=1", "eval=[crows_pairs]", "eval.crows_pairs.limit=2", "eval.crows_pairs.whole=[]"]
+
+
+def test_a_failing_job_does_not_stop_the_others(debias: Run, fast: list[str], tmp_path: Path) -> None:
+    """The first of three jobs fails; the others are done, the table says so, and the next launch tries it again."""
+    words = ["evaluate", "-m", *fast, "adapter.path=nowhere,null", "scoring.token_budget=256,512"]
+    status, shown, error = debias(*words)
+    assert status == 1
+    assert "4 jobs: 2 done, 2 failed" in shown
+    assert "failed: " in error
+    assert "nowhere" in error
+    states = [json.loads(p.read_text())["state"] for p in (tmp_path / "outputs/evaluate").rglob("status.json")]
+    assert sorted(states) == ["done", "done", "failed", "failed"]
+    page = (tmp_path / "outputs/evaluate/sweep.md").read_text()
+    assert page.count("| failed |") == 2
+    assert page.count("| done |") == 2
+    status, shown, _ = debias(*words)
+    assert status == 1
+    assert shown.count("done before, nothing to do") == 2
+    assert "4 jobs: 2 skipped, 2 failed" in shown
+
+
+def test_a_job_that_fails_early_leaves_its_error_in_its_folder(debias: Run, fast: list[str], tmp_path: Path) -> None:
+    status, shown, _ = debias("run", "-m", *fast, "data.bias=height,age")
+    assert status == 1
+    assert shown.count("there is no corpus of ours") == 2
+    errors = [json.loads(p.read_text())["error"] for p in (tmp_path / "outputs/run").rglob("status.json")]
+    assert [e.partition(" (")[0] for e in sorted(errors)] == [
+        "UserError: there is no corpus of ours for data.bias='age'",
+        "UserError: there is no corpus of ours for data.bias='height'",
+    ]
+
+
+def test_a_job_in_other_hands_is_waited_for(
+    debias: Run, fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another launch holds one of two folders until it is waited for: that is no error, and its end is awaited."""
+    words = ["evaluate", "-m", *fast, "scoring.token_budget=256,512"]
+    assert debias(*words)[0] == 0
+    held = next((tmp_path / "outputs/evaluate").glob("*/.lock"))
+    claimed, awaited = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with FileLock(held):
+            claimed.set()
+            awaited.wait(60)
+
+    def running_and_told(path: Path, wait: bool = False) -> bool:
+        if wait:
+            awaited.set()
+        return running(path, wait)
+
+    monkeypatch.setattr(results, "running", running_and_told)
+    threading.Thread(target=hold).start()
+    claimed.wait()
+    status, shown, _ = debias(*words)
+    assert status == 0
+    assert awaited.is_set()
+    assert shown.count("done before") == 1
+    assert "2 jobs: 2 skipped" in shown
