@@ -191,11 +191,15 @@ def adjusted(figures: Sequence[Figure]) -> list[Figure]:
     tested = [i for i, f in enumerate(figures) if f.p_value is not None and np.isfinite(f.p_value)]
     if not tested:
         return list(figures)
-    values = multipletests([figures[i].p_value for i in tested], method="fdr_bh")[1]
     result = list(figures)
-    for i, value in zip(tested, values, strict=True):
-        result[i] = figures[i]._replace(p_adjusted=float(value))
+    for i, value in zip(tested, adjusted_p([float(figures[i].p_value or 0) for i in tested]), strict=True):
+        result[i] = figures[i]._replace(p_adjusted=value)
     return result
+
+
+def adjusted_p(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for how many there are (Benjamini & Hochberg 1995)."""
+    return [float(p) for p in multipletests(list(p_values), method="fdr_bh")[1]] if len(p_values) else []
 
 
 class Seeds(NamedTuple):
@@ -206,6 +210,7 @@ class Seeds(NamedTuple):
     low: float
     high: float
     number: int
+    p_value: float = float("nan")  # two-sided
 
 
 def over_seeds(values_K: Sequence[float], samples_KR: Sequence[np.ndarray]) -> Seeds:
@@ -223,5 +228,23 @@ def over_seeds(values_K: Sequence[float], samples_KR: Sequence[np.ndarray]) -> S
     drawn_KR = np.random.default_rng(SEED).integers(seeds, size=(seeds, resamples))
     mean_R = np.take_along_axis(samples, drawn_KR, axis=0).mean(0)
     low, high = np.quantile(mean_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if resamples else (np.nan, np.nan)
-    sd = float(np.std(values_K, ddof=1)) if seeds > 1 else float("nan")
-    return Seeds(float(np.mean(values_K)), sd, float(low), float(high), seeds)
+    p_value = two_sided(mean_R) if resamples else float("nan")
+    return Seeds(float(np.mean(values_K)), _sd(values_K), float(low), float(high), seeds, p_value)
+
+
+def roughly_over_seeds(values_K: Sequence[float], lows_K: Sequence[float], highs_K: Sequence[float]) -> Seeds:
+    """Combine K > 1 runs of which the resamples are gone, from the interval that each of them has: an approximation.
+
+    Normal, with two parts of variance: the seeds' own, and that of the examples, which all seeds share and more seeds
+    do not lower.
+    """
+    z = stats.norm.ppf(0.5 + CONFIDENCE / 2)
+    of_examples = np.mean(np.subtract(highs_K, lows_K)) / (2 * z)
+    mean, sd = float(np.mean(values_K)), _sd(values_K)
+    error = float(np.hypot(of_examples, sd / np.sqrt(len(values_K))))
+    p_value = float(2 * stats.norm.sf(abs(mean) / error)) if error else float("nan")
+    return Seeds(mean, sd, mean - z * error, mean + z * error, len(values_K), p_value)
+
+
+def _sd(values_K: Sequence[float]) -> float:
+    return float(np.std(values_K, ddof=1)) if len(values_K) > 1 else float("nan")

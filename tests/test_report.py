@@ -9,8 +9,11 @@ import pytest
 from debias.data.doctor import of_triplets
 from debias.records import Figure, Triplet
 from debias.report import plots, tables
+from debias.report.choices import choices, entries
+from debias.report.collection import Run
+from debias.report.grids import spread
+from debias.report.labels import differences
 from debias.report.outcome import Bounds, outcome, outcomes
-from debias.report.runs import Run, _spread, by_choice, differences
 
 Triple = tuple[float, float, float]
 
@@ -116,6 +119,13 @@ def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
     assert "https://" not in page
 
 
+def sizes(configs: list[dict]) -> dict[str, int]:
+    """Runs by what they have in common."""
+    kept, notes = entries([Run(Path("p/j"), config, story()) for config in configs])
+    assert not notes
+    return {choice.name: len(choice.entries) for choice in choices(kept, lambda _: [])}
+
+
 def test_runs_are_told_apart_by_what_differs() -> None:
     """Names, and keys that not every config has, say nothing; runs that differ in their seed alone belong together."""
     same = {"training": {"lr": 0.1, "epochs": 1}, "objective": {"_target_": "a.b.Attribute"}}
@@ -131,12 +141,7 @@ def test_runs_are_told_apart_by_what_differs() -> None:
         {"data": "cda", "objective": "Attribute", "seed": "2"},
         {"data": "a+b", "objective": "Unlikelihood", "seed": "1"},
     ]
-    runs = [Run(Path("p/j"), config, story()) for config in configs]
-    groups = by_choice(runs, labels)
-    assert {name: len(group) for name, group in groups.items()} == {
-        "data=cda objective=Attribute": 2,
-        "data=a+b objective=Unlikelihood": 1,
-    }
+    assert sizes(configs) == {"data=cda objective=Attribute": 2, "data=a+b objective=Unlikelihood": 1}
     assert differences(configs[:1]) == [{}]
 
 
@@ -149,10 +154,7 @@ def test_files_of_one_source_are_no_seeds_of_each_other() -> None:
     ]  # fmt: skip
     labels = differences(configs)
     assert [label["data"] for label in labels] == ["paper file=1S", "paper file=2S"] * 2 + ["cda"]
-    groups = by_choice([Run(Path("x"), config, []) for config in configs], labels)
-    assert {name: len(group) for name, group in groups.items()} == {
-        "data=paper file=1S": 2, "data=paper file=2S": 2, "data=cda": 1,
-    }  # fmt: skip
+    assert sizes(configs) == {"data=paper file=1S": 2, "data=paper file=2S": 2, "data=cda": 1}
 
 
 def test_an_unknown_interval_is_no_certain_difference() -> None:
@@ -163,10 +165,9 @@ def test_an_unknown_interval_is_no_certain_difference() -> None:
 
 
 def test_spread_over_seeds() -> None:
-    rows_of = [tables.rows(figures("stereoset", "SS", 61, value, -9, -1)) for value in (54.0, 55.0, 59.0)]
-    assert _spread([rows[0] for rows in rows_of]) == "56.0 ± 2.6"  # sqrt((4 + 1 + 9) / 2)
-    assert _spread([rows_of[0][0]]) == "54.0"
-    assert _spread([None]) == ""
+    assert spread([54.0, 55.0, 59.0]) == "56.0 ± 2.6"  # sqrt((4 + 1 + 9) / 2)
+    assert spread([54.0]) == "54.0"
+    assert spread([]) == ""
 
 
 def test_several_adapters_and_protocols_are_told_apart() -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
 from debias import __version__
 from debias.cli import jobs, sweep
@@ -20,7 +21,7 @@ USAGE = """\
 debias run       [overrides]     data -> adapter -> evaluation of base and debiased model -> report (the default verb)
 debias generate  [overrides]     chat model -> checked triplets in a file
 debias evaluate  [overrides]     score any base model or adapter
-debias report    PATH...         one table over many runs; --recompute proves it from the records
+debias report    PATH...         table, page and plots over many runs (--out FOLDER); --recompute proves the figures
 debias doctor    FILE...         what is wrong with this training data (spans, duplicates, leakage, balance)
 debias ls        [GROUP]         models, data sources, adapters, benchmarks, protocols: name and one line each
 
@@ -61,17 +62,32 @@ def _dispatch(words: list[str]) -> int:
     elif verb in jobs.JOBS:
         return _hydra(verb, words)
     elif verb == "report":
-        from debias.report.runs import report
-
-        known = [word for word in words if word != "--recompute"]
-        if wrong := next((word for word in known if word.startswith("-")), None):
-            raise UserError(f"unknown option {wrong!r}; there is: --recompute")
-        report([Path(w) for w in known], jobs.console, jobs.benchmarks_of, recompute=len(known) < len(words))
+        return _report(words)
     elif verb == "ls":
         _list(words)
     else:
         raise UserError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; there are: {', '.join(VERBS)}")
     return 0
+
+
+def _report(words: list[str]) -> int:
+    """Print and write the report over many runs; returns 1 when some of them could not be read."""
+    import argparse
+
+    from debias.cli.planned import planned
+    from debias.report.runs import report
+
+    def wrong(message: str) -> NoReturn:
+        raise UserError(f"{message}; there are: --recompute, --out FOLDER")
+
+    parser = argparse.ArgumentParser(prog="debias report", description="One table, plots and tests over many runs.")
+    parser.error = wrong  # type: ignore[method-assign]
+    parser.add_argument("path", nargs="*", type=Path, help="run folders, or folders that hold some; default: outputs")
+    parser.add_argument("--recompute", action="store_true", help="prove every figure from the records")
+    parser.add_argument("--out", type=Path, help="folder for report.html, .md, .tex and .csv")
+    asked = parser.parse_args(words)
+    faults = report(asked.path, jobs.console, jobs.benchmarks_of, asked.recompute, asked.out, planned)
+    return max((_complain(fault) for fault in faults), default=0)
 
 
 def _complain(text: str, status: int = 1) -> int:

@@ -15,7 +15,6 @@ from rich.text import Text
 
 from debias.records import UserError
 from debias.report.runs import headline_cells
-from debias.report.tables import rows
 from debias.results import INTERRUPTED, REFUSED, read_figures, read_status, running
 
 STATES = ("done", "skipped", "failed", "running", "missing")
@@ -105,7 +104,7 @@ def _figures(state: State) -> Sequence[str]:
         try:
             config: Mapping[str, Any] = yaml.safe_load((state.folder / "config.yaml").read_text(encoding="utf-8"))
             bias = config["data"]["bias"]
-            return headline_cells(rows(read_figures(state.folder), bias), bias)
+            return headline_cells(read_figures(state.folder), bias)
         except (OSError, KeyError, UserError, yaml.YAMLError):  # the page is a by-product: it stops no sweep
             pass
     return [""] * len(FIGURES)

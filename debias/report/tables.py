@@ -197,7 +197,12 @@ def _mde(delta: Figure) -> str:
 
 def _p(delta: Figure) -> str:
     p = delta.p_adjusted if delta.p_adjusted is not None else delta.p_value
-    if p is None or p != p:
+    return "" if p is None else p_text(p)
+
+
+def p_text(p: float) -> str:
+    """A p-value for people; nothing where it is unknown (NaN)."""
+    if p != p:
         return ""
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 

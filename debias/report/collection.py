@@ -1,0 +1,150 @@
+"""Run folders -> runs: one pass reads whatever is below some paths, and says what it could not read."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from debias.records import Figure, UserError
+from debias.report.outcome import Bounds
+from debias.results import read_figures
+
+STATES = ("done", "running", "failed")
+Planned = Callable[[Path], int | None]  # a sweep's multirun.yaml -> how many runs it asks for, where that is known
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its config, its figures, and what else its folder says; no likelihoods are read."""
+
+    folder: Path
+    config: dict[str, Any]
+    figures: list[Figure]
+    status: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] | None = None
+    losses: list[tuple[int, float]] = field(default_factory=list)  # step and training loss
+
+    @property
+    def name(self) -> str:
+        """The run's folder, with its sweep's."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def bias(self) -> str:
+        """The targeted bias."""
+        return self.config.get("data", {}).get("bias", "overall")
+
+    @property
+    def trained_on(self) -> str:
+        """The bias that the training sentences are about, which may be another one: `general`."""
+        sources = (self.config.get("data", {}).get("sources") or {}).values()
+        return "+".join(dict.fromkeys(str(source.get("bias") or self.bias) for source in sources)) or self.bias
+
+    @property
+    def seed(self) -> str:
+        """The seed of the training."""
+        return str(self.config.get("seed", ""))
+
+    @property
+    def bounds(self) -> Bounds:
+        """How much worse the model might get before it counts as broken."""
+        kept = self.config.get("outcome", {})
+        return Bounds(
+            kept.get("max_lms_drop", Bounds().lms_points), kept.get("max_perplexity_ratio", Bounds().perplexity_ratio)
+        )
+
+    @property
+    def has_records(self) -> bool:
+        """Whether the scores of single texts are there; a reduced folder has the figures alone."""
+        return (self.folder / "likelihoods.parquet").is_file()
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What was found: the finished runs that could be read, the folders of the others, and what is wrong."""
+
+    runs: list[Run]
+    unfinished: dict[str, list[Path]]  # state -> folders
+    missing: int  # runs that a sweep asked for and that have no folder yet
+    generated: int  # folders of generated data, which have no scores
+    faults: list[str]  # one line each
+
+
+def collect(paths: Sequence[Path], planned: Planned = lambda _: None) -> Collection:
+    """Read every run folder at or below the paths.
+
+    Raises UserError when a path is no folder. A damaged file is a fault of the collection; the other runs are read.
+    """
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder; name a run folder, or one that holds runs")
+    runs, faults = [], []
+    unfinished: dict[str, list[Path]] = {state: [] for state in STATES[1:]}
+    generated = 0
+    for folder in run_folders(paths):
+        try:
+            status = read_status(folder)
+            if "triplets" in status:
+                generated += 1
+            elif status["state"] == "done":
+                runs.append(read_run(folder, status))
+            else:
+                unfinished[status["state"]].append(folder)
+        except UserError as error:
+            faults.append(str(error))
+    sweeps = sorted({file for path in paths for file in path.rglob("multirun.yaml")})
+    return Collection(runs, unfinished, sum(_missing(file, planned(file)) for file in sweeps), generated, faults)
+
+
+def run_folders(paths: Sequence[Path]) -> Iterator[Path]:
+    """Folders with a status at or below the paths, each once, in order."""
+    seen = set()
+    for path in paths:
+        for status in sorted(path.rglob("status.json")):
+            if status.resolve() not in seen:
+                seen.add(status.resolve())
+                yield status.parent
+
+
+def _missing(file: Path, number: int | None) -> int:
+    begun = sum(1 for _ in file.parent.glob("*/status.json"))
+    return max(0, (number or 0) - begun)
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Content of status.json. Raises UserError when it is damaged."""
+    path = folder / "status.json"
+    content = _read(path, json.loads)
+    if not isinstance(content, dict) or content.get("state") not in STATES:
+        raise UserError(f"{path} is damaged (no state of {', '.join(STATES)}); run this job again with overwrite=true")
+    return content
+
+
+def read_run(folder: Path, status: dict[str, Any]) -> Run:
+    """Read a finished run. Raises UserError when its config, its figures or a file that it has are damaged."""
+    config = _read(folder / "config.yaml", yaml.safe_load)
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.yaml'} is damaged (no keys); run this job again with overwrite=true")
+    cost = _read(folder / "cost.json", json.loads) if (folder / "cost.json").is_file() else None
+    losses = _read(folder / "train.csv", _losses) if (folder / "train.csv").is_file() else []
+    return Run(folder, config, read_figures(folder), status, cost, losses)
+
+
+def _losses(text: str) -> list[tuple[int, float]]:
+    return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(text.splitlines())]
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); is the run whole?") from error
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged ({reason}); run this job again with overwrite=true") from error

@@ -1,0 +1,78 @@
+"""What tells runs apart: the keys of their configs that differ, under names as short as they can be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+BESIDE = ("name", "overwrite", "logger", "threads")  # what says nothing about a run's result
+Label = dict[str, str]
+
+
+def words(label: Mapping[str, str]) -> str:
+    """A label as text."""
+    return " ".join(f"{key}={value}" for key, value in label.items())
+
+
+def ordered(label: Mapping[str, str]) -> list[tuple[str, float, str]]:
+    """What labels are sorted by: key by key, numbers by their size, the seed last."""
+    return [(key, *_size(value)) for key, value in label.items() if key != "seed"]
+
+
+def _size(value: str) -> tuple[float, str]:
+    try:
+        return float(value), ""
+    except ValueError:
+        return float("inf"), value
+
+
+def content(config: Mapping[str, Any]) -> str:
+    """All of a config that matters, the seed apart."""
+    kept = {key: value for key, value in config.items() if key not in (*BESIDE, "seed")}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
+    """What tells the runs apart: the keys that all configs have, under their shortest name, where values differ."""
+    if not configs:
+        return []
+    flat = [dict(_flat(config)) for config in configs]
+    for of_run, label in zip(flat, _sources(configs), strict=True):
+        if label:
+            of_run["data"] = label
+    common = [key for key in flat[0] if all(key in other for other in flat)]
+    varying = [key for key in common if len({str(f[key]) for f in flat}) > 1]
+    varying.sort(key=lambda key: (key == "seed", key))
+    short = {key: key.removesuffix("._target_").rsplit(".", 1)[-1] for key in varying}
+    names = {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
+    return [{names[key]: str(f[key]).rsplit(".", 1)[-1] if "_target_" in key else str(f[key]) for key in varying}
+            for f in flat]  # fmt: skip
+
+
+def _sources(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The data sources of each run, with those of their settings that differ from other runs' on the same source.
+
+    A source's bias is left out: it is the run's, which is a key of its own.
+    """
+    sources = [config.get("data", {}).get("sources", {}) for config in configs]
+    values: dict[tuple[str, str], set[str]] = {}
+    for name, key, value in ((n, k, v) for of in sources for n, settings in of.items() for k, v in settings.items()):
+        values.setdefault((name, key), set()).add(str(value))
+    return [
+        "+".join(
+            name + "".join(f" {k}={v}" for k, v in settings.items() if k != "bias" and len(values[name, k]) > 1)
+            for name, settings in of.items()
+        )
+        for of in sources
+    ]
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if prefix == "data." and key == "sources":
+            continue  # see `_sources`
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif prefix or key not in BESIDE:
+            yield f"{prefix}{key}", value

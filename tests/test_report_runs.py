@@ -1,0 +1,280 @@
+"""Many runs: what is read, what belongs together, what is marked, and the tables as files. No model is needed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+from debias.cli.planned import planned
+from debias.records import Figure, UserError
+from debias.report.choices import choices, entries
+from debias.report.collection import Run, collect
+from debias.report.formats import escape, latex, markdown, table_csv
+from debias.report.grids import Study, cost, main, protocols, transfer
+from debias.report.provenance import notes_on
+from debias.report.runs import report
+from debias.statistics import roughly_over_seeds
+
+EVIL = "<script>alert(1)</script>"
+
+
+def figure(metric: str, base: float, after: float, p: float = 0.001, **more: Any) -> list[Figure]:
+    """Base, debiased and difference, each with an interval of 2 to either side."""
+    name = ("perplexity", "conditional", "all") if metric == "perplexity" else ("stereoset", "bias_bench", "gender")
+    ideal = {"SS": 50.0, "perplexity": 1.0}.get(metric, 100.0)
+    rows = [
+        Figure(*name, metric, "base", base, base - 2, base + 2, 771, ideal),
+        Figure(*name, metric, "debiased", after, after - 2, after + 2, 771, ideal),
+        Figure(*name, metric, "delta", after - base, after - base - 2, after - base + 2, 771, None, p),
+    ]
+    return [row._replace(**more) for row in rows]
+
+
+def scores(ss: float, lms: float = 91, ppl: float = 40, p: float = 0.001) -> list[Figure]:
+    """Base: SS 64, LMS 91, ICAT 65.52, perplexity 40."""
+    icat = lms * min(ss, 100 - ss) / 50
+    return [*figure("SS", 64, ss, p), *figure("LMS", 91, lms), *figure("ICAT", 65.52, icat),
+            *figure("perplexity", 40, ppl)]  # fmt: skip
+
+
+def config(data: str = "targeted", seed: int = 1, **more: Any) -> dict[str, Any]:
+    return {"seed": seed, "data": {"bias": "gender", "n": 8, "sources": {data: {"bias": "gender"}}}, **more}
+
+
+def write_run(
+    folder: Path, of: dict[str, Any], figures: Sequence[Figure], state: str = "done", code: str = "a" * 64
+) -> Path:
+    """A reduced run folder: what the study of a paper would keep."""
+    folder.mkdir(parents=True)
+    versions = {"debias": "0.1.0", "torch": "2.13.0"}
+    status = {"state": state, "ended": "2026-01-01", "versions": versions, "git_commit": "f" * 40, "code_sha256": code}
+    (folder / "status.json").write_text(json.dumps(status))
+    (folder / "config.yaml").write_text(yaml.safe_dump(of))
+    lines = [json.dumps(f._asdict()) for f in figures]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    stages = {"train": {"tokens": 1000, "seconds": 20.0}}
+    (folder / "cost.json").write_text(json.dumps({"seconds": 60.0, "dollars": 0.5, "stages": stages}))
+    (folder / "train.csv").write_text("step,loss\n1,3.5\n2,2.5\n")
+    return folder
+
+
+def study_of(*runs: Run) -> Study:
+    return Study(choices(entries(runs)[0], lambda _: []), [])
+
+
+def two_sources(root: Path) -> Path:
+    """`targeted` with two seeds and `cda` with one."""
+    write_run(root / "s/t1", config(), scores(55))
+    write_run(root / "s/t2", config(seed=2), scores(57))
+    write_run(root / "s/c1", config("cda"), scores(62, p=0.04))
+    return root
+
+
+def test_seeds_without_records_are_put_together_roughly() -> None:
+    """Examples: 3.92 / 3.92 = 1. Seeds: sd 1.41 / sqrt(2) = 1. Together sqrt(2); z = 7 / 1.41."""
+    seeds = roughly_over_seeds([-6, -8], [-7.96, -9.96], [-4.04, -6.04])
+    assert (seeds.mean, seeds.sd) == (-7, pytest.approx(2**0.5))
+    assert (seeds.low, seeds.high) == (pytest.approx(-7 - 1.96 * 2**0.5, abs=1e-3), pytest.approx(-4.228, abs=1e-3))
+    assert seeds.p_value == pytest.approx(7.4e-7, rel=0.02)
+    assert np.isnan(roughly_over_seeds([0, 0], [0, 0], [0, 0]).p_value)
+
+
+def test_choices_have_means_and_adjusted_p_values(tmp_path: Path) -> None:
+    cda, targeted = study_of(*collect([two_sources(tmp_path)]).runs).choices
+    assert (cda.name, targeted.name) == ("data=cda", "data=targeted")
+    assert targeted.values("SS") == [55, 57]
+    assert (targeted.change.mean, targeted.exact, targeted.certain) == (-8, False, 2)
+    assert (cda.change.mean, cda.exact) == (-2, True)
+    assert cda.p_adjusted == pytest.approx(0.04)  # the larger of two stays
+    assert targeted.p_adjusted == pytest.approx(2 * targeted.change.p_value)
+    assert targeted.outcome.verdict == "debiased"
+
+
+def test_the_best_and_the_pareto_optimal_are_marked() -> None:
+    """`b` is beaten by `a` in all; `c` is nearer to 50 but broken: on the front, and not the best."""
+    ends = {"a": scores(55), "b": scores(56, ppl=41), "c": scores(51, ppl=80)}
+    marked = study_of(*(Run(Path(name), config(name), f) for name, f in ends.items())).choices
+    assert {c.label["data"]: (c.outcome.verdict, c.best, c.pareto) for c in marked} == {
+        "a": ("debiased", True, True), "b": ("debiased", False, False), "c": ("broken", False, True),
+    }  # fmt: skip
+
+
+def test_one_seed_twice_is_not_two_seeds() -> None:
+    """The same config: the latest run counts. Other keys that not all have: told apart by the folder."""
+    first, again = (Run(Path(f"s/{n}"), config(), scores(55), {"ended": e}) for n, e in (("old", "1"), ("new", "2")))
+    kept, notes = entries([again, first])
+    assert [entry.run.folder.name for entry in kept] == ["new"]
+    assert notes == ["s/old is left out: s/new is the same choice with the same seed"]
+    other = Run(Path("s/x"), config(extra={"key": 1}), scores(58))
+    assert [c.name for c in study_of(first, other).choices] == ["run=s/old", "run=s/x"]
+
+
+def test_tables_are_the_same_figures_in_every_format(tmp_path: Path) -> None:
+    study = study_of(*collect([two_sources(tmp_path)]).runs)
+    lines = [[cell.text for cell in line.cells] for line in main(study).lines]
+    assert lines[0] == ["base model", "", "64.0", "", "", "", "91.0", "65.5", "40.0", ""]
+    assert lines[1][:6] == ["cda", "1", "62.0", "-2.0* (-4.0 to +0.0)", ".040", "0 of 1"]
+    assert lines[2][:3] == ["targeted", "2", "56.0 ± 1.4"]
+    assert lines[2][3].startswith("≈ -8.0* (-10")
+    assert lines[2][-1] == "✓ debiased, ★ best, ◆ Pareto"
+    text = markdown(study, study.grids())
+    assert "| cda | 1 | 62.0 | -2.0\\* (-4.0 to +0.0) | .040 | 0 of 1 |" in text
+    tex = latex(study, study.grids())
+    assert r"targeted & 2 & 56.0 $\pm$ 1.4 & $\approx$ -8.0*" in tex
+    assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == len(study.grids())
+    rows = list(csv.DictReader(io.StringIO(table_csv(study))))
+    assert [(r["data"], float(r["SS"]), float(r["SS_change"]), r["interval"]) for r in rows] == [
+        ("cda", 62, -2, "exact"), ("targeted", 56, -8, "approximate"),
+    ]  # fmt: skip
+
+
+def test_a_label_cannot_break_a_table() -> None:
+    runs = [Run(Path(str(i)), config(name), scores(55)) for i, name in enumerate(("a|b_$x", EVIL))]
+    study = study_of(*runs)
+    text = markdown(study, study.grids())
+    assert "| a\\|b_$x |" in text
+    assert "<script" not in text
+    assert r"a\textbar{}b\_\$x &" in latex(study, study.grids())
+    assert escape("50% & more ★") == r"50\% \& more $\star$"
+
+
+def test_cost_per_icat_point(tmp_path: Path) -> None:
+    """SS 55, LMS 91: ICAT 81.9, a gain of 16.38 for 20 s of training and half a dollar."""
+    write_run(tmp_path / "a", config(), scores(55))
+    write_run(tmp_path / "b", config("cda"), scores(66))
+    found = cost(study_of(*collect([tmp_path]).runs))
+    worse, better = ([cell.text for cell in line.cells[1:]] for line in found.lines)
+    assert better == ["1,000", "20.0", "60.0", "0.50", "+16.4", "1.22", "0.0305"]
+    assert worse[-2:] == ["no gain", "no gain"]
+
+
+def test_transfer_is_trained_by_scored() -> None:
+    race = figure("SS", 60, 57, bias="race")
+    general = {"seed": 1, "data": {"bias": "gender", "n": 8, "sources": {"general": {"bias": "general"}}}}
+    found = transfer(study_of(Run(Path("a"), config(), [*scores(55), *race]), Run(Path("b"), general, scores(60))))
+    assert (found.trained, found.scored) == (["gender", "general"], ["gender", "race"])
+    assert found.changes["gender", "race"] == {"c1": -3}
+    assert [cell.text for line in found.grid().lines for cell in line.cells] == [
+        "gender", "-9.0", "-3.0", "general", "-4.0", "",
+    ]  # fmt: skip
+
+
+def test_protocols_are_compared_where_there_are_several() -> None:
+    other = figure("SS", 61, 58, protocol="conditional")
+    found = protocols(study_of(Run(Path("a"), config(), [*figure("SS", 64, 55), *other])))
+    assert [line.cells[2].text for line in found.lines] == ["bias_bench", "conditional"]
+    assert not protocols(study_of(Run(Path("a"), config(), scores(55)))).lines
+
+
+def test_what_is_not_whole_is_counted_and_named(tmp_path: Path) -> None:
+    """The good runs are read all the same."""
+    two_sources(tmp_path)
+    write_run(tmp_path / "s/going", config(), [], state="running")
+    write_run(tmp_path / "s/broke", config(), [], state="failed")
+    write_run(tmp_path / "s/half", config(seed=3), scores(55), code="b" * 64)
+    (tmp_path / "s/half/metrics.jsonl").write_text('{"benchmark": \n')
+    write_run(tmp_path / "s/strange", config(seed=4), scores(55), state="asleep")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/status.json").write_text('{"state": "done", "triplets": 3}')
+    (tmp_path / "s/multirun.yaml").write_text("hydra: {overrides: {task: ['seed=1,2,3', 'data=a,b,c']}, sweeper: {}}")
+    found = collect([tmp_path, tmp_path / "s"], planned)
+    assert len(found.runs) == 3
+    assert {state: len(folders) for state, folders in found.unfinished.items()} == {"running": 1, "failed": 1}
+    assert (found.missing, found.generated) == (2, 1)  # 9 asked for, 7 begun
+    assert len(found.faults) == 2
+    assert "half/metrics.jsonl:1: not a figure" in found.faults[0]
+    assert "strange/status.json is damaged (no state of done, running, failed)" in found.faults[1]
+    notes = " / ".join(notes_on(found, []))
+    assert "1 run is running" in notes
+    assert "3 of 3 runs have no records" in notes
+
+
+def test_runs_of_several_versions_are_pointed_out(tmp_path: Path) -> None:
+    two_sources(tmp_path)
+    write_run(tmp_path / "s/new", config(seed=3), scores(55), code="b" * 64)
+    found = collect([tmp_path])
+    (note,) = [note for note in notes_on(found, []) if "code_sha256" in note]
+    assert "2 versions of its code (code_sha256): aaaaaaaaaaaa (3), bbbbbbbbbbbb (1)" in note
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("hydra: {overrides: {task: ['seed=1,2,3', 'data=a,b', 'name=x']}, sweeper: {params: null}}", 6),
+        ("hydra: {overrides: {task: ['seed=range(1,4)']}, sweeper: {params: {data: 'a,b', seed: '1,2'}}}", 6),
+        ("hydra: {overrides: {task: []}}", None),
+        ("nothing", None),
+        ("{", None),
+    ],
+)
+def test_a_sweep_says_how_many_runs_it_asks_for(tmp_path: Path, text: str, number: int | None) -> None:
+    (tmp_path / "multirun.yaml").write_text(text)
+    assert planned(tmp_path / "multirun.yaml") == number
+
+
+def shown(*paths: Path, **more: Any) -> tuple[str, list[str]]:
+    """What the terminal shows, and the faults."""
+    text = io.StringIO()
+    faults = report(paths, Console(file=text, width=160), lambda _: [], **more)
+    return text.getvalue(), faults
+
+
+def test_the_report_is_made_of_reduced_folders(tmp_path: Path) -> None:
+    text, faults = shown(two_sources(tmp_path))
+    assert not faults
+    assert "data=targeted      2  56.0 ± 1.4" in text
+    assert "≈ -8.0 (" in text
+    assert {path.name for path in tmp_path.iterdir()} >= {"report.md", "report.tex", "report.csv"}
+
+
+def test_a_damaged_run_is_a_fault_and_the_rest_is_shown(tmp_path: Path) -> None:
+    two_sources(tmp_path)
+    (tmp_path / "s/t2/metrics.jsonl").write_text("nonsense\n")
+    text, faults = shown(tmp_path)
+    assert "data=cda" in text
+    assert len(faults) == 1
+    assert "left out:" in (tmp_path / "report.md").read_text()
+
+
+def test_a_runs_own_report_is_never_overwritten(tmp_path: Path) -> None:
+    run = two_sources(tmp_path) / "s/t1"
+    (run / "report.html").write_text("its own")
+    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
+    shown(run)
+    with pytest.raises(UserError, match="is a run's own folder"):
+        shown(tmp_path, out=run)
+    assert before == {path: path.stat().st_mtime_ns for path in run.iterdir()}
+    shown(run, out=tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere/report.md").is_file()
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished run below"):
+        shown(tmp_path)
+    write_run(tmp_path / "s/going", config(), [], state="running")
+    with pytest.raises(UserError, match="1 running"):
+        shown(tmp_path)
+    shutil.rmtree(tmp_path / "s")
+    write_run(tmp_path / "s/bad", config(), [])
+    (tmp_path / "s/bad/config.yaml").write_text("{")
+    with pytest.raises(UserError, match=r"can be read; the first: .*config\.yaml is damaged"):
+        shown(tmp_path)
+    assert not list(tmp_path.glob("report.*"))
+
+
+def test_many_runs_have_one_table(tmp_path: Path) -> None:
+    for i in range(21):
+        write_run(tmp_path / f"s/{i}", config(seed=i), scores(55 + i / 10))
+    text, _ = shown(tmp_path)
+    assert "verdict" in text
+    assert "seed=" not in text
