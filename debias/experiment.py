@@ -10,25 +10,23 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytorch_lightning as pl
 import torch
 
 from debias import assets, likelihood
 from debias.benchmarks import Benchmark
 from debias.data.encoding import encode
-from debias.data.mixture import Mixture
 from debias.evaluation import Evaluation, Scorer, evaluate, finished, scores_of
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.objectives import Attribute
 from debias.progress import bar
-from debias.records import Recipe, Scoring, Tokens, Triplet, UserError
+from debias.records import Scoring, Tokens, Triplet, UserError
 from debias.report.write import RunReport, write_reports
 from debias.results import RunFolder, write_json
 from debias.tuning import Tuning, train
@@ -76,20 +74,16 @@ class Cost:
 
 def run(
     folder: RunFolder,
-    data: Mixture,
+    tuning: Tuning,
     model: BaseModel,
-    adapter: Any,
-    objective: Any,
-    recipe: Recipe,
     scoring: Scoring,
     benchmarks: Sequence[Benchmark],
-    make_trainer: Callable[..., pl.Trainer],
     report: RunReport,
-    seed: int,
 ) -> Evaluation:
     """Train an adapter unless the folder has it already, score base and debiased model, write the reports."""
     cost = Cost(folder.path)
-    checked = data.load(seed)  # bad data stops the job before the model is loaded
+    data = tuning.data
+    checked = data.load(tuning.seed)  # bad data stops the job before the model is loaded
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
     log.info("data: %d sentences from %s%s", len(checked.triplets), ", ".join(data.sources), dropped)
     for benchmark in benchmarks:
@@ -107,9 +101,8 @@ def run(
         log.info("adapter: already trained")
         adapted = adapters.load(base, target)
     else:
-        tuning = Tuning(data, checked.triplets, adapter, objective, recipe, make_trainer, seed)
         with cost.stage("train") as spent:
-            adapted, trained = train(tuning, base, folder.path, target)
+            adapted, trained = train(tuning, checked.triplets, base, folder.path, target)
             spent.update(trained._asdict())
         trainable = adapters.trainable_parameters(adapted)
         log.info(
@@ -120,6 +113,13 @@ def run(
     evaluation = _evaluate(folder, base, adapted, scoring, benchmarks, cost)
     write_reports(folder, evaluation, report, checked, base.name, target)
     return evaluation
+
+
+def assist(folder: RunFolder, tuning: Tuning, model: BaseModel) -> None:
+    """Share the training of a run whose folder another process holds (`torchrun`, `srun`), and nothing else."""
+    target = folder.path / ADAPTER
+    if not folder.is_finished() and not target.is_dir():
+        train(tuning, tuning.data.load(tuning.seed).triplets, model.load(), folder.path, target)
 
 
 def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Benchmark], tokens: Tokens) -> list[str]:

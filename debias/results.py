@@ -139,6 +139,11 @@ class RunFolder:
             log.info("resuming the unfinished run in %s", self.path)
         return True
 
+    def is_finished(self) -> bool:
+        """Whether the run in the folder is done and the same."""
+        before = self._status()
+        return before.get("state") == "done" and all(before.get(what) == self.identity[what] for what in self.identity)
+
     def _files(self) -> list[Path]:
         """Files of a run; locks and half-written files are none."""
         return [p for p in self.path.iterdir() if not p.name.startswith(".") and p.suffix != ".tmp"]

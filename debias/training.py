@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from debias.batches import SpanData
 from debias.callbacks import Diverged, LossCurve, SaveOnSignal, StopAfter, WholeFiles
 from debias.likelihood import beside_base, span_logprobs
 from debias.rank_allocation import callbacks_for
+from debias.ranks import launched_together
 from debias.records import Batch, Encoded, Recipe, Scored, UserError, Watch
 
 log = logging.getLogger(__name__)
@@ -155,6 +155,8 @@ def make_trainer(precision: str = "auto", **options: Any) -> pl.Trainer:
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
     elif precision.startswith("bf16") and not on_gpu and not bf16_is_native():
         log.warning("this processor has no bfloat16 instructions: %s may be a hundred times slower than 32", precision)
+    if options.get("strategy") == "ddp" and not launched_together():
+        options["strategy"] = "ddp_spawn"  # the processes are ours to start, and the command line is not run again
     terminal = sys.stderr.isatty()
     if terminal:
         options["callbacks"] = [*options.get("callbacks", []), RichProgressBar()]
@@ -172,11 +174,6 @@ def bf16_is_native() -> bool:
     except OSError:
         return platform.machine() == "arm64"  # Apple's processors have them
     return any(name in flags for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert", " bf16"))
-
-
-def launched_rank() -> int:
-    """This process's number among those that `torchrun` or `srun` started for one job; 0 where nothing did."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 def fit(

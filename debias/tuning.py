@@ -24,6 +24,7 @@ from debias.metrics import icat_of_terms, stereoset_terms
 from debias.models import adapter as adapters
 from debias.models.base import Base
 from debias.protocols import BiasBench
+from debias.ranks import launched_rank
 from debias.records import Recipe, Triplet, Watch
 
 log = logging.getLogger(__name__)
@@ -32,10 +33,9 @@ PROBE = 8  # texts that the gate scores
 
 
 class Tuning(NamedTuple):
-    """What a training needs beside the base: sentences, adapter, objective, recipe and trainer."""
+    """What a training needs beside the base: data, adapter, objective, recipe and trainer."""
 
     data: Mixture
-    triplets: Sequence[Triplet]
     adapter: Any  # a PEFT config
     objective: Any
     recipe: Recipe
@@ -43,7 +43,9 @@ class Tuning(NamedTuple):
     seed: int
 
 
-def train(tuning: Tuning, base: Base, folder: Path, target: Path) -> tuple[Any, training.Spent]:
+def train(
+    tuning: Tuning, triplets: Sequence[Triplet], base: Base, folder: Path, target: Path
+) -> tuple[Any, training.Spent]:
     """Train an adapter and save it at `target` once it passed the gate; goes on from the folder's checkpoint.
 
     Raises:
@@ -52,7 +54,7 @@ def train(tuning: Tuning, base: Base, folder: Path, target: Path) -> tuple[Any, 
     """
     recipe = tuning.recipe
     pl.seed_everything(tuning.seed, verbose=False)
-    examples = _examples(tuning, base, tuning.triplets)
+    examples = _examples(tuning, base, triplets)
     adapted = adapters.attach(base, tuning.adapter)
     layout = likelihood.choose_layout(adapted, base.kind)
     num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would only cost time
@@ -74,7 +76,7 @@ def train(tuning: Tuning, base: Base, folder: Path, target: Path) -> tuple[Any, 
         return place
 
     spent = training.fit(module, batches, tuning.make_trainer, folder, keep)
-    if training.launched_rank() == 0:
+    if launched_rank() == 0:
         unchecked = folder / "adapter.unchecked"
         adapters.save(adapted, base, unchecked)
         gate.check(unchecked)

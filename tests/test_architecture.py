@@ -26,6 +26,7 @@ LEVELS = [
         "spans",
         "layouts",
         "catalogue",
+        "ranks",
     },
     {"rank_allocation"},
     {"training", "batches", "callbacks", "gate", "benchmarks"},

@@ -15,6 +15,7 @@ from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
 from debias.cli.config import checked, config_dir, make, nearest, options, without_passwords
+from debias.ranks import launched_rank
 from debias.records import Recipe, Scoring, UserError
 
 log = logging.getLogger(__name__)
@@ -26,24 +27,22 @@ def run_job(cfg: Any) -> None:
     data = make(cfg.data)
     benchmarks = _benchmarks(cfg)
 
+    def tuning() -> Any:
+        from debias.tuning import Tuning
+
+        return Tuning(data, _adapter(cfg.adapter), make(cfg.objective), recipe, make(cfg.trainer), cfg.seed)
+
     def work(folder: Any) -> Any:
         from debias import experiment
 
-        return experiment.run(
-            folder,
-            data=data,
-            model=make(cfg.model),
-            adapter=_adapter(cfg.adapter),
-            objective=make(cfg.objective),
-            recipe=recipe,
-            scoring=scoring,
-            benchmarks=benchmarks,
-            make_trainer=make(cfg.trainer),
-            report=_report(cfg),
-            seed=cfg.seed,
-        )
+        return experiment.run(folder, tuning(), make(cfg.model), scoring, benchmarks, _report(cfg))
 
-    _job(cfg, [data, *benchmarks], work)
+    def assist(folder: Any) -> None:
+        from debias import experiment
+
+        experiment.assist(folder, tuning(), make(cfg.model))
+
+    _job(cfg, [data, *benchmarks], work, assist)
 
 
 def evaluate_job(cfg: Any) -> None:
@@ -252,8 +251,13 @@ def _report(cfg: Any) -> Any:
     return RunReport(cfg.data.bias, Bounds(cfg.outcome.max_lms_drop, cfg.outcome.max_perplexity_ratio))
 
 
-def _job(cfg: Any, inputs: Sequence[Any], work: Callable[[Any], Any]) -> None:
-    """Claim the run folder, do the work, and leave a status, a log and a table behind, whatever happens."""
+def _job(
+    cfg: Any, inputs: Sequence[Any], work: Callable[[Any], Any], assist: Callable[[Any], None] | None = None
+) -> None:
+    """Claim the run folder, do the work, and leave a status, a log and a table behind, whatever happens.
+
+    Where a launcher started several processes the first does this; the others `assist` it, or there is no use for them.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -268,6 +272,15 @@ def _job(cfg: Any, inputs: Sequence[Any], work: Callable[[Any], Any]) -> None:
         "code_sha256": code_sha256(),
     }
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir), OmegaConf.to_yaml(cfg), identity)
+    if launched_rank() > 0:
+        if assist is None:
+            raise UserError("only training is shared by several processes; start this job in one")
+        if cfg.threads:
+            from debias.experiment import set_threads
+
+            set_threads(cfg.threads)
+        assist(folder)
+        return
     with folder.claim(cfg.overwrite) as to_do:
         if to_do:
             _work(cfg, folder, work)

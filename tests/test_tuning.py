@@ -1,0 +1,254 @@
+"""The stage that trains, from checked sentences to an adapter that passed the gate; and what may go wrong there."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from debias import objectives, training
+from debias.callbacks import LossCurve
+from debias.data.mixture import Mixture
+from debias.data.triplets import TripletFile
+from debias.gate import Gate, GateError
+from debias.layouts import prefix_tree
+from debias.models import adapter as adapters
+from debias.models.base import Base, BaseModel
+from debias.records import Recipe, Span, UserError, Watch
+from debias.training import make_trainer
+from debias.tuning import Tuning, train
+
+TRAINER = partial(make_trainer, accelerator="cpu", logger=False)
+SPANS = [Span((5, 6, 7, 8), 1), Span((9, 10, 11), 1)]
+
+
+def tuning(make: Any = TRAINER, objective: Any = None, **changes: Any) -> Tuning:
+    plain = {"lr": 1e-2, "epochs": 2, "batch_size": 4, "schedule": "linear", "warmup": 0.0, "weight_decay": 0.0}
+    recipe = Recipe(**{**plain, "start_token": True, "retention": 0.5, "num_neutral": 2, **changes})
+    data = Mixture("gender", {"targeted": TripletFile("gender")}, n=20)
+    return Tuning(data, peft.LoraConfig(r=2), objective or objectives.Attribute(), recipe, make, seed=1)
+
+
+def trained(tiny: Path, folder: Path, plan: Tuning) -> dict[str, torch.Tensor]:
+    """Tensors of the saved adapter."""
+    folder.mkdir(exist_ok=True)
+    train(plan, plan.data.load(1).triplets, BaseModel(str(tiny)).load(), folder, folder / "adapter")
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def losses(folder: Path) -> list[tuple[str, str]]:
+    with (folder / "train.csv").open(newline="") as file:
+        return [(row["step"], row["loss"]) for row in csv.DictReader(file)]
+
+
+def attached(tiny: Path) -> tuple[Base, Any]:
+    base = BaseModel(str(tiny)).load()
+    return base, adapters.attach(base, peft.LoraConfig(r=2))
+
+
+def nudge(model: Any, part: str, by: float = 0.1) -> None:
+    next(p for name, p in model.named_parameters() if part in name).data.add_(by)
+
+
+# ---------------------------------------------------------------- the gate
+
+
+def test_a_sound_adapter_passes_and_stays_active(tiny: Path, tmp_path: Path) -> None:
+    base, model = attached(tiny)
+    gate = Gate(model, SPANS, prefix_tree)
+    nudge(model, "lora_B")
+    adapters.save(model, base, tmp_path / "adapter")
+    gate.check(tmp_path / "adapter")
+    assert model.active_adapters == ["default"]
+    assert list(model.peft_config) == ["default"]
+    assert adapters.trainable_parameters(model) > 0
+
+
+def test_the_gate_catches_an_adapter_that_does_nothing(tiny: Path, tmp_path: Path) -> None:
+    base, model = attached(tiny)
+    gate = Gate(model, SPANS, prefix_tree)
+    adapters.save(model, base, tmp_path / "adapter")
+    with pytest.raises(GateError, match="changes nothing"):
+        gate.check(tmp_path / "adapter")
+
+
+def test_the_gate_catches_a_base_that_moved(tiny: Path, tmp_path: Path) -> None:
+    base, model = attached(tiny)
+    gate = Gate(model, SPANS, prefix_tree)
+    nudge(model, "lora_B")
+    nudge(model, "wte", 1e-6)
+    adapters.save(model, base, tmp_path / "adapter")
+    with pytest.raises(GateError, match="base's weights"):
+        gate.check(tmp_path / "adapter")
+
+
+def test_the_gate_catches_parameters_that_were_not_declared(tiny: Path, tmp_path: Path) -> None:
+    base, model = attached(tiny)
+    gate = Gate(model, SPANS, prefix_tree)
+    nudge(model, "lora_B")
+    next(p for name, p in model.named_parameters() if "wte" in name).requires_grad_(True)
+    adapters.save(model, base, tmp_path / "adapter")
+    with pytest.raises(GateError, match=r"other parameters are trainable than were declared: .*wte"):
+        gate.check(tmp_path / "adapter")
+
+
+def test_the_gate_catches_a_file_that_is_not_the_adapter(tiny: Path, tmp_path: Path) -> None:
+    """A save that misses the last step: what is read back does not score as what was trained."""
+    base, model = attached(tiny)
+    gate = Gate(model, SPANS, prefix_tree)
+    nudge(model, "lora_B")
+    adapters.save(model, base, tmp_path / "adapter")
+    nudge(model, "lora_B")
+    with pytest.raises(GateError, match="does not score as the trained one"):
+        gate.check(tmp_path / "adapter")
+
+
+def test_a_failed_gate_fails_the_training_and_leaves_no_adapter(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learning rate of zero in all but name: the optimiser does nothing."""
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: closure() if closure else None)
+    with pytest.raises(GateError, match="changes nothing"):
+        trained(tiny, tmp_path, tuning())
+    assert not (tmp_path / "adapter").exists()
+
+
+# ---------------------------------------------------------------- objectives that compare
+
+
+@pytest.mark.parametrize("objective", [objectives.Equalise(), objectives.Attribute(margin=0.5)])
+def test_objectives_beside_the_base_train(tiny: Path, tmp_path: Path, objective: Any) -> None:
+    """The first loss of equalise is that of the pairs, of a margin the margin itself (nothing is learned yet)."""
+    trained(tiny, tmp_path, tuning(objective=objective, retention=0.0, num_neutral=0))
+    first = float(losses(tmp_path)[0][1])
+    assert first == pytest.approx(0.5) if objective.margin else first > 0
+
+
+# ---------------------------------------------------------------- what may go wrong
+
+
+def test_divergence_stops_the_run_with_step_and_remedy_and_keeps_the_last_good_adapter(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss turns NaN at step 6: the adapter of step 0 (remembered every ten) is kept, and is finite."""
+    step = training.Debiaser.training_step
+
+    def diverges(self: Any, batch: Any) -> torch.Tensor:
+        return step(self, batch) * (float("nan") if self.global_step == 5 else 1.0)
+
+    monkeypatch.setattr(training.Debiaser, "training_step", diverges)
+    with pytest.raises(UserError, match=r"at step 6: training diverged; the adapter of step 0.*lower training\.lr"):
+        trained(tiny, tmp_path, tuning())
+    kept = load_file(tmp_path / "adapter.before_divergence" / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="trainer=cpu works everywhere"):
+        make_trainer(accelerator="gpu", logger=False)
+
+
+def test_asked_to_end_it_saves_and_goes_on_with_the_next_batch(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in the third of five batches of the second epoch: the same losses and the same adapter in the end."""
+    expected = trained(tiny, tmp_path / "whole", tuning())
+    start = LossCurve.on_train_batch_start
+
+    def asked(self: LossCurve, trainer: Any, *more: Any, **named: Any) -> None:
+        start(self, trainer, *more, **named)
+        if trainer.global_step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LossCurve, "on_train_batch_start", asked)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tiny, tmp_path / "cut", tuning())
+    assert len(losses(tmp_path / "cut")) == 8
+    monkeypatch.setattr(LossCurve, "on_train_batch_start", start)
+    resumed = trained(tiny, tmp_path / "cut", tuning())
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+# ---------------------------------------------------------------- looking at dev
+
+
+def looks(monkeypatch: pytest.MonkeyPatch, figures: list[tuple[float, float]]) -> None:
+    """Let looks at the dev set find these SS and ICAT, one after the other."""
+    found = iter(figures)
+    monkeypatch.setattr("debias.tuning.DevSet.__call__", lambda *_: dict(zip(("SS", "ICAT"), next(found), strict=True)))
+
+
+def test_training_stops_once_the_bias_is_gone(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look every second of ten steps: SS 60, 55, 49: it ends after the third look, at step 6."""
+    looks(monkeypatch, [(60, 70), (55, 75), (49, 80)])
+    trained(tiny, tmp_path, tuning(watch=Watch(every=2)))
+    assert len(losses(tmp_path)) == 6
+
+
+def test_early_stopping_keeps_the_best_adapter(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ICAT 70, 80, 75, 75 with patience 2: it ends at step 8 with the adapter of step 4."""
+    looks(monkeypatch, [(60, 70), (58, 80), (59, 75), (58, 75)])
+    best = trained(tiny, tmp_path / "early", tuning(watch=Watch(every=2, patience=2, stop_at=None)))
+    assert len(losses(tmp_path / "early")) == 8
+    states: list[dict[str, torch.Tensor]] = []
+    step = training.Debiaser.training_step
+
+    def remembers(self: Any, batch: Any) -> torch.Tensor:
+        states.append({n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad})
+        return step(self, batch)
+
+    monkeypatch.setattr(training.Debiaser, "training_step", remembers)
+    trained(tiny, tmp_path / "whole", tuning())
+    after_four = {name.replace(".default", ""): tensor for name, tensor in states[4].items()}
+    assert all(torch.equal(after_four[name], best[name]) for name in best)
+
+
+def test_dev_figures_are_those_of_the_evaluation(tiny: Path, tmp_path: Path) -> None:
+    """One look at the end of four steps of a real dev set of 4 examples a bias; the loss goes on as without it."""
+    trained(tiny, tmp_path / "plain", tuning(epochs=1))
+    trained(tiny, tmp_path / "watched", tuning(epochs=1, watch=Watch(every=4, limit=4, stop_at=None)))
+    assert losses(tmp_path / "plain") == losses(tmp_path / "watched")
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def test_two_processes_make_the_same_adapter_as_one_with_the_same_batches(tiny: Path, tmp_path: Path) -> None:
+    """Two with 2 sentences and 1 neutral one each, one with 4 and 2: the adapter agrees within float error."""
+    alone = trained(tiny, tmp_path / "one", tuning())
+    both = partial(TRAINER, strategy="ddp", devices=2)
+    together = trained(tiny, tmp_path / "two", tuning(both, batch_size=2, num_neutral=1))
+    assert [step for step, _ in losses(tmp_path / "two")] == [step for step, _ in losses(tmp_path / "one")]
+    for (_, one), (_, two) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert float(two) == pytest.approx(float(one), abs=2e-5)
+    for name, tensor in alone.items():
+        assert torch.allclose(tensor, together[name], atol=2e-4), name
+
+
+@pytest.mark.slow
+def test_torchrun_shares_the_training_of_a_run(tiny: Path, tmp_path: Path, small: list[str]) -> None:
+    """The first process holds the folder and scores; the adapter is that of one process with twice the batch."""
+    options = [w for w in small if not w.startswith(("training.batch_size", "training.num_neutral"))]
+    debias = ["-m", "debias", "run", *options]
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *debias, "name=two", "trainer=ddp",
+           "trainer.accelerator=cpu", "trainer.devices=2", "training.batch_size=2", "training.num_neutral=1"]  # fmt: skip
+    one = [sys.executable, *debias, "name=one", "training.batch_size=4", "training.num_neutral=2"]
+    for command in (two, one):
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=600)
+    files = [next((tmp_path / "outputs" / n).glob("*/adapter/adapter_model.safetensors")) for n in ("one", "two")]
+    first, second = (load_file(file) for file in files)
+    assert all(torch.allclose(first[name], second[name], atol=2e-4) for name in first)
