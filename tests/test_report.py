@@ -97,7 +97,7 @@ def test_plots_are_the_same_bytes_for_the_same_figures() -> None:
 
 
 def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
-    from debias.report.write import Change, _template
+    from debias.report.write import Change, template
 
     evil = "<script>alert(1)</script>"
     change = Change("1", evil, evil, evil, evil, 1.0, -1.0)
@@ -112,7 +112,7 @@ def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
         "cost": {"seconds": 1.0, "tokens": 1, "peak_memory_gb": 1.0, "dollars": 0.0, "stages": {}},
         "quality": of_triplets(evil, [Triplet(f"A nurse, {evil}, sang.", evil, "absent", evil, evil, 0, 1)]),
     }  # fmt: skip
-    page = _template("report.html.j2", facts)
+    page = template("report.html.j2", facts)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 14
     assert "http://" not in page.replace("http://www.w3.org/", "")  # namespaces of SVG, never fetched

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from debias.report.choices import choices, entries
 from debias.report.collection import Run, collect
 from debias.report.formats import escape, latex, markdown, table_csv
 from debias.report.grids import Study, cost, main, protocols, transfer
+from debias.report.page import write_page
+from debias.report.pictures import thinned
 from debias.report.provenance import notes_on
 from debias.report.runs import report
 from debias.statistics import roughly_over_seeds
@@ -47,8 +50,9 @@ def scores(ss: float, lms: float = 91, ppl: float = 40, p: float = 0.001) -> lis
             *figure("perplexity", 40, ppl)]  # fmt: skip
 
 
-def config(data: str = "targeted", seed: int = 1, **more: Any) -> dict[str, Any]:
-    return {"seed": seed, "data": {"bias": "gender", "n": 8, "sources": {data: {"bias": "gender"}}}, **more}
+def config(data: str = "targeted", seed: int = 1, n: int = 8, **more: Any) -> dict[str, Any]:
+    sources = {"bias": "gender", "n": n, "sources": {data: {"bias": "gender"}}}
+    return {"seed": seed, "data": sources, **more}
 
 
 def write_run(
@@ -76,7 +80,7 @@ def two_sources(root: Path) -> Path:
     """`targeted` with two seeds and `cda` with one."""
     write_run(root / "s/t1", config(), scores(55))
     write_run(root / "s/t2", config(seed=2), scores(57))
-    write_run(root / "s/c1", config("cda"), scores(62, p=0.04))
+    write_run(root / "s/c1", config("cda"), scores(61.5, p=0.04))
     return root
 
 
@@ -94,7 +98,7 @@ def test_choices_have_means_and_adjusted_p_values(tmp_path: Path) -> None:
     assert (cda.name, targeted.name) == ("data=cda", "data=targeted")
     assert targeted.values("SS") == [55, 57]
     assert (targeted.change.mean, targeted.exact, targeted.certain) == (-8, False, 2)
-    assert (cda.change.mean, cda.exact) == (-2, True)
+    assert (cda.change.mean, cda.exact) == (-2.5, True)
     assert cda.p_adjusted == pytest.approx(0.04)  # the larger of two stays
     assert targeted.p_adjusted == pytest.approx(2 * targeted.change.p_value)
     assert targeted.outcome.verdict == "debiased"
@@ -122,19 +126,20 @@ def test_one_seed_twice_is_not_two_seeds() -> None:
 def test_tables_are_the_same_figures_in_every_format(tmp_path: Path) -> None:
     study = study_of(*collect([two_sources(tmp_path)]).runs)
     lines = [[cell.text for cell in line.cells] for line in main(study).lines]
-    assert lines[0] == ["base model", "", "64.0", "", "", "", "91.0", "65.5", "40.0", ""]
-    assert lines[1][:6] == ["cda", "1", "62.0", "-2.0* (-4.0 to +0.0)", ".040", "0 of 1"]
-    assert lines[2][:3] == ["targeted", "2", "56.0 ± 1.4"]
+    assert lines[0] == ["base model", "", "64.0", "", "", "91.0", "65.5", "40.0", "", ""]
+    assert lines[1] == [
+        "cda", "✓ debiased", "61.5", "-2.5* (-4.5 to -0.5)", ".040", "91.0", "70.1", "40.0", "1", "1 of 1",
+    ]  # fmt: skip
+    assert lines[2][:3] == ["targeted", "✓ debiased, ★ best, ◆ Pareto", "56.0 ± 1.4"]
     assert lines[2][3].startswith("≈ -8.0* (-10")
-    assert lines[2][-1] == "✓ debiased, ★ best, ◆ Pareto"
     text = markdown(study, study.grids())
-    assert "| cda | 1 | 62.0 | -2.0\\* (-4.0 to +0.0) | .040 | 0 of 1 |" in text
+    assert "| 61.5 | -2.5\\* (-4.5 to -0.5) | .040 | 91.0 |" in text
     tex = latex(study, study.grids())
-    assert r"targeted & 2 & 56.0 $\pm$ 1.4 & $\approx$ -8.0*" in tex
+    assert r"$\diamond$ Pareto & 56.0 $\pm$ 1.4 & $\approx$ -8.0*" in tex
     assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == len(study.grids())
     rows = list(csv.DictReader(io.StringIO(table_csv(study))))
     assert [(r["data"], float(r["SS"]), float(r["SS_change"]), r["interval"]) for r in rows] == [
-        ("cda", 62, -2, "exact"), ("targeted", 56, -8, "approximate"),
+        ("cda", 61.5, -2.5, "exact"), ("targeted", 56, -8, "approximate"),
     ]  # fmt: skip
 
 
@@ -234,7 +239,7 @@ def test_the_report_is_made_of_reduced_folders(tmp_path: Path) -> None:
     assert not faults
     assert "data=targeted      2  56.0 ± 1.4" in text
     assert "≈ -8.0 (" in text
-    assert {path.name for path in tmp_path.iterdir()} >= {"report.md", "report.tex", "report.csv"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"report.html", "report.md", "report.tex", "report.csv"}
 
 
 def test_a_damaged_run_is_a_fault_and_the_rest_is_shown(tmp_path: Path) -> None:
@@ -255,7 +260,7 @@ def test_a_runs_own_report_is_never_overwritten(tmp_path: Path) -> None:
         shown(tmp_path, out=run)
     assert before == {path: path.stat().st_mtime_ns for path in run.iterdir()}
     shown(run, out=tmp_path / "elsewhere")
-    assert (tmp_path / "elsewhere/report.md").is_file()
+    assert (tmp_path / "elsewhere/report.html").is_file()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -270,6 +275,41 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"can be read; the first: .*config\.yaml is damaged"):
         shown(tmp_path)
     assert not list(tmp_path.glob("report.*"))
+
+
+def test_all_text_is_data(tmp_path: Path) -> None:
+    """Names come from configs, and anything may stand in them."""
+    for i, name in enumerate(("good", EVIL, '$x_{1}$ "quoted" &')):
+        write_run(tmp_path / f"s/{i}", config(name, training={"how": f"</script>{EVIL}{i}"}), scores(55 + i))
+    shown(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<script") == page.count("</script>") == 2  # ours: the data, and what acts on it
+    assert "&lt;script&gt;alert(1)" in page
+    assert not re.findall(r"https?://(?!www\.w3\.org/)", page)  # namespaces of SVG are never fetched
+    assert '<tr data-choices="c0">' in page
+    assert '<g data-choices="c0"><title>' in page
+
+
+def test_a_hundred_runs_stay_small(tmp_path: Path) -> None:
+    biases = ("race", "religion", "profession", "overall")
+    more = [f for bias in biases for f in figure("SS", 60, 57, bias=bias)]
+    losses = [(i, 3 + 1 / (i + 1)) for i in range(500)]
+    runs = [
+        Run(Path(f"s/{name}{n}{seed}"), config(name, seed, n),
+            [*scores(50 + n / 100 + seed), *more], {"ended": "2026"}, {"seconds": 1.0, "stages": {}}, losses)
+        for name in "abcde" for n in (50, 100, 200, 400, 800) for seed in range(4)
+    ]  # fmt: skip
+    path = write_page(tmp_path / "out", study_of(*runs), lambda _: [])
+    assert path.stat().st_size < 5e6
+    assert path.read_text().count("<figure") == 4
+
+
+def test_loss_curves_are_thinned() -> None:
+    """Of 1,000 steps 60 are drawn; each is the mean of the 100 up to it."""
+    steps, mean = thinned([(i, float(i)) for i in range(1, 1001)])
+    assert len(steps) == 60
+    assert (steps[0], mean[0]) == (1, 1)
+    assert (steps[-1], mean[-1]) == (1000, pytest.approx(950.5))
 
 
 def test_many_runs_have_one_table(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Study:
 
     def grids(self) -> list[Grid]:
         """All tables that have a line."""
-        made = (main(self), others(self), transfer(self).grid(), cost(self), protocols(self))
+        made = (main(self), transfer(self).grid(), others(self), cost(self), protocols(self))
         return [grid for grid in made if grid.lines]
 
 
@@ -95,8 +95,8 @@ def _number(text: str) -> float | None:
 
 def main(study: Study) -> Grid:
     """One line per choice, and one per base model that they start from."""
-    names = ("seeds", "SS", "change of SS", "p", "certain", "LMS", "ICAT", "perplexity")
-    columns = [(key, True) for key in study.keys] + [(name, False) for name in names] + [("verdict", True)]
+    names = ("SS", "change of SS", "p", "LMS", "ICAT", "perplexity", "seeds", "certain")
+    columns = [(key, True) for key in study.keys] + [("verdict", True)] + [(name, False) for name in names]
     biases = list(dict.fromkeys(choice.bias for choice in study.choices))
     shown = [choice for choice in study.choices if choice.row("SS")]
     lines = [*_bases(study, shown), *(_main_line(study, c) for c in shown if c.change is not None)]
@@ -123,9 +123,9 @@ def _main_line(study: Study, choice: Choice) -> Line:
     change = f"{'' if choice.exact else '≈ '}{seeds.mean:+.1f}{star} ({seeds.low:+.1f} to {seeds.high:+.1f})"
     return Line(
         (choice.key,),
-        (*_of_label(study, choice), Cell(str(seeds.number), seeds.number), cells["SS"], Cell(change, seeds.mean, kind),
-         Cell("" if p is None else p_text(p), p), Cell(f"{choice.certain} of {seeds.number}", choice.certain),
-         cells["LMS"], cells["ICAT"], cells["perplexity"], verdict(choice)),
+        (*_of_label(study, choice), verdict(choice), cells["SS"], Cell(change, seeds.mean, kind),
+         Cell("" if p is None else p_text(p), p), cells["LMS"], cells["ICAT"], cells["perplexity"],
+         Cell(str(seeds.number), seeds.number), Cell(f"{choice.certain} of {seeds.number}", choice.certain)),
     )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def _bases(study: Study, shown: Sequence[Choice]) -> Iterator[Line]:
         front = [_shared(group, key) for key in study.keys]
         front[next((i for i, cell in enumerate(front) if not cell.text), 0)] = Cell("base model")
         ss, lms, icat, ppl = (cells.get(metric, Cell("")) for metric in HEADLINES)
-        line = (*front, Cell(""), ss, Cell(""), Cell(""), Cell(""), lms, icat, ppl, Cell(""))
+        line = (*front, Cell(""), ss, Cell(""), Cell(""), lms, icat, ppl, Cell(""), Cell(""))
         yield Line(tuple(c.key for c in group), line, baseline=True)
 
 

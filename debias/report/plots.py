@@ -17,7 +17,9 @@ matplotlib.use("Agg")
 
 # Stand-ins that matplotlib accepts, replaced by CSS variables of the page.
 INK, FAINT, BASE, AFTER = "#010101", "#020202", "#030303", "#040404"
+SERIES = [f"#0a0a{i:02x}" for i in range(8)]
 VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)", BASE: "var(--base)", AFTER: "var(--after)"}
+VARIABLES |= {colour: f"var(--s{i})" for i, colour in enumerate(SERIES)}
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "debias",  # the same figures give the same file
@@ -50,7 +52,7 @@ def before_after(rows: Sequence[Row]) -> Markup | None:
         axes.set_yticks(range(len(chosen)), labels)
         axes.tick_params(length=0)
         axes.set_xlabel("stereotype score, % (50 is unbiased), with 95% intervals")
-        return _svg(figure, "Stereotype scores before and after, with 95% intervals; the table below has the figures")
+        return svg(figure, "Stereotype scores before and after, with 95% intervals; the table below has the figures")
 
 
 def loss_curve(points: Sequence[tuple[int, float]], window: int = 10) -> Markup:
@@ -63,18 +65,19 @@ def loss_curve(points: Sequence[tuple[int, float]], window: int = 10) -> Markup:
         axes.plot(steps, mean, color=AFTER, linewidth=2)
         axes.set_xlabel("step")
         axes.set_ylabel("loss, nats per token")
-        return _svg(figure, f"Training loss from {losses[0]:.2f} to {mean[-1]:.2f} nats per token in {steps[-1]} steps")
+        return svg(figure, f"Training loss from {losses[0]:.2f} to {mean[-1]:.2f} nats per token in {steps[-1]} steps")
 
 
-def _svg(figure: Any, label: str) -> Markup:
+def svg(figure: Any, label: str) -> Markup:
+    """A figure as an SVG element that takes the page's colours and width; `label` says what it shows."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
-    svg = text.getvalue()[text.getvalue().index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    drawn = text.getvalue()[text.getvalue().index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
     for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)  # as wide as the page allows
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+        drawn = drawn.replace(colour, variable)
+    drawn = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", drawn, count=1)  # as wide as the page allows
+    drawn = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", drawn, count=1)
     # Only numbers and names from our own tables are in it; the names passed through matplotlib's XML escaping.
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(label)}"', 1))  # noqa: S704
+    return Markup(drawn.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(label)}"', 1))  # noqa: S704

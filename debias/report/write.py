@@ -84,10 +84,10 @@ def write_reports(
         "version": __version__,
         "identity": folder.identity,
     }
-    write_text(folder.path / "report.md", _template("report.md.j2", facts))
-    write_text(folder.path / "report.html", _template("report.html.j2", facts))
+    write_text(folder.path / "report.md", template("report.md.j2", facts))
+    write_text(folder.path / "report.html", template("report.html.j2", facts))
     if adapter is not None:
-        write_text(adapter / "README.md", _template("card.md.j2", facts))
+        write_text(adapter / "README.md", template("card.md.j2", facts))
 
 
 def _together(verdicts: Mapping[str, Outcome]) -> Outcome:
@@ -123,7 +123,7 @@ def _loss_curve(path: Path) -> list[tuple[int, float]]:
         return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
 
 
-def _template(name: str, facts: dict[str, Any]) -> str:
+def template(name: str, facts: dict[str, Any]) -> str:
     """Fill a template; whatever goes into HTML is escaped, for it comes from data."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
