@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from rich.console import Console
+from run_folders import Sentences, config, figure, scores, write_records, write_run
 
 from debias.cli.planned import planned
-from debias.records import Figure, UserError
+from debias.records import UserError
 from debias.report.choices import choices, entries
 from debias.report.collection import Run, collect
+from debias.report.examples import examples
 from debias.report.formats import escape, latex, markdown, table_csv
 from debias.report.grids import Study, cost, main, protocols, transfer
 from debias.report.page import write_page
@@ -29,47 +28,6 @@ from debias.report.runs import report
 from debias.statistics import roughly_over_seeds
 
 EVIL = "<script>alert(1)</script>"
-
-
-def figure(metric: str, base: float, after: float, p: float = 0.001, **more: Any) -> list[Figure]:
-    """Base, debiased and difference, each with an interval of 2 to either side."""
-    name = ("perplexity", "conditional", "all") if metric == "perplexity" else ("stereoset", "bias_bench", "gender")
-    ideal = {"SS": 50.0, "perplexity": 1.0}.get(metric, 100.0)
-    rows = [
-        Figure(*name, metric, "base", base, base - 2, base + 2, 771, ideal),
-        Figure(*name, metric, "debiased", after, after - 2, after + 2, 771, ideal),
-        Figure(*name, metric, "delta", after - base, after - base - 2, after - base + 2, 771, None, p),
-    ]
-    return [row._replace(**more) for row in rows]
-
-
-def scores(ss: float, lms: float = 91, ppl: float = 40, p: float = 0.001) -> list[Figure]:
-    """Base: SS 64, LMS 91, ICAT 65.52, perplexity 40."""
-    icat = lms * min(ss, 100 - ss) / 50
-    return [*figure("SS", 64, ss, p), *figure("LMS", 91, lms), *figure("ICAT", 65.52, icat),
-            *figure("perplexity", 40, ppl)]  # fmt: skip
-
-
-def config(data: str = "targeted", seed: int = 1, n: int = 8, **more: Any) -> dict[str, Any]:
-    sources = {"bias": "gender", "n": n, "sources": {data: {"bias": "gender"}}}
-    return {"seed": seed, "data": sources, **more}
-
-
-def write_run(
-    folder: Path, of: dict[str, Any], figures: Sequence[Figure], state: str = "done", code: str = "a" * 64
-) -> Path:
-    """A reduced run folder: what the study of a paper would keep."""
-    folder.mkdir(parents=True)
-    versions = {"debias": "0.1.0", "torch": "2.13.0"}
-    status = {"state": state, "ended": "2026-01-01", "versions": versions, "git_commit": "f" * 40, "code_sha256": code}
-    (folder / "status.json").write_text(json.dumps(status))
-    (folder / "config.yaml").write_text(yaml.safe_dump(of))
-    lines = [json.dumps(f._asdict()) for f in figures]
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    stages = {"train": {"tokens": 1000, "seconds": 20.0}}
-    (folder / "cost.json").write_text(json.dumps({"seconds": 60.0, "dollars": 0.5, "stages": stages}))
-    (folder / "train.csv").write_text("step,loss\n1,3.5\n2,2.5\n")
-    return folder
 
 
 def study_of(*runs: Run) -> Study:
@@ -248,7 +206,7 @@ def test_a_damaged_run_is_a_fault_and_the_rest_is_shown(tmp_path: Path) -> None:
     text, faults = shown(tmp_path)
     assert "data=cda" in text
     assert len(faults) == 1
-    assert "left out:" in (tmp_path / "report.md").read_text()
+    assert "damaged: " in (tmp_path / "report.md").read_text()
 
 
 def test_a_runs_own_report_is_never_overwritten(tmp_path: Path) -> None:
@@ -283,11 +241,41 @@ def test_all_text_is_data(tmp_path: Path) -> None:
         write_run(tmp_path / f"s/{i}", config(name, training={"how": f"</script>{EVIL}{i}"}), scores(55 + i))
     shown(tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<script") == page.count("</script>") == 2  # ours: the data, and what acts on it
+    assert page.count("<script") == page.count("</script>") == 3  # ours: the data, and what acts on it
     assert "&lt;script&gt;alert(1)" in page
     assert not re.findall(r"https?://(?!www\.w3\.org/)", page)  # namespaces of SVG are never fetched
     assert '<tr data-choices="c0">' in page
     assert '<g data-choices="c0"><title>' in page
+
+
+def test_examples_are_pairs_with_what_changed(tmp_path: Path) -> None:
+    """Two seeds of one pair: +1 to 0 and +1 to -1, so -0.5 in the mean. What was not scored everywhere is empty."""
+    texts = {"a": "A nurse sang.", "b": EVIL}
+    for seed, after in ((1, 0.0), (2, -1.0)):
+        run = write_run(tmp_path / f"s/t{seed}", config(seed=seed), scores(55))
+        write_records(run, {"a": ("gender", 1.0, after), "b": ("race", 0.25, 0.5)})
+    write_records(write_run(tmp_path / "s/c", config("cda"), scores(60)), {"a": ("gender", 1.0, 3.0)})
+    write_run(tmp_path / "s/reduced", config("general"), scores(60))
+    study = study_of(*collect([tmp_path]).runs)
+    found = examples(study.choices, lambda _: [Sentences(texts)])
+    assert found is not None
+    assert [(pair["bias"], pair["more"]) for pair in found.pairs] == [
+        ("gender", "A nurse sang. (stereotype)"), ("race", f"{EVIL} (stereotype)"),
+    ]  # fmt: skip
+    assert found.before == {"c0": [1, None], "c2": [1, 0.25]}
+    assert found.after == {"c0": [3, None], "c2": [-0.5, 0.5]}
+    page = write_page(tmp_path / "out", study, lambda _: [Sentences(texts)]).read_text()
+    assert "alert(1)" in page
+    assert page.count("<script") == 3
+    assert examples(study.choices, lambda _: []) is None  # the benchmark's files are not here
+
+
+def test_damaged_records_are_a_fault_and_the_figures_are_shown(tmp_path: Path) -> None:
+    run = two_sources(tmp_path) / "s/t1"
+    (run / "likelihoods.parquet").write_bytes(b"PAR1 and no more")
+    text, faults = shown(tmp_path)
+    assert [fault for fault in faults if "t1/likelihoods.parquet is damaged" in fault]
+    assert "56.0 ± 1.4" in text
 
 
 def test_a_hundred_runs_stay_small(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,8 +19,6 @@ from debias.report.outcome import Outcome, by_adapter, outcome
 from debias.report.tables import Row, rows
 from debias.results import read_likelihoods
 from debias.statistics import Seeds, adjusted_p, over_seeds, roughly_over_seeds
-
-log = logging.getLogger(__name__)
 
 Benchmarks = Callable[[dict[str, Any]], Sequence[Benchmark]]  # a run's config -> the benchmarks it was scored with
 HEADLINES = ("SS", "LMS", "ICAT", "perplexity")
@@ -50,6 +47,7 @@ class Choice:
     p_adjusted: float | None = None  # of `change`, for the number of choices
     best: bool = False
     pareto: bool = False
+    trouble: str = ""  # why its records could not be used, though they are there
 
     @property
     def run(self) -> Run:
@@ -136,20 +134,22 @@ def choices(found: Sequence[Entry], benchmarks_of: Benchmarks) -> list[Choice]:
 
 def _choice(key: str, group: Sequence[Entry], benchmarks_of: Benchmarks) -> Choice:
     run, label = group[0].run, {k: v for k, v in group[0].label.items() if k != "seed"}
-    figures, exact = mean_figures(group), len(group) == 1
+    figures, exact, trouble = mean_figures(group), len(group) == 1, ""
     place = _headline_change(figures, run.bias)
     change = None
     if place is not None:
         delta = figures[place]
         change = _roughly(group, delta) if len(group) > 1 else _alone(delta)
-        try:
-            change, exact = (change, True) if exact else (difference_over_seeds(group, benchmarks_of), True)
-        except UserError as error:  # the rest needs no records
-            log.debug("%s: %s", words(label), error)
+        if not exact and all(entry.run.records for entry in group):
+            try:
+                change, exact = difference_over_seeds(group, benchmarks_of), True
+            except UserError as error:  # made by another version: the rest needs no records
+                trouble = str(error)
         figures[place] = delta._replace(
             value=change.mean, ci_low=change.low, ci_high=change.high, p_value=change.p_value
         )
-    return Choice(key, label, list(group), figures, change, exact, outcome(figures, run.bias, run.bounds))
+    verdict = outcome(figures, run.bias, run.bounds)
+    return Choice(key, label, list(group), figures, change, exact, verdict, trouble=trouble)
 
 
 def _headline_change(figures: Sequence[Figure], bias: str) -> int | None:
@@ -191,21 +191,24 @@ def difference_over_seeds(group: Sequence[Entry], benchmarks_of: Benchmarks) -> 
     """
     found = []
     for entry in group:
-        run = entry.run
-        if not run.has_records:
-            raise UserError(f"{run.folder / 'likelihoods.parquet'}: no records")
-        records = _of_adapter(read_likelihoods(run.folder), entry.label.get("adapter"))
+        run, records = entry.run, records_of_entry(entry)
         mine = records[records["benchmark"] == "stereoset"]
         mine = mine[mine["bias"] == run.bias] if run.bias in set(mine["bias"]) else mine
-        benchmark = scored(benchmarks_of(run.config), mine)[0]
-        by_model = records_of(benchmark, mine)
+        benchmarks = scored(benchmarks_of(run.config), mine)
+        if not benchmarks:
+            raise UserError(f"{run.folder / 'likelihoods.parquet'}: its StereoSet is not the config's; run it again")
+        benchmark, by_model = benchmarks[0], records_of(benchmarks[0], mine)
         comparisons = benchmark.comparisons(by_model["base"], by_model["debiased"])
         found.append(next(c for c in comparisons if c.metric == "SS"))
     return over_seeds([c.delta.value for c in found], [c.samples[2] for c in found])
 
 
-def _of_adapter(records: pd.DataFrame, name: str | None) -> pd.DataFrame:
-    """The records of one of several adapters as if it were the only one."""
+def records_of_entry(entry: Entry) -> pd.DataFrame:
+    """The records of a run, those of one of several adapters as if it were the only one.
+
+    Raises UserError where the run has none.
+    """
+    records, name = read_likelihoods(entry.run.folder), entry.label.get("adapter")
     if not name:
         return records
     mine = records[records["model"].isin(["base", f"debiased:{name}"])]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pyarrow import parquet
 
 from debias.records import Figure, UserError
 from debias.report.outcome import Bounds
-from debias.results import read_figures
+from debias.results import LIKELIHOODS, read_figures
 
 STATES = ("done", "running", "failed")
 Planned = Callable[[Path], int | None]  # a sweep's multirun.yaml -> how many runs it asks for, where that is known
@@ -29,6 +30,7 @@ class Run:
     status: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] | None = None
     losses: list[tuple[int, float]] = field(default_factory=list)  # step and training loss
+    records: bool = False  # whether the scores of single texts are there; a reduced folder has the figures alone
 
     @property
     def name(self) -> str:
@@ -59,11 +61,6 @@ class Run:
             kept.get("max_lms_drop", Bounds().lms_points), kept.get("max_perplexity_ratio", Bounds().perplexity_ratio)
         )
 
-    @property
-    def has_records(self) -> bool:
-        """Whether the scores of single texts are there; a reduced folder has the figures alone."""
-        return (self.folder / "likelihoods.parquet").is_file()
-
 
 @dataclass(frozen=True)
 class Collection:
@@ -93,7 +90,10 @@ def collect(paths: Sequence[Path], planned: Planned = lambda _: None) -> Collect
             if "triplets" in status:
                 generated += 1
             elif status["state"] == "done":
-                runs.append(read_run(folder, status))
+                damage = damaged_records(folder)
+                faults += damage
+                has_records = not damage and (folder / "likelihoods.parquet").is_file()
+                runs.append(replace(read_run(folder, status), records=has_records))
             else:
                 unfinished[status["state"]].append(folder)
         except UserError as error:
@@ -134,6 +134,17 @@ def read_run(folder: Path, status: dict[str, Any]) -> Run:
     cost = _read(folder / "cost.json", json.loads) if (folder / "cost.json").is_file() else None
     losses = _read(folder / "train.csv", _losses) if (folder / "train.csv").is_file() else []
     return Run(folder, config, read_figures(folder), status, cost, losses)
+
+
+def damaged_records(folder: Path) -> list[str]:
+    """What is wrong with likelihoods.parquet, if it is there: a look at its end, where the columns are listed."""
+    path = folder / "likelihoods.parquet"
+    try:
+        names = parquet.read_schema(path).names if path.is_file() else LIKELIHOODS
+    except (OSError, ValueError) as error:
+        return [f"{path} is damaged ({' '.join(str(error).split())}); run this job again with overwrite=true"]
+    lacking = [name for name in LIKELIHOODS if name not in names]
+    return [f"{path} has no column {lacking[0]}; run this job again with overwrite=true"] if lacking else []
 
 
 def _losses(text: str) -> list[tuple[int, float]]:

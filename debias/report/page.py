@@ -10,6 +10,7 @@ from markupsafe import Markup
 from debias import __version__
 from debias.records import UserError
 from debias.report.choices import Benchmarks, Choice
+from debias.report.examples import Examples, examples
 from debias.report.formats import latex, markdown, table_csv, title
 from debias.report.grids import Study, transfer
 from debias.report.pictures import colours, pictures
@@ -36,7 +37,7 @@ def write_page(folder: Path, study: Study, benchmarks_of: Benchmarks) -> Path:
         "report.md": markdown(study, grids),
         "report.tex": latex(study, grids),
     }
-    files["report.html"] = page(study, files)
+    files["report.html"] = page(study, examples(study.choices, benchmarks_of), files)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -46,7 +47,7 @@ def write_page(folder: Path, study: Study, benchmarks_of: Benchmarks) -> Path:
     return folder / "report.html"
 
 
-def page(study: Study, files: dict[str, str]) -> str:
+def page(study: Study, pairs: Examples | None, files: dict[str, str]) -> str:
     """The page, with its other forms inside for those who are sent the page alone."""
     models = dict.fromkeys(str(run.config.get("model", {}).get("path") or "base model") for run in study.runs)
     facts = {
@@ -63,10 +64,13 @@ def page(study: Study, files: dict[str, str]) -> str:
         "provenance": provenance(study),
         "versions": versions(study),
         "version": __version__,
-        "examples": None,
-        "data": {"choices": [{"key": c.key, "name": c.name, "values": values(study, c)} for c in study.choices]},
-        "css": Markup((TEMPLATES / "runs.css").read_text(encoding="utf-8")),  # noqa: S704 (ours)
-        "js": Markup((TEMPLATES / "runs.js").read_text(encoding="utf-8")),  # noqa: S704
+        "examples": pairs,
+        "data": {
+            "choices": [{"key": c.key, "name": c.name, "values": values(study, c)} for c in study.choices],
+            "examples": pairs.data() if pairs else None,
+        },
+        "css": _ours("runs.css"),
+        "scripts": [_ours("examples.js"), _ours("runs.js")],  # the second tells the first what is chosen
     }
     return template("runs.html.j2", facts)
 
@@ -87,6 +91,10 @@ def filters(study: Study) -> dict[str, list[str]]:
     if found.get("bias") == found.get("targeted bias"):
         found.pop("targeted bias", None)
     return {key: several for key, several in found.items() if len(several) > 1}
+
+
+def _ours(name: str) -> Markup:
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))  # noqa: S704 (a file of the program)
 
 
 def _inside(text: str, kind: str) -> str:

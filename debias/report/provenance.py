@@ -50,8 +50,8 @@ def notes_on(found: Collection, left_out: Sequence[str]) -> list[str]:
         if len(counts) > 1:
             several = ", ".join(f"{name[:12]} ({count})" for name, count in counts.most_common(5))
             notes.append(f"the runs come from {len(counts)} {what}: {several}; their figures may not be comparable")
-    without = sum(not run.has_records for run in found.runs)
+    without = sum(not run.records for run in found.runs)
     if without:
         notes.append(f"{without} of {len(found.runs)} runs have no records (likelihoods.parquet): their examples are "
                      "not shown, and intervals over seeds are put together from those of the runs (≈)")  # fmt: skip
-    return [*notes, *left_out, *(f"left out: {fault}" for fault in found.faults)]
+    return [*notes, *left_out, *(f"damaged: {fault}" for fault in found.faults)]

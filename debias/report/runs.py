@@ -49,7 +49,9 @@ def report(
     if not found.runs:
         raise UserError(_nothing(found, paths))
     kept, left_out = entries(found.runs)
-    study = Study(choices(kept, benchmarks_of), notes_on(found, left_out))
+    made = choices(kept, benchmarks_of)
+    troubles = [f"{choice.name}: its records are not used: {choice.trouble}" for choice in made if choice.trouble]
+    study = Study(made, notes_on(found, [*left_out, *troubles]))
     if len(kept) <= FEW:
         console.print(_runs(kept))
         console.print(
@@ -62,11 +64,11 @@ def report(
                       "from the runs' own intervals), p adjusted for the number of rows", style="dim")  # fmt: skip
     for note in study.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
-    if recompute:
-        console.print(f"\n{recomputed(found.runs, benchmarks_of)}", highlight=False, soft_wrap=True)
     if folder := out or _folder(paths):
         page = write_page(folder, study, benchmarks_of)
         console.print(f"report: {page}", highlight=False, soft_wrap=True, markup=False)
+    if recompute:
+        console.print(f"\n{recomputed(found.runs, benchmarks_of)}", highlight=False, soft_wrap=True)
     return found.faults
 
 
