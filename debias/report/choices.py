@@ -97,8 +97,8 @@ def entries(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
     """
     found, notes = [], []
     for run, label in zip(runs, differences([run.config for run in runs]), strict=True):
-        adapters = by_adapter(run.figures)
-        found += [Entry(run, f, {**label, **({"adapter": name} if name else {})}) for name, f in adapters.items()]
+        for name, figures in by_adapter(run.figures).items():
+            found.append(Entry(run, figures, _of_one(label, run, name) if name else label))
     order = {(id(entry.run), entry.label.get("adapter")): i for i, entry in enumerate(found)}
     result: list[Entry] = []
     for group in _grouped(found).values():
@@ -112,6 +112,12 @@ def entries(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
             where = {"run": next(iter(of_kind.values())).run.name} if len(kinds) > 1 else {}
             result += [Entry(e.run, e.figures, {**where, **e.label}) for e in of_kind.values()]
     return sorted(result, key=lambda e: order[id(e.run), e.label.get("adapter")]), notes
+
+
+def _of_one(label: Label, run: Run, adapter: str) -> Label:
+    """The label of one of several adapters: its name in place of the list of all of them."""
+    paths = str(run.config.get("adapter", {}).get("path"))
+    return {**{key: value for key, value in label.items() if value != paths}, "adapter": adapter}
 
 
 def _grouped(found: Sequence[Entry]) -> dict[str, list[Entry]]:

@@ -52,7 +52,11 @@ class Study:
     @property
     def keys(self) -> list[str]:
         """What the choices differ in; `run` where there is nothing."""
-        return list(dict.fromkeys(key for choice in self.choices for key in choice.label)) or ["run"]
+        found: dict[str, set[str]] = {}
+        for choice in self.choices:
+            for key, value in choice.label.items():
+                found.setdefault(key, set()).add(value)
+        return [key for key, values in found.items() if values != {"None"}] or ["run"]
 
     @property
     def runs(self) -> list[Run]:
@@ -61,7 +65,11 @@ class Study:
 
     def label(self, choice: Choice) -> list[str]:
         """The choice's value of each of `keys`."""
-        return [choice.label.get(key, "") for key in self.keys] if choice.label else [choice.name, *self.keys[1:]]
+        return (
+            [choice.label.get("run", choice.name)]
+            if self.keys == ["run"]
+            else [choice.label.get(key, "") for key in self.keys]
+        )
 
     def grids(self) -> list[Grid]:
         """All tables that have a line."""
