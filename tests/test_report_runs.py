@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from rich.console import Console
 from run_folders import Sentences, config, figure, scores, write_records, write_run
 
@@ -142,7 +143,7 @@ def test_protocols_are_compared_where_there_are_several() -> None:
 def test_what_is_not_whole_is_counted_and_named(tmp_path: Path) -> None:
     """The good runs are read all the same."""
     two_sources(tmp_path)
-    write_run(tmp_path / "s/going", config(), [], state="running")
+    going = write_run(tmp_path / "s/going", config(), [], state="running")
     write_run(tmp_path / "s/broke", config(), [], state="failed")
     write_run(tmp_path / "s/half", config(seed=3), scores(55), code="b" * 64)
     (tmp_path / "s/half/metrics.jsonl").write_text('{"benchmark": \n')
@@ -150,10 +151,14 @@ def test_what_is_not_whole_is_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set/status.json").write_text('{"state": "done", "triplets": 3}')
     (tmp_path / "s/multirun.yaml").write_text("hydra: {overrides: {task: ['seed=1,2,3', 'data=a,b,c']}, sweeper: {}}")
-    found = collect([tmp_path, tmp_path / "s"], planned)
+    write_run(tmp_path / "s/killed", config(), [], state="running")
+    with FileLock(going / ".lock"):  # as a process that works there
+        found = collect([tmp_path, tmp_path / "s"], planned)
     assert len(found.runs) == 3
-    assert {state: len(folders) for state, folders in found.unfinished.items()} == {"running": 1, "failed": 1}
-    assert (found.missing, found.generated) == (2, 1)  # 9 asked for, 7 begun
+    assert {state: len(folders) for state, folders in found.unfinished.items()} == {
+        "running": 1, "interrupted": 1, "failed": 1,
+    }  # fmt: skip
+    assert (found.missing, found.generated) == (1, 1)  # 9 asked for, 8 begun
     assert len(found.faults) == 2
     assert "half/metrics.jsonl:1: not a figure" in found.faults[0]
     assert "strange/status.json is damaged (no state of done, running, failed)" in found.faults[1]
@@ -225,7 +230,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run below"):
         shown(tmp_path)
     write_run(tmp_path / "s/going", config(), [], state="running")
-    with pytest.raises(UserError, match="1 running"):
+    with pytest.raises(UserError, match="1 interrupted"):
         shown(tmp_path)
     shutil.rmtree(tmp_path / "s")
     write_run(tmp_path / "s/bad", config(), [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from pyarrow import parquet
 
 from debias.records import Figure, UserError
 from debias.report.outcome import Bounds
-from debias.results import LIKELIHOODS, read_figures
+from debias.results import INTERRUPTED, LIKELIHOODS, read_figures, running
 
 STATES = ("done", "running", "failed")
+UNFINISHED = ("running", "interrupted", "failed")
 Planned = Callable[[Path], int | None]  # a sweep's multirun.yaml -> how many runs it asks for, where that is known
 
 
@@ -82,7 +83,7 @@ def collect(paths: Sequence[Path], planned: Planned = lambda _: None) -> Collect
         if not path.is_dir():
             raise UserError(f"{path} is no folder; name a run folder, or one that holds runs")
     runs, faults = [], []
-    unfinished: dict[str, list[Path]] = {state: [] for state in STATES[1:]}
+    unfinished: dict[str, list[Path]] = {state: [] for state in UNFINISHED}
     generated = 0
     for folder in run_folders(paths):
         try:
@@ -95,7 +96,7 @@ def collect(paths: Sequence[Path], planned: Planned = lambda _: None) -> Collect
                 has_records = not damage and (folder / "likelihoods.parquet").is_file()
                 runs.append(replace(read_run(folder, status), records=has_records))
             else:
-                unfinished[status["state"]].append(folder)
+                unfinished[_unfinished(folder, status)].append(folder)
         except UserError as error:
             faults.append(str(error))
     sweeps = sorted({file for path in paths for file in path.rglob("multirun.yaml")})
@@ -110,6 +111,16 @@ def run_folders(paths: Sequence[Path]) -> Iterator[Path]:
             if status.resolve() not in seen:
                 seen.add(status.resolve())
                 yield status.parent
+
+
+def _unfinished(folder: Path, status: Mapping[str, Any]) -> str:
+    """Whether a run is going on, was cut short, or failed."""
+    if status["state"] == "failed":
+        return "interrupted" if status.get("error") == INTERRUPTED else "failed"
+    try:
+        return "running" if running(folder) else "interrupted"
+    except OSError:  # a folder that cannot be written to
+        return "running"
 
 
 def _missing(file: Path, number: int | None) -> int:
