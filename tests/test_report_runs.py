@@ -110,6 +110,7 @@ def test_a_label_cannot_break_a_table() -> None:
     assert "<script" not in text
     assert r"a\textbar{}b\_\$x &" in latex(study, study.grids())
     assert escape("50% & more ★") == r"50\% \& more $\star$"
+    assert escape("[a]") == "{[}a]"  # behind a line's end a bracket would be its option
 
 
 def test_cost_per_icat_point(tmp_path: Path) -> None:

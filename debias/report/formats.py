@@ -16,7 +16,7 @@ TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "±": r"$\pm$", "≈": r"$\approx$", "→": r"$\to$", "★": r"$\star$", "◆": r"$\diamond$",
-    "⚠": r"$\dagger$", "✓": r"$\checkmark$",
+    "[": "{[}", "⚠": r"$\dagger$", "✓": r"$\checkmark$",
 }  # fmt: skip
 
 
