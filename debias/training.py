@@ -217,7 +217,7 @@ def fit(
     except (SystemExit, SIGTERMException) as error:
         raise KeyboardInterrupt from error
     if (best := folder / BEST).is_file():
-        module.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
+        module.load_state_dict(torch.load(best, weights_only=True)["state_dict"], strict=False)  # the adapter alone
         best.unlink()
     checkpoint.unlink(missing_ok=True)
     found = trainer.callback_metrics  # a trainer that ran in other processes knows its steps from here alone
