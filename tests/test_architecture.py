@@ -33,7 +33,7 @@ LEVELS = [
     {"evaluation"},
     {"results"},
     {"report"},
-    {"experiment", "tuning", "dataset"},
+    {"experiment", "tuning", "dataset", "export"},
     {"generated"},
     {"cli"},
     {"__main__"},

@@ -11,6 +11,7 @@ import time
 import venv
 from pathlib import Path
 
+import huggingface_hub
 import pandas as pd
 import peft
 import pytest
@@ -55,6 +56,8 @@ def test_run_folder_is_as_agreed(finished: tuple[Path, str]) -> None:
     assert set(scores["model"]) == {"base", "debiased"}
     card = (folder / "adapter/README.md").read_text()
     assert "## Intended use and limits" in card
+    results = huggingface_hub.ModelCard(card).data.eval_results
+    assert len(results) == sum(f.model == "debiased" and f.value == f.value for f in read_figures(folder))
     assert peft.PeftConfig.from_pretrained(str(folder / "adapter")).task_type == "CAUSAL_LM"
 
 

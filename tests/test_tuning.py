@@ -244,8 +244,9 @@ def test_torchrun_shares_the_training_of_a_run(tiny: Path, tmp_path: Path, small
     """The first process holds the folder and scores; the adapter is that of one process with twice the batch."""
     options = [w for w in small if not w.startswith(("training.batch_size", "training.num_neutral"))]
     debias = ["-m", "debias", "run", *options]
-    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *debias, "name=two", "trainer=ddp",
-           "trainer.accelerator=cpu", "trainer.devices=2", "training.batch_size=2", "training.num_neutral=1"]  # fmt: skip
+    shared = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "training.batch_size=2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    two = [*launcher, *debias, "name=two", *shared, "training.num_neutral=1"]
     one = [sys.executable, *debias, "name=one", "training.batch_size=4", "training.num_neutral=2"]
     for command in (two, one):
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=600)

@@ -23,6 +23,7 @@ debias generate  [overrides]     chat model -> checked triplets in a file
 debias evaluate  [overrides]     score any base model or adapter
 debias report    PATH...         table, page and plots over many runs (--out FOLDER); --recompute proves the figures
 debias doctor    FILE...         what is wrong with this training data (spans, duplicates, leakage, balance)
+debias export    [overrides]     merge an adapter into full weights, or upload it to the model hub
 debias ls        [GROUP]         models, data sources, adapters, benchmarks, protocols: name and one line each
 
 After the verb everything is Hydra:

@@ -113,6 +113,19 @@ def generate_job(cfg: Any) -> int:
     return {"n": 0, "batch": 4}.get(product.harvest.stopped, 3)
 
 
+def export_job(cfg: Any) -> None:
+    """Merge or upload an adapter, or say what would be done."""
+    import warnings
+
+    from debias import export
+
+    _quieten()
+    warnings.simplefilter("ignore")  # other libraries' advice to programmers
+    plan = export.planned(cfg.adapter.path, cfg.merge, cfg.folder, cfg.repo, cfg.private, cfg.overwrite)
+    words = [f"would {step}" for step in export.steps(plan)] if cfg.dry_run else export.carry_out(plan, make(cfg.model))
+    console.print("\n".join(words), highlight=False, soft_wrap=True, markup=False)
+
+
 def doctor_job(cfg: Any) -> int:
     """Examine files of triplets; returns 1 when one of them does not pass."""
     import json
@@ -376,4 +389,5 @@ JOBS: dict[str, Callable[[Any], int | None]] = {
     "generate": generate_job,
     "evaluate": evaluate_job,
     "doctor": doctor_job,
+    "export": export_job,
 }

@@ -111,6 +111,7 @@ def save(model: peft.PeftModel, base: Base, folder: Path) -> None:
         "base_sha256": base.sha256,
         "kind": base.kind,
         "trainable_parameters": trainable_parameters(model),
+        "base_parameters": sum(p.numel() for n, p in base.model.named_parameters() if "default" not in n.split(".")),
         "prediction_head": vars(model.active_peft_config).get("modules_to_save") or [],
     }
     (half / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")

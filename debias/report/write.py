@@ -14,7 +14,7 @@ from debias import __version__
 from debias.data.doctor import of_triplets
 from debias.data.triplets import Checked
 from debias.evaluation import Evaluation
-from debias.report import plots, tables
+from debias.report import card, plots, tables
 from debias.report.outcome import Bounds, Outcome, outcomes
 from debias.results import RunFolder, write_text
 
@@ -87,7 +87,8 @@ def write_reports(
     write_text(folder.path / "report.md", template("report.md.j2", facts))
     write_text(folder.path / "report.html", template("report.html.j2", facts))
     if adapter is not None:
-        write_text(adapter / "README.md", template("card.md.j2", facts))
+        of_card = card.facts(adapter, base_name, report.bias, evaluation.figures)
+        write_text(adapter / "README.md", template("card.md.j2", facts | of_card))
 
 
 def _together(verdicts: Mapping[str, Outcome]) -> Outcome:

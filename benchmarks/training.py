@@ -1,0 +1,155 @@
+"""How fast training is: debias beside transformers.Trainer and beside the paper's batches of one sentence.
+
+    python benchmarks/training.py --sentences 160
+
+The same model, sentences, LoRA adapter, loss (the attribute's tokens), optimiser, number of epochs and threads; each in
+a process of its own. Retention is off, for the others have nothing like it. Ratios mean more than seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from debias.batches import SpanData
+from debias.data.encoding import encode
+from debias.data.triplets import TripletFile
+from debias.likelihood import choose_layout
+from debias.models import adapter as adapters
+from debias.models.base import Base, BaseModel
+from debias.objectives import Attribute
+from debias.records import Encoded, Recipe
+from debias.training import Debiaser, fit, make_trainer
+
+WAYS = {
+    "debias": "debias, batches of 16",
+    "trainer": "transformers.Trainer, batches of 16",
+    "single": "transformers.Trainer, batches of 1 (as published)",
+}
+
+
+def prepared(sentences: int) -> tuple[Base, Any, list[Encoded]]:
+    """Model with a fresh adapter, and the sentences."""
+    pl.seed_everything(1, verbose=False)
+    base = BaseModel("smollm2").load()
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    return base, adapters.attach(base, config), encode(TripletFile("gender").load().triplets[:sentences], base.tokens)
+
+
+def with_debias(sentences: int) -> float:
+    """Seconds of one epoch."""
+    base, model, texts = prepared(sentences)
+    recipe = Recipe(2e-3, 1, 16, "linear", 0.0, 0.0, True, retention=0.0, num_neutral=0)
+    data = SpanData([(Attribute().span(text),) for text in texts], choose_layout(model, base.kind), 16, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        fit(
+            Debiaser(model, Attribute(), recipe, 1),
+            data,
+            partial(make_trainer, accelerator="cpu", logger=False),
+            Path(folder),
+        )
+        return time.perf_counter() - start
+
+
+def with_transformers(sentences: int, batch_size: int) -> float:
+    """Seconds of one epoch."""
+    from transformers import Trainer, TrainingArguments
+
+    _, model, texts = prepared(sentences)
+    rows = [
+        {"input_ids": list(t.ids), "labels": [i if t.start <= k < t.stop else -100 for k, i in enumerate(t.ids)]}
+        for t in texts
+    ]
+
+    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in batch)
+        fills = {"input_ids": 0, "labels": -100}
+        columns = {k: [row[k] + [v] * (width - len(row[k])) for row in batch] for k, v in fills.items()}
+        mask = [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in batch]
+        return {name: torch.tensor(column) for name, column in {**columns, "attention_mask": mask}.items()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, per_device_train_batch_size=batch_size, num_train_epochs=1, learning_rate=2e-3, use_cpu=True,
+            report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)  # type: ignore[arg-type]
+        start = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - start
+
+
+def measure(way: str, sentences: int) -> None:
+    """Print one measurement as JSON."""
+    logging.disable(logging.WARNING)
+    ways = {
+        "debias": with_debias,
+        "trainer": partial(with_transformers, batch_size=16),
+        "single": partial(with_transformers, batch_size=1),
+    }
+    seconds = ways[way](sentences)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({"seconds": seconds, "memory": peak}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sentences", type=int, default=160)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--way", choices=WAYS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.way:
+        measure(options.way, options.sentences)
+        return
+    texts = encode(TripletFile("gender").load().triplets[: options.sentences], BaseModel("smollm2").tokens())
+    tokens = sum(len(text.ids) for text in texts)
+    found = {}
+    for way in WAYS:
+        command = [
+            sys.executable,
+            __file__,
+            "--way",
+            way,
+            "--sentences",
+            str(options.sentences),
+            "--threads",
+            str(options.threads),
+        ]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[way] = json.loads(done.stdout.splitlines()[-1])
+    table = Table(
+        title=f"one epoch of {options.sentences} sentences, {tokens:,} tokens, {options.threads} threads", box=None
+    )
+    for name in ("", "seconds", "tokens/s", "debias is faster by", "peak memory, GB"):
+        table.add_column(name, justify="left" if not name else "right")
+    for way, row in found.items():
+        ratio = row["seconds"] / found["debias"]["seconds"]
+        table.add_row(
+            WAYS[way],
+            f"{row['seconds']:.1f}",
+            f"{tokens / row['seconds']:.0f}",
+            f"{ratio:.1f} x",
+            f"{row['memory']:.2f}",
+        )
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

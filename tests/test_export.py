@@ -1,0 +1,155 @@
+"""The bias card as the model hub reads it, merging into full weights, and uploading without a hub."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from adapter_table import base_of, config_of, logits, trained
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from debias import export
+from debias.cli import main
+from debias.models import adapter as adapters
+from debias.records import Figure, UserError
+from debias.report import card
+
+FIGURES = [
+    Figure("stereoset", "bias_bench", "gender", "SS", "base", 64.1, 60.4, 67.7, 771, 50.0),
+    Figure("stereoset", "bias_bench", "gender", "SS", "debiased", 49.54321, 45.1, 53.9, 771, 50.0),
+    Figure("stereoset", "bias_bench", "gender", "SS", "delta", -14.6, -19.0, -9.9, 771, None, 0.001),
+    Figure("perplexity", "causal", "all", "perplexity", "base", 48.6, 44.0, 53.6, 150, None),
+    Figure("perplexity", "causal", "all", "perplexity", "debiased", 58.4, 53.0, 64.0, 150, None),
+]
+
+
+def test_the_head_of_the_card_is_what_the_hub_reads() -> None:
+    head = card.metadata(FIGURES, "owner/model", "gender", "lora", "causal").to_yaml()
+    read = huggingface_hub.ModelCard(f"---\n{head}\n---\n").data
+    assert (read.base_model, read.library_name, read.pipeline_tag) == ("owner/model", "peft", "text-generation")
+    assert read.tags == ["debiasing", "bias", "lora"]
+    by_name = {(r.dataset_type, r.metric_type): r for r in read.eval_results}
+    assert set(by_name) == {("stereoset", "SS"), ("perplexity", "perplexity")}
+    result = by_name["stereoset", "SS"]
+    assert (result.dataset_name, result.metric_value) == ("StereoSet", 49.5432)
+    assert result.metric_name == "SS, gender (95% interval 45.1 to 53.9, n = 771)"
+    assert result.metric_args == {
+        "bias": "gender", "protocol": "bias_bench", "n": 771, "base": 64.1, "ci_low": 45.1, "ci_high": 53.9,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("base", "known"),
+    [("HuggingFaceTB/SmolLM2-135M-Instruct", True), ("gpt2", True), ("bert-tiny", False), ("/models/mine", False)],
+)
+def test_only_names_of_the_hub_are_linked_as_base(base: str, known: bool) -> None:
+    assert card.on_hub(base) is known
+    assert (card.metadata([], base, "gender", "lora", "causal").base_model is not None) is known
+
+
+def saved(tmp_path: Path, name: str, column: str = "GPT-2") -> tuple[Path, list[torch.Tensor]]:
+    """A trained adapter in a folder, and the logits it gives."""
+    base = base_of(column)
+    model = trained(base, config_of(name), tmp_path)
+    adapters.save(model, base, tmp_path / "adapter")
+    head = card.metadata(FIGURES, base.name, "gender", name, base.kind).to_yaml()
+    (tmp_path / "adapter/README.md").write_text(
+        f"---\n{head}\n---\n# Debiasing adapter for X\n\n```python\nfrom peft import PeftModel\n```\n\nSome text.\n"
+    )
+    return tmp_path / "adapter", logits(model, base.kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("lora", "GPT-2"), ("ia3", "GPT-2"), ("full", "GPT-2"), ("ln_tuning", "BERT"), ("dora", "BERT")],
+)
+def test_merged_weights_answer_as_the_adapter_does(tmp_path: Path, name: str, column: str) -> None:
+    folder, expected = saved(tmp_path, name, column)
+    plan = export.planned(str(folder), merge=True, folder=None, repo=None)
+    export.merge(plan, base_of(column))
+    auto = AutoModelForCausalLM if column == "GPT-2" else AutoModelForMaskedLM
+    alone = auto.from_pretrained(tmp_path / "adapter-merged").eval()
+    assert not hasattr(alone, "peft_config")
+    for a, b in zip(expected, logits(alone, base_of(column).kind), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    merged_card = huggingface_hub.ModelCard.load(tmp_path / "adapter-merged/README.md")
+    assert merged_card.data.library_name == "transformers"
+    assert "PeftModel" not in merged_card.text
+    with pytest.raises(UserError, match=r"exists already; choose another folder=\.\.\., or set overwrite=true"):
+        export.planned(str(folder), merge=True, folder=None, repo=None)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("bottleneck", "is not linear"), ("prompt", "is no change of weights")])
+def test_what_cannot_be_merged_is_told_in_one_line(tmp_path: Path, name: str, reason: str) -> None:
+    folder, _ = saved(tmp_path, name)
+    plan = export.planned(str(folder), merge=True, folder=None, repo=None)
+    with pytest.raises(UserError, match=f"cannot be merged .*{reason}.*; leave merge=true out"):
+        export.merge(plan, base_of("GPT-2"))
+    assert not list(tmp_path.glob("*merged*"))
+
+
+class Hub:
+    """Writes down what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def create_repo(self, repo_id: str, **options: Any) -> None:
+        self.asked.append((repo_id, options))
+
+    def upload_folder(self, **options: Any) -> None:
+        self.asked.append((options.pop("repo_id"), options))
+
+
+def test_uploading_asks_the_hub_for_a_repo_and_sends_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = saved(tmp_path, "lora")
+    hub = Hub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    plan = export.planned(str(folder), merge=False, folder=None, repo="me/mine")
+    assert export.carry_out(plan, None) == ["uploaded: https://huggingface.co/me/mine"]  # type: ignore[arg-type]
+    assert hub.asked[0] == ("me/mine", {"private": True, "exist_ok": True})
+    assert hub.asked[1][1]["folder_path"] == folder
+
+
+def test_the_hub_says_no(tmp_path: Path) -> None:
+    """These tests run offline."""
+    with pytest.raises(UserError, match=r"the model hub did not take me/mine .*set HF_TOKEN"):
+        export.upload(tmp_path, "me/mine", private=True)
+
+
+def test_dry_run_says_what_would_be_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = saved(tmp_path, "lora")
+    monkeypatch.chdir(tmp_path)
+    words = [f"adapter.path={folder}", "repo=me/mine", "private=false", "dry_run=true"]
+    monkeypatch.setattr(sys, "argv", ["debias", "export", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "would create the public model repo me/mine unless it exists"
+    assert shown[1].startswith(f"would upload {folder} (README.md, adapter_config.json, adapter_model.safetensors, deb")
+    assert json.loads((folder / adapters.PROVENANCE).read_text())["base_parameters"] == sum(
+        p.numel() for p in base_of("GPT-2").model.parameters()
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"merge": False, "repo": None}, "say what to do with the adapter"),
+        ({"merge": False, "repo": "a/b/c"}, "write OWNER/NAME"),
+    ],
+)
+def test_bad_plans(tmp_path: Path, words: dict[str, Any], message: str) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=message):
+        export.planned(str(tmp_path), folder=None, **words)
