@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from debias.benchmarks import Benchmark
 from debias.data.encoding import encode
 from debias.evaluation import Evaluation, Scorer, evaluate, finished, scores_of
 from debias.models import adapter as adapters
+from debias.models import composition
 from debias.models.base import Base, BaseModel
 from debias.objectives import Attribute
 from debias.progress import bar
@@ -156,22 +158,36 @@ def evaluate_only(
     scoring: Scoring,
     benchmarks: Sequence[Benchmark],
     report: RunReport,
+    combine: str | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Evaluation:
-    """Score a base model, and the same with each of the adapters: the base is loaded and scored once."""
+    """Score a base model, and the same with each of the adapters: the base is loaded and scored once.
+
+    Args:
+        combine: `stack` or `average`: the adapters are one model.
+        weights: of the average.
+    """
     cost = Cost(folder.path)
     for benchmark in benchmarks:
         benchmark.fingerprint()
-    names = adapter_names(adapter_paths)
     for folder_path in adapter_paths:
         adapters.located(folder_path)  # the last one's absence shall not wait for the scores of the first
+    adapted_by: dict[str, Callable[[Base], Any]] = {
+        name: partial(adapters.load, folder=path) for name, path in adapter_names(adapter_paths).items()
+    }
+    if combine:
+        composition.check(adapter_paths, combine, weights)
+        adapted_by = {
+            "debiased": partial(composition.combined, folders=adapter_paths, combine=combine, weights=weights)
+        }
     with cost.stage("load"):
         base = model.load()
         base.model.to(_device())
     frames: list[pd.DataFrame] = []
     notes: dict[str, None] = {}
     with cost.stage("evaluate") as spent:
-        for name, path in names.items() or {"base": None}.items():
-            adapted = adapters.load(base, path) if path else None
+        for name, adapt in adapted_by.items() or {"base": lambda _: None}.items():
+            adapted = adapt(base)
             scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir(), name)
             models = scorer.models()[1:] if frames else scorer.models()
             frames += [scores_of(scorer, benchmarks, m) for m in models]

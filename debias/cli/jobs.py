@@ -59,6 +59,8 @@ def evaluate_job(cfg: Any) -> None:
             scoring=scoring,
             benchmarks=benchmarks,
             report=_report(cfg),
+            combine=cfg.adapter.combine,
+            weights=None if cfg.adapter.weights is None else list(cfg.adapter.weights),
         )
 
     _job(cfg, benchmarks, work)

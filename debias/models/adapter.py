@@ -129,13 +129,7 @@ def located(path: str | Path) -> Path:
 def load(base: Base, folder: str | Path) -> peft.PeftModel:
     """Put a saved adapter on the base. Raises UserError when it is none, or was trained on another base."""
     folder = located(folder)
-    provenance = folder / PROVENANCE
-    known = json.loads(provenance.read_text()) if provenance.is_file() else {"base_sha256": base.sha256}
-    if known["base_sha256"] != base.sha256:
-        raise UserError(
-            f"adapter {folder} was trained on {known['base_model']!r} (weights {known['base_sha256'][:12]}...), "
-            f"not on {base.name!r} ({base.sha256[:12]}...); choose its base with model="
-        )
+    check_base(base, folder)
     try:
         return _switchable(peft.PeftModel.from_pretrained(base.model, str(folder))).eval()
     except (RuntimeError, ValueError, OSError) as error:
@@ -143,6 +137,17 @@ def load(base: Base, folder: str | Path) -> peft.PeftModel:
         raise UserError(
             f"adapter {folder} does not fit {base.name!r} ({reason}); choose its base with model="
         ) from error
+
+
+def check_base(base: Base, folder: Path) -> None:
+    """Raise UserError when an adapter was trained on another base."""
+    provenance = folder / PROVENANCE
+    known = json.loads(provenance.read_text()) if provenance.is_file() else {"base_sha256": base.sha256}
+    if known["base_sha256"] != base.sha256:
+        raise UserError(
+            f"adapter {folder} was trained on {known['base_model']!r} (weights {known['base_sha256'][:12]}...), "
+            f"not on {base.name!r} ({base.sha256[:12]}...); choose its base with model="
+        )
 
 
 @contextmanager
