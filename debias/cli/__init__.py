@@ -16,11 +16,12 @@ from debias.cli import jobs, sweep
 from debias.cli.config import any_model, config_dir, explain, nearest
 from debias.records import UserError
 
-VERBS = (*jobs.JOBS, "report", "ls")
+VERBS = (*jobs.JOBS, "sweep", "report", "ls")
 USAGE = """\
 debias run       [overrides]     data -> adapter -> evaluation of base and debiased model -> report (the default verb)
 debias generate  [overrides]     chat model -> checked triplets in a file
 debias evaluate  [overrides]     score any base model or adapter
+debias sweep     [NAME] [overrides]  many runs that answer a question, resumable; --dry-run tells their number and time
 debias report    PATH...         table, page and plots over many runs (--out FOLDER); --recompute proves the figures
 debias doctor    FILE...         what is wrong with this training data (spans, duplicates, leakage, balance)
 debias export    [overrides]     merge an adapter into full weights, or upload it to the model hub
@@ -64,6 +65,8 @@ def _dispatch(words: list[str]) -> int:
         return _hydra(verb, words)
     elif verb == "report":
         return _report(words)
+    elif verb == "sweep":
+        return _sweep(words)
     elif verb == "ls":
         _list(words)
     else:
@@ -114,6 +117,32 @@ def _hydra(verb: str, overrides: list[str]) -> int:
     return max(statuses, default=0)
 
 
+def _sweep(words: list[str]) -> int:
+    """Run a question of `sweeps/`, or list what there is; returns 0 when every run is done."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from debias.cli import sweepfiles
+
+    if not words or words[0].startswith("-"):
+        sweepfiles.listing(jobs.console)
+        return 0
+    path = sweepfiles.find(words[0])
+    sweepfiles.check(path)
+    told = sweepfiles.words_for(any_model([word for word in words[1:] if word != "--dry-run"]))
+    start = partial(_start, path.stem, path.parent, told)
+    try:
+        if sweep.looks(told):
+            return max(start(), default=0)
+        planned = sweep.plan(path.stem, path.parent, told)
+        if "--dry-run" in words:
+            sweepfiles.preview(path, planned, jobs.console)
+            return 0
+        return sweep.follow(planned, f"debias sweep {words[0]}", jobs.console, start)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, "run")) from error
+
+
 def _start(config: str, folder: Path, words: Sequence[str]) -> list[int]:
     """Give the words to Hydra; returns the exit status of each job that ended well in this process.
 
@@ -150,6 +179,10 @@ def _complete(words: list[str]) -> None:
     verb = line[1] if len(line) > 2 else "run"
     if len(line) == 2:
         print("\n".join(name for name in VERBS if name.startswith(line[1])))
+    elif verb == "sweep" and " " not in line[2]:
+        from debias.cli.sweepfiles import names
+
+        print("\n".join(name for name in names() if name.startswith(line[2])))
     elif verb in jobs.JOBS:
         os.environ["COMP_LINE"] = f"{line[0]} {line[2]}"
         _hydra(verb, words)

@@ -56,9 +56,18 @@ def job_name(overrides: Sequence[str], verb: str = "run") -> str:
     return name
 
 
+# Launchers that come with an extra of this package, and the extra's name.
+LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
+
+
 def explain(error: Exception, verb: str) -> str:
     """One line for an error of Hydra's, with the nearest known name."""
     text = str(error)
+    if launcher := re.search(r"Could not (?:find|load) 'hydra/launcher/([^']+)'", text):
+        if extra := LAUNCHERS.get(launcher[1]):
+            return f"hydra/launcher={launcher[1]} needs a package that is not installed: {install(extra)}"
+        known = ["basic", *LAUNCHERS]
+        return f"there is no hydra/launcher={launcher[1]}{nearest(launcher[1], known)}; choose of: {', '.join(known)}"
     if group := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
         choices = sorted(options(group[1]))
         if choices:
@@ -73,8 +82,13 @@ def explain(error: Exception, verb: str) -> str:
     return text.split("\nSee https")[0]
 
 
-def keys(verb: str) -> list[str]:
-    """All keys that can be overridden, in dotted form, and the groups."""
+def install(extra: str) -> str:
+    """The command that installs an extra of this package."""
+    return f"python -m pip install 'debias[{extra}]'"
+
+
+def keys(verb: str, chosen: Sequence[str] = ()) -> list[str]:
+    """All keys that can be overridden, in dotted form, and the groups; with other choices than the defaults'."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import DictConfig
@@ -88,7 +102,10 @@ def keys(verb: str) -> list[str]:
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return [*walk(compose(verb), ""), *(path.name for path in config_dir().iterdir() if path.is_dir())]
+        return [
+            *walk(compose(verb, list(chosen)), ""),
+            *(path.name for path in config_dir().iterdir() if path.is_dir()),
+        ]
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -23,10 +23,14 @@ def flagged(words: Sequence[str], *flags: str) -> bool:
     return any(word.partition("=")[0] in flags for word in words)
 
 
+def looks(words: Sequence[str]) -> bool:
+    """Whether the words only ask to see something: the config, help, what may follow."""
+    return flagged(words, "-c", "--cfg", "-h", "--help", "--hydra-help", "-i", "--info", "-sc", "--shell-completion")
+
+
 def is_multirun(words: Sequence[str]) -> bool:
-    """Whether the words start several jobs, not one job or a look at the config."""
-    asks = flagged(words, "-c", "--cfg", "-h", "--help", "--hydra-help", "-i", "--info", "-sc", "--shell-completion")
-    return not asks and (flagged(words, "-m", "--multirun") or "hydra.mode=MULTIRUN" in words)
+    """Whether the words start several jobs."""
+    return not looks(words) and (flagged(words, "-m", "--multirun") or "hydra.mode=MULTIRUN" in words)
 
 
 def plan(config: str, folder: Path, words: Sequence[str]) -> dict[Path, str]:

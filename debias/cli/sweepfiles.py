@@ -1,0 +1,147 @@
+"""`debias sweep NAME`: a question in `sweeps/`, which is a primary config with its grid, and what it will cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from debias.cli.config import config_dir, explain, keys, nearest
+from debias.cli.sweep import looks, plan
+from debias.records import UserError
+
+COST = re.compile(r"^# Cost: .*?([\d.]+) (s|min|h) a run", re.MULTILINE)
+SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def sweeps_dir() -> Path:
+    """The questions: inside the installed package, or at the top of a checkout."""
+    return config_dir().parent / "sweeps"
+
+
+def find(name: str) -> Path:
+    """The file of a question, or any file in the same form. Raises UserError where there is none."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise UserError(f"{name}: there is no such sweep file")
+        return path
+    known = names()
+    if name not in known:
+        raise UserError(f"there is no sweep {name!r}{nearest(name, known)}; choose one of: {', '.join(known)}")
+    return sweeps_dir() / f"{name}.yaml"
+
+
+def names() -> list[str]:
+    """Names of the questions."""
+    return [path.stem for path in _files()]
+
+
+def _files() -> list[Path]:
+    return sorted(sweeps_dir().glob("*.yaml"))
+
+
+def words_for(overrides: Sequence[str]) -> list[str]:
+    """What Hydra is told beside the file: where the choices are that it names, and to run more than one job."""
+    return [*([] if looks(overrides) else ["--multirun"]), f"hydra.searchpath=[file://{config_dir()}]", *overrides]
+
+
+def check(path: Path) -> None:
+    """Refuse keys that a run does not have: Hydra takes whatever a primary config says. Raises UserError."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a sweep file; see `debias sweep` for some that are")
+    params = ((content.get("hydra") or {}).get("sweeper") or {}).get("params")
+    if not isinstance(params, dict):
+        raise UserError(f"{path}: no grid; write it under hydra.sweeper.params, as in seed: 1,2,3")
+    own = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
+    known = _known(path, content)
+    for key in [*_leaves(own), *params]:
+        bare = str(key).lstrip("+~").partition("@")[0]
+        if bare not in known and not str(key).startswith(("+", "hydra.", "hydra/")):
+            raise UserError(f"{path}: unknown key {bare!r}{nearest(bare, known)}; see `debias run --cfg job`")
+
+
+def _known(path: Path, content: Mapping[str, Any]) -> list[str]:
+    """Keys of a run with the choices that the file makes in its defaults list."""
+    from hydra.errors import HydraException
+
+    chosen = []
+    for entry in content.get("defaults") or []:
+        for group, choice in entry.items() if isinstance(entry, dict) else ():
+            value = f"[{','.join(choice)}]" if isinstance(choice, list) else choice
+            chosen.append(f"{group.removeprefix('override').strip().lstrip('/')}={value}")
+    try:
+        return keys("run", chosen)
+    except HydraException as error:
+        raise UserError(f"{path}: {explain(error, 'run')}") from error
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def question(path: Path) -> str:
+    """The first comment line of a sweep file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((line[2:] for line in lines if line.startswith("# ")), "")
+
+
+def seconds_a_run(path: Path, jobs: Sequence[Path]) -> tuple[float | None, str]:
+    """Seconds that one more run will take, and how that is known: from finished runs, else from the file."""
+    from debias.report.sweep import seconds_of
+
+    done = [seconds for folder in jobs if (seconds := seconds_of(folder)) and (folder / "metrics.jsonl").is_file()]
+    if done:
+        return sum(done) / len(done), f"the mean of {len(done)} finished"
+    found = COST.search(path.read_text(encoding="utf-8"))
+    return (float(found[1]) * SECONDS[found[2]], "says the file") if found else (None, "unknown")
+
+
+def preview(path: Path, jobs: Mapping[Path, str], console: Console) -> None:
+    """Print the jobs of a sweep and how long they will take; start nothing."""
+    from debias.report.sweep import duration
+
+    seconds, source = seconds_a_run(path, list(jobs))
+    finished = {folder for folder in jobs if _finished(folder)}
+    for folder, name in jobs.items():
+        console.print(Text(name + ("  (done)" if folder in finished else "")))
+    left = len(jobs) - len(finished)
+    time = (
+        f"about {duration(seconds * left)} in turn ({duration(seconds)} a run, {source})" if seconds else "time unknown"
+    )
+    console.print(Text(f"\n{len(jobs)} runs, {left} to do, {time}", style="bold"))
+
+
+def _finished(folder: Path) -> bool:
+    from debias.results import read_status
+
+    return read_status(folder).get("state") == "done"
+
+
+def listing(console: Console) -> None:
+    """Print every question with its number of runs and how long they take in turn."""
+    from debias.report.sweep import duration
+
+    table = Table(box=None, pad_edge=False)
+    for title, justify in (("sweep", "left"), ("runs", "right"), ("time", "right"), ("question", "left")):
+        table.add_column(title, justify="right" if justify == "right" else "left")
+    for path in _files():
+        jobs = plan(path.stem, path.parent, words_for([]))
+        seconds, _ = seconds_a_run(path, list(jobs))
+        time = duration(seconds * len(jobs)) if seconds else ""
+        table.add_row(path.stem, str(len(jobs)), time, Text(question(path)))
+    console.print(table)

@@ -1,0 +1,131 @@
+"""The questions in sweeps/: each composes and says what it asks and costs; mistakes are told in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from debias.cli import launch, sweepfiles  # noqa: F401 (launch: the resolver)
+from debias.cli.sweep import plan
+
+Run = Callable[..., tuple[int, str, str]]
+FILES = sorted(sweepfiles.sweeps_dir().glob("*.yaml"))
+GOOD = """\
+# Does one seed differ from the next?
+# Cost: 2 min a run
+defaults: [run, _self_]
+name: mine
+hydra: {mode: MULTIRUN, sweeper: {params: {seed: "1,2"}}}
+"""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_question_says_what_it_asks_costs_and_expects(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert sweepfiles.question(path)
+    assert sweepfiles.COST.search(text)
+    assert "\n# Expected: " in text
+    assert f"\nname: {path.stem}\n" in text  # results in outputs/NAME/
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_question_composes_with_each_of_its_choices(path: Path) -> None:
+    sweepfiles.check(path)
+    words = sweepfiles.words_for([])
+    assert len(plan(path.stem, path.parent, words)) >= 2
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(path.parent), version_base="1.3"):
+        for key, values in params.items():
+            for value in str(values).split(",") if "(" not in str(values) else ():
+                cfg = compose(path.stem, [words[1], f"{key}={value}"])
+                assert cfg.name == path.stem
+
+
+def test_grids_are_those_of_the_issue() -> None:
+    def jobs(name: str) -> int:
+        path = sweepfiles.find(name)
+        return len(plan(path.stem, path.parent, sweepfiles.words_for([])))
+
+    assert jobs("data_sources") == 8 * 2 * 3  # sources x biases x seeds
+    assert jobs("data_size") == 2 * 6 * 3
+    assert jobs("seeds") == 10
+
+
+def test_the_listing_and_the_dry_run_start_nothing(debias: Run, tmp_path: Path) -> None:
+    shown = debias("sweep")[1]
+    assert all(path.stem in shown for path in FILES)
+    (tmp_path / "mine.yaml").write_text(GOOD)
+    status, shown, _ = debias("sweep", "mine.yaml", "--dry-run")
+    assert status == 0
+    assert shown.splitlines() == [
+        "seed=1",
+        "seed=2",
+        "",
+        "2 runs, 2 to do, about 4 min in turn (2 min a run, says the file)",
+    ]
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_estimate_is_taken_from_finished_runs(debias: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(GOOD)
+    done = tmp_path / "outputs/mine/seed-1"
+    done.mkdir(parents=True)
+    (done / "status.json").write_text('{"state": "done"}')
+    (done / "cost.json").write_text('{"seconds": 30.0}')
+    (done / "metrics.jsonl").touch()
+    shown = debias("sweep", "mine.yaml", "--dry-run")[1]
+    assert "seed=1  (done)" in shown
+    assert "2 runs, 1 to do, about 30 s in turn (30 s a run, the mean of 1 finished)" in shown
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: mine", "training: {lrr: 1}", "mine.yaml: unknown key 'training.lrr' (did you mean 'training.lr'?)"),
+        ('seed: "1,2"', "data.bais: gender", "mine.yaml: unknown key 'data.bais' (did you mean 'data.bias'?)"),
+        ("params", "parms", "mine.yaml: no grid; write it under hydra.sweeper.params, as in seed: 1,2,3"),
+        ("[run, _self_]", "[run, {override data: targetd}, _self_]", "there is no data=targetd"),
+        ("mode:", "mdoe:", "mdoe"),
+    ],
+)
+def test_mistakes_in_a_file(debias: Run, tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    (tmp_path / "mine.yaml").write_text(GOOD.replace(old, new))
+    status, _, error = debias("sweep", "mine.yaml")
+    assert status == 1
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["smok"], "there is no sweep 'smok' (did you mean 'smoke'?)"),
+        (["none.yaml"], "none.yaml: there is no such sweep file"),
+        (["smoke", "modle=x"], "unknown key 'modle' (did you mean 'model'?)"),
+        (["smoke", "hydra/launcher=joblb"], "there is no hydra/launcher=joblb (did you mean 'joblib'?)"),
+    ],
+)
+def test_mistakes_in_words(debias: Run, tmp_path: Path, words: list[str], message: str) -> None:
+    status, _, error = debias("sweep", *words)
+    assert status == 1
+    assert message in error
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_sweep_file_runs(debias: Run, tmp_path: Path, small: list[str]) -> None:
+    (tmp_path / "mine.yaml").write_text(GOOD)
+    few = [w for w in small if "stereoset" not in w and "perplexity" not in w]
+    status, shown, _ = debias("sweep", "mine.yaml", *few, "eval=[crows_pairs]", "training.epochs=1")
+    assert status == 0
+    assert "2 jobs: 2 done" in shown
+    states = [json.loads(p.read_text())["state"] for p in (tmp_path / "outputs/mine").rglob("status.json")]
+    assert states == ["done", "done"]
