@@ -182,11 +182,13 @@ def fit(
     make_trainer: Callable[..., pl.Trainer],
     folder: Path,
     keep: Callable[[], Path] | None = None,
+    logger: Any = False,
 ) -> Spent:
     """Train to the end, the recipe's epochs or `module.steps`, from the folder's checkpoint if there is one.
 
     Args:
         keep: saves the adapter of a run that diverged, as it was before, and returns where.
+        logger: of Lightning, which is told the loss and the learning rate beside train.csv.
 
     Raises KeyboardInterrupt on Ctrl-C and SIGTERM (Lightning would leave with exit status 1).
     """
@@ -208,6 +210,7 @@ def fit(
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
         log_every_n_steps=1,
+        logger=logger,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         **({"val_check_interval": watch.every, "check_val_every_n_epoch": None} if watch else {}),

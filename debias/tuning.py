@@ -41,6 +41,7 @@ class Tuning(NamedTuple):
     recipe: Recipe
     make_trainer: Callable[..., pl.Trainer]
     seed: int
+    logger: Any = False  # Lightning's, or none
 
 
 def train(
@@ -75,7 +76,7 @@ def train(
         adapters.save(adapted, base, place)
         return place
 
-    spent = training.fit(module, batches, tuning.make_trainer, folder, keep)
+    spent = training.fit(module, batches, tuning.make_trainer, folder, keep, tuning.logger)
     if launched_rank() == 0:
         unchecked = folder / "adapter.unchecked"
         adapters.save(adapted, base, unchecked)

@@ -34,7 +34,7 @@ LEVELS = [
     {"results"},
     {"report"},
     {"experiment", "tuning", "dataset", "export"},
-    {"generated"},
+    {"generated", "tracking"},
     {"cli"},
     {"__main__"},
 ]

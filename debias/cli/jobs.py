@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
@@ -27,20 +28,21 @@ def run_job(cfg: Any) -> None:
     data = make(cfg.data)
     benchmarks = _benchmarks(cfg)
 
-    def tuning() -> Any:
+    def tuning(logger: Any) -> Any:
         from debias.tuning import Tuning
 
-        return Tuning(data, _adapter(cfg.adapter), make(cfg.objective), recipe, make(cfg.trainer), cfg.seed)
+        adapter, objective = _adapter(cfg.adapter), make(cfg.objective)
+        return Tuning(data, adapter, objective, recipe, make(cfg.trainer), cfg.seed, logger)
 
-    def work(folder: Any) -> Any:
+    def work(folder: Any, logger: Any) -> Any:
         from debias import experiment
 
-        return experiment.run(folder, tuning(), make(cfg.model), scoring, benchmarks, _report(cfg))
+        return experiment.run(folder, tuning(logger), make(cfg.model), scoring, benchmarks, _report(cfg))
 
     def assist(folder: Any) -> None:
         from debias import experiment
 
-        experiment.assist(folder, tuning(), make(cfg.model))
+        experiment.assist(folder, tuning(False), make(cfg.model))
 
     _job(cfg, [data, *benchmarks], work, assist)
 
@@ -49,7 +51,7 @@ def evaluate_job(cfg: Any) -> None:
     scoring = checked(Scoring, cfg, "scoring")
     benchmarks = _benchmarks(cfg)
 
-    def work(folder: Any) -> Any:
+    def work(folder: Any, _: Any) -> Any:
         from debias import experiment
 
         return experiment.evaluate_only(
@@ -267,7 +269,7 @@ def _report(cfg: Any) -> Any:
 
 
 def _job(
-    cfg: Any, inputs: Sequence[Any], work: Callable[[Any], Any], assist: Callable[[Any], None] | None = None
+    cfg: Any, inputs: Sequence[Any], work: Callable[[Any, Any], Any], assist: Callable[[Any], None] | None = None
 ) -> None:
     """Claim the run folder, do the work, and leave a status, a log and a table behind, whatever happens.
 
@@ -307,7 +309,7 @@ def _job(
         console.print(f"report: {_shown(folder.path / 'report.html')}", highlight=False, soft_wrap=True)
 
 
-def _work(cfg: Any, folder: Any, work: Callable[[Any], Any]) -> None:
+def _work(cfg: Any, folder: Any, work: Callable[[Any, Any], Any]) -> None:
     folder.start()
     with _logging(folder.path / "run.log"):
         try:
@@ -316,13 +318,45 @@ def _work(cfg: Any, folder: Any, work: Callable[[Any], Any]) -> None:
             _quieten()
             if cfg.threads:
                 experiment.set_threads(cfg.threads)
-            work(folder)
+            with _tracking(cfg, folder) as (logger, scored):
+                scored(work(folder, logger))
             folder.finish(experiment.hardware())
         except BaseException as error:
             log.debug("failed: %s", error, exc_info=True)
             folder.fail(error)
             raise
         experiment.release_memory()
+
+
+@contextmanager
+def _tracking(cfg: Any, folder: Any) -> Iterator[tuple[Any, Callable[[Any], None]]]:
+    """Tell the tracker that `logger` names; yields Lightning's logger and what takes the evaluation.
+
+    What goes wrong while figures are told is logged and stops no run: they are all in its folder.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from debias.tracking import Tracked, Tracker
+
+    tracker = make(cfg.logger) if cfg.get("logger") else Tracker()
+    chosen = {k: v for k, v in HydraConfig.get().runtime.choices.items() if v and "/" not in k and "@" not in k}
+    choices = [f"{k}={v if isinstance(v, str) else ','.join(v)}" for k, v in chosen.items()]
+    config = yaml.safe_load(without_passwords(OmegaConf.to_yaml(cfg)))
+    run = Tracked(folder.path, config, folder.identity, choices, cfg.data.bias)
+
+    def scored(evaluation: Any) -> None:
+        try:
+            tracker.scored(run, evaluation)
+        except Exception as error:
+            log.warning("the tracker was not told everything: %s: %s", type(error).__name__, error, exc_info=True)
+
+    failed = True
+    try:
+        yield tracker.start(run), scored
+        failed = False
+    finally:
+        tracker.end(failed)
 
 
 def _show(cfg: Any, figures: Sequence[Any]) -> None:
