@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 
 from debias import likelihood
 from debias.benchmarks import Benchmark
@@ -158,13 +159,19 @@ class Scorer:
         if self.cache is None:
             return compute()
         path = self.cache / "scores" / f"{self._key(content)}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Jobs that start together all want the base's scores: one computes them, the others wait for it.
+        with FileLock(path.with_suffix(".lock")) if self.active == "base" else nullcontext():
+            return self._load_or_keep(path, compute)
+
+    def _load_or_keep(self, path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
         if path.is_file():
             try:
                 return np.load(path, allow_pickle=False)
             except (OSError, ValueError, EOFError):
                 log.warning("%s is damaged and will be computed again", path)
+        log.debug("scoring afresh: %s %s", self.active, path.stem[:12])
         result = compute()
-        path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(f".{np.random.randint(1 << 30)}.tmp")
         with half.open("wb") as file:
             np.save(file, result)

@@ -126,6 +126,7 @@ class WeightsAndBiases(Tracker):
             "reinit": "finish_previous",
         }
         quiet = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True, init_timeout=30)
+        before = set(place.glob(f"wandb/run-*-{run.id}"))
         try:
             resume = "allow" if mode == "online" else None
             self.run = wandb.init(**options, mode=mode, resume=resume, settings=quiet)  # type: ignore[arg-type]
@@ -133,6 +134,9 @@ class WeightsAndBiases(Tracker):
             log.warning(
                 "Weights & Biases cannot be reached (%s): recording offline", " ".join(str(error).split())[:200]
             )
+            wandb.teardown()  # its service still holds the run that did not begin
+            for begun in set(place.glob(f"wandb/run-*-{run.id}")) - before:
+                shutil.rmtree(begun, ignore_errors=True)
             self.run = wandb.init(**options, mode="offline", settings=quiet)
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)

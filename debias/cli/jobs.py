@@ -310,14 +310,19 @@ def _job(
 
 
 def _work(cfg: Any, folder: Any, work: Callable[[Any, Any], Any]) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from debias.cli import workers
+
     folder.start()
     with _logging(folder.path / "run.log"):
         try:
+            workers.claim_gpu(HydraConfig.get().launcher, folder.path.parent)
             from debias import experiment  # seconds of imports that a finished run does not need
 
             _quieten()
-            if cfg.threads:
-                experiment.set_threads(cfg.threads)
+            if threads := cfg.threads or workers.threads_of(HydraConfig.get().launcher):
+                experiment.set_threads(threads)
             with _tracking(cfg, folder) as (logger, scored):
                 scored(work(folder, logger))
             folder.finish(experiment.hardware())
