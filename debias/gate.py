@@ -45,7 +45,7 @@ class Gate:
             raise GateError("training changed the base's weights, which should have been frozen")
         with adapters.reloaded(self.model, folder) as again:
             loaded = score(again, self.spans, self.layout)
-        if not np.array_equal(loaded, after):
+        if not np.allclose(loaded, after, rtol=0, atol=1e-4):  # AdaLoRA leaves empty ranks out: other sums, same values
             raise GateError(f"the adapter read back from {folder} does not score as the trained one")
 
     def _scores(self) -> np.ndarray:

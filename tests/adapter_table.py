@@ -27,11 +27,13 @@ from transformers import (
 )
 
 from debias import likelihood, training
+from debias.batches import SpanData
 from debias.cli.config import config_dir, make
+from debias.gate import Gate
 from debias.models import adapter as adapters
 from debias.models.base import Base, weights_sha256
 from debias.objectives import Attribute
-from debias.records import Masked, Scored, Span, UserError
+from debias.records import Masked, Recipe, Scored, Span, UserError
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/adapters.md"
 BEGIN, END = "<!-- table: python tests/adapter_table.py -->\n", "<!-- end of table -->\n"
@@ -92,16 +94,26 @@ def plain_scores(model: Any, kind: str) -> list[float]:
     return scores
 
 
-def trained(base: Base, config: Any, folder: Path) -> Any:
-    """The base with an adapter that was trained for two steps, half of the loss being the drift from the base."""
+def fitted(base: Base, config: Any, folder: Path, epochs: int = 1) -> tuple[Any, Gate]:
+    """The base with an adapter after two steps an epoch, half of the loss being drift; and the gate behind it."""
     torch.manual_seed(1)
     model = adapters.attach(base, config)
-    data = training.SpanData(SPANS[base.kind], likelihood.choose_layout(model, base.kind), 2, 1)
-    module = training.Debiaser(model, Attribute().loss, lr=0.05, seed=1, warmup=0.0, schedule="constant", retention=0.5)
-    make_trainer = partial(training.make_trainer, accelerator="cpu", logger=False)
-    spent = training.fit(module, data, make_trainer, folder, epochs=1)
-    assert spent.steps == 2
-    return model.eval()
+    layout = likelihood.choose_layout(model, base.kind)
+    recipe = Recipe(0.05, epochs, 2, "constant", 0.0, 0.0, start_token=False, retention=0.5, num_neutral=0)
+    data = SpanData([(span,) for span in SPANS[base.kind]], layout, recipe.batch_size, seed=1)
+    gate = Gate(model, SPANS[base.kind], layout)
+    module = training.Debiaser(model, Attribute(), recipe, seed=1)
+    spent = training.fit(module, data, partial(training.make_trainer, accelerator="cpu", logger=False), folder)
+    assert spent.steps == 2 * epochs
+    return model.eval(), gate
+
+
+def trained(base: Base, config: Any, folder: Path) -> Any:
+    """As `debias run` trains it; what is saved in `adapter` below the folder passed the gate."""
+    model, gate = fitted(base, config, folder)
+    adapters.save(model, base, folder / "adapter")
+    gate.check(folder / "adapter")
+    return model
 
 
 def check(base: Base, config: Any, folder: Path) -> None:
@@ -114,7 +126,6 @@ def check(base: Base, config: Any, folder: Path) -> None:
     assert abs(torch.tensor(scores) - torch.tensor(plain_scores(model, kind))).max() < 1e-4, "spans are scored wrongly"
     with model.disable_adapter():
         assert all(map(torch.equal, before, logits(model, kind))), "the base is not as it was"
-    adapters.save(model, base, folder / "adapter")
     adapters.detach(model)
     assert weights_sha256(base.model) == base.sha256, "the base's weights were changed"
     loaded = adapters.load(base._replace(model=untouched), folder / "adapter")

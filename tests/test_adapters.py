@@ -14,7 +14,7 @@ import peft
 import pytest
 import torch
 import transformers as hf
-from adapter_table import BEGIN, DOCUMENT, END, ROWS, SIZE, SPANS, base_of, config_of, logits, table, trained
+from adapter_table import BEGIN, DOCUMENT, END, ROWS, SIZE, SPANS, base_of, config_of, fitted, logits, table, trained
 from test_config import composed
 
 from debias import likelihood, training
@@ -23,7 +23,6 @@ from debias.models import adapter as adapters
 from debias.models import targets
 from debias.models.base import Base
 from debias.models.bottleneck import BottleneckConfig
-from debias.objectives import Attribute
 from debias.records import UserError
 
 TRAINER = partial(training.make_trainer, accelerator="cpu", logger=False)
@@ -193,7 +192,6 @@ def test_the_head_is_trained_and_counted_when_asked(tmp_path: Path, name: str) -
     assert not torch.equal(trained_head, base_of("BERT").model.cls.predictions.transform.dense.weight)
     with model.disable_adapter():
         assert all(map(torch.equal, before, logits(model, "masked")))
-    adapters.save(model, base, tmp_path / "adapter")
     known = json.loads((tmp_path / "adapter" / adapters.PROVENANCE).read_text())
     assert known["prediction_head"] == ["cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"]
     assert known["trainable_parameters"] == without + 304
@@ -238,14 +236,9 @@ def test_full_trains_every_weight_once_and_shared_ones_stay_shared(tmp_path: Pat
 # ---------------------------------------------------------------- AdaLoRA
 
 
-def adalora(folder: Path, epochs: int = 4, **keys: Any) -> Any:
+def adalora(folder: Path, **keys: Any) -> Any:
     folder.mkdir(exist_ok=True)
-    torch.manual_seed(1)
-    model = adapters.attach(base_of("GPT-2"), config_of("adalora", init_r=4, target_r=2, **keys))
-    data = training.SpanData(SPANS["causal"], likelihood.choose_layout(model), 2, 1)
-    module = training.Debiaser(model, Attribute().loss, lr=0.05, seed=1)
-    training.fit(module, data, TRAINER, folder, epochs)
-    return model
+    return fitted(base_of("GPT-2"), config_of("adalora", init_r=4, target_r=2, **keys), folder, epochs=4)[0]
 
 
 def test_adalora_ends_with_the_ranks_it_was_promised(tmp_path: Path) -> None:

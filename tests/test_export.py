@@ -56,7 +56,6 @@ def saved(tmp_path: Path, name: str, column: str = "GPT-2") -> tuple[Path, list[
     """A trained adapter in a folder, and the logits it gives."""
     base = base_of(column)
     model = trained(base, config_of(name), tmp_path)
-    adapters.save(model, base, tmp_path / "adapter")
     head = card.metadata(FIGURES, base.name, "gender", name, base.kind).to_yaml()
     (tmp_path / "adapter/README.md").write_text(
         f"---\n{head}\n---\n# Debiasing adapter for X\n\n```python\nfrom peft import PeftModel\n```\n\nSome text.\n"
