@@ -40,6 +40,11 @@ class RankAllocation(Callback):
                 f"adapter.tinit and adapter.tfinal take {first} and {last} of the run's {total} steps, which leaves "
                 "none to move ranks in; lower them, or train longer"
             )
+        if pl_module.look is not None and pl_module.recipe.watch.patience is not None:
+            raise UserError(
+                "adapter=adalora cannot go back to its best adapter, for its ranks have moved since; "
+                "leave training.watch.patience out (stop_at may stay)"
+            )
         self.config.total_step, self.config.tinit, self.config.tfinal = total, first, last
         self.done = trainer.global_step
 

@@ -18,12 +18,14 @@ from adapter_table import BEGIN, DOCUMENT, END, ROWS, SIZE, SPANS, base_of, conf
 from test_config import composed
 
 from debias import likelihood, training
+from debias.batches import SpanData
 from debias.cli.jobs import _adapter
 from debias.models import adapter as adapters
 from debias.models import targets
 from debias.models.base import Base
 from debias.models.bottleneck import BottleneckConfig
-from debias.records import UserError
+from debias.objectives import Attribute
+from debias.records import Recipe, UserError, Watch
 
 TRAINER = partial(training.make_trainer, accelerator="cpu", logger=False)
 
@@ -268,3 +270,12 @@ def test_adalora_resumes_with_what_it_knew(tmp_path: Path, monkeypatch: pytest.M
 def test_adalora_wants_enough_steps(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="take 5 and 3 of the run's 8 steps"):
         adalora(tmp_path, tinit=5, tfinal=3)
+
+
+def test_adalora_cannot_go_back_to_its_best(tmp_path: Path) -> None:
+    model = adapters.attach(base_of("GPT-2"), config_of("adalora"))
+    recipe = Recipe(0.05, 4, 2, "constant", 0.0, 0.0, False, 0.0, 0, watch=Watch(every=1, patience=2))
+    data = SpanData([(span,) for span in SPANS["causal"]], likelihood.choose_layout(model), 2, seed=1)
+    module = training.Debiaser(model, Attribute(), recipe, seed=1, look=lambda _: {"ICAT": 1.0, "SS": 60.0})
+    with pytest.raises(UserError, match=r"leave training\.watch\.patience out"):
+        training.fit(module, data, TRAINER, tmp_path)
