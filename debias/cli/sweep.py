@@ -114,6 +114,7 @@ def _watching(jobs: Mapping[Path, str], title: str, since: datetime, every: floa
     def look() -> None:
         from debias.report.sweep import states_of
 
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
         told = states_of(jobs, since, probe=False)
         while not over.wait(every):
             now = states_of(jobs, since, probe=False)
@@ -121,7 +122,7 @@ def _watching(jobs: Mapping[Path, str], title: str, since: datetime, every: floa
                 ended = sum(s.state in ("done", "skipped", "failed") for s in now)
                 for before, after in zip(told, now, strict=True):
                     if before.state != after.state and after.state in ("done", "failed"):
-                        log.info("[%d/%d] %s: %s", ended, len(now), after.state, after.name)
+                        console.print(Text(f"[{ended}/{len(now)}] {after.state}: {after.name}", style="dim"))
                 told = now
                 _write(jobs, title, since)
 

@@ -1,0 +1,1 @@
+"""A launcher for Ray, in the place where Hydra looks for plugins."""
