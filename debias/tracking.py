@@ -116,7 +116,8 @@ class WeightsAndBiases(Tracker):
         options: dict[str, Any] = {
             "project": self.project,
             "entity": self.entity,
-            "id": run.id,
+            # An agent of a W&B sweep has named its run already.
+            "id": os.environ.get("WANDB_RUN_ID", run.id) if os.environ.get("WANDB_SWEEP_ID") else run.id,
             "name": f"{run.group}/{run.folder.name}"[:128],
             "group": run.group,
             "job_type": "run",

@@ -35,6 +35,7 @@ LEVELS = [
     {"report"},
     {"experiment", "tuning", "dataset", "export"},
     {"generated", "tracking"},
+    {"dashboard"},
     {"cli"},
     {"__main__"},
 ]
