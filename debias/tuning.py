@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +72,7 @@ def train(
         adapted, tuning.objective, recipe, tuning.seed, _matched_steps(tuning, base, batches), look
     )
 
-    def keep() -> Path:
-        place = folder / "adapter.before_divergence"
-        adapters.save(adapted, base, place)
-        return place
-
+    keep = partial(_keep, adapted, base, folder / "adapter.before_divergence")
     spent = training.fit(module, batches, tuning.make_trainer, folder, keep, tuning.logger)
     if launched_rank() == 0:
         unchecked = folder / "adapter.unchecked"
@@ -83,6 +80,12 @@ def train(
         gate.check(unchecked)
         unchecked.rename(target)
     return adapted, spent
+
+
+def _keep(adapted: Any, base: Base, place: Path) -> Path:
+    """Save an adapter beside the run's own; returns where. (A function that other processes can be given.)"""
+    adapters.save(adapted, base, place)
+    return place
 
 
 def _examples(tuning: Tuning, base: Base, triplets: Sequence[Triplet]) -> list[Texts]:
