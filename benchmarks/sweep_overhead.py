@@ -35,7 +35,9 @@ def tiny_model(folder: Path) -> None:
     from debias.models.base import BaseModel
 
     torch.manual_seed(7)
-    config = GPT2Config(49152, 128, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=49152, n_positions=128, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
     GPT2LMHeadModel(config).save_pretrained(folder)
     BaseModel("smollm2").tokens().tokenizer.save_pretrained(folder)
 

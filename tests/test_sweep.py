@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,6 +16,7 @@ from filelock import FileLock
 from debias import results
 from debias.cli import sweep
 from debias.cli.config import config_dir
+from debias.models.base import BaseModel
 from debias.report.sweep import State, duration, markdown, state_of, summary
 from debias.results import RunFolder, record_failure, running
 
@@ -40,7 +43,7 @@ def test_states_of_jobs(tmp_path: Path) -> None:
     assert state(before) == ("skipped", "")
     record_failure(before, ValueError("holds another run"))
     assert state(before) == ("failed", "ValueError: holds another run")
-    failed = folder_with(tmp_path / "failed", state="failed", error="ValueError: many\nlines\n")
+    failed = folder_with(tmp_path / "failed", state="failed", error="ValueError: many\nlines\n    object_type=dict\n")
     assert state(failed) == ("failed", "lines")
     interrupted = folder_with(tmp_path / "interrupted", state="failed", error="interrupted")
     assert state(interrupted) == ("missing", "interrupted")
@@ -148,3 +151,22 @@ def test_a_job_in_other_hands_is_waited_for(
     assert awaited.is_set()
     assert shown.count("done before") == 1
     assert "2 jobs: 2 skipped" in shown
+
+
+def test_the_jobs_of_a_process_share_a_tokenizer_until_its_files_change(tiny: Path, tmp_path: Path) -> None:
+    """A fresh one for each job would leave megabytes behind that never come back."""
+    shutil.copytree(tiny, tmp_path / "model")
+    first, second = (BaseModel(str(tmp_path / "model")).tokens().tokenizer for _ in range(2))
+    assert first is second
+    os.utime(tmp_path / "model/tokenizer.json", (1, 1))
+    assert BaseModel(str(tmp_path / "model")).tokens().tokenizer is not first
+
+
+def test_settings_of_a_benchmark_that_is_left_out_do_no_harm(debias: Run, fast: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "# A question\ndefaults: [run, _self_]\nname: mine\neval: {stereoset: {limit: 60}}\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}}\n"
+    )
+    status, shown, _ = debias("sweep", "mine.yaml", *fast, "data.bias=age")
+    assert status == 1
+    assert shown.count("there is no corpus of ours for data.bias='age'") == 2  # and nothing about StereoSet

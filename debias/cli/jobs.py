@@ -207,7 +207,8 @@ def _adapter(cfg: Any) -> Any:
 
 def _benchmarks(cfg: Any) -> list[Any]:
     """The benchmarks of a config, those that follow `protocol` under each of `eval.protocols` where that is set."""
-    chosen = [node for name, node in cfg.eval.items() if name != "protocols"]
+    # A sweep's file may set a key of a benchmark that eval=[...] leaves out.
+    chosen = [node for name, node in cfg.eval.items() if name != "protocols" and "_target_" in node]
     if not chosen:
         raise UserError("eval is empty: name at least one benchmark, as in eval=[stereoset]")
     if not cfg.eval.get("protocols"):

@@ -58,7 +58,7 @@ def state_of(folder: Path, name: str, since: datetime, probe: bool = True) -> St
 
 
 def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
+    lines = [line for line in text.strip().splitlines() if not line.startswith(" ")]  # OmegaConf indents where it was
     return lines[-1].strip().removeprefix("UserError: ") if lines else ""
 
 
