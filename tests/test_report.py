@@ -127,7 +127,7 @@ def sizes(configs: list[dict]) -> dict[str, int]:
 
 
 def test_runs_are_told_apart_by_what_differs() -> None:
-    """Names, and keys that not every config has, say nothing; runs that differ in their seed alone belong together."""
+    """Names say nothing, nor does a key that one config alone has; runs that differ in their seed belong together."""
     same = {"training": {"lr": 0.1, "epochs": 1}, "objective": {"_target_": "a.b.Attribute"}}
     configs = [
         {**same, "seed": 1, "name": "x", "data": {"bias": "gender", "sources": {"cda": {"sides": "two"}}}},
@@ -143,6 +143,16 @@ def test_runs_are_told_apart_by_what_differs() -> None:
     ]
     assert sizes(configs) == {"data=cda objective=Attribute": 2, "data=a+b objective=Unlikelihood": 1}
     assert differences(configs[:1]) == [{}]
+
+
+def test_a_key_that_some_configs_have_tells_those_apart() -> None:
+    """Two margins of one objective beside an objective that has no margin."""
+    attribute = {"_target_": "o.Attribute"}
+    objectives = [{**attribute, "margin": 1}, {**attribute, "margin": None}, {"_target_": "o.E"}]
+    labels = differences([{"seed": 1, "objective": objective} for objective in objectives])
+    assert labels == [
+        {"objective": "Attribute", "margin": "1"}, {"objective": "Attribute", "margin": "None"}, {"objective": "E"}
+    ]  # fmt: skip
 
 
 def test_files_of_one_source_are_no_seeds_of_each_other() -> None:

@@ -34,20 +34,27 @@ def content(config: Mapping[str, Any]) -> str:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
-    """What tells the runs apart: the keys that all configs have, under their shortest name, where values differ."""
+    """What tells the runs apart: keys whose values differ, under their shortest name.
+
+    A key that only some configs have, such as an objective's own, tells those apart.
+    """
     if not configs:
         return []
     flat = [dict(_flat(config)) for config in configs]
     for of_run, label in zip(flat, _sources(configs), strict=True):
         if label:
             of_run["data"] = label
-    common = [key for key in flat[0] if all(key in other for other in flat)]
-    varying = [key for key in common if len({str(f[key]) for f in flat}) > 1]
+    keys = list(dict.fromkeys(key for of_run in flat for key in of_run))
+    varying = [key for key in keys if len({str(of_run[key]) for of_run in flat if key in of_run}) > 1]
     varying.sort(key=lambda key: (key == "seed", key))
     short = {key: key.removesuffix("._target_").rsplit(".", 1)[-1] for key in varying}
     names = {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
-    return [{names[key]: str(f[key]).rsplit(".", 1)[-1] if "_target_" in key else str(f[key]) for key in varying}
-            for f in flat]  # fmt: skip
+    return [{names[key]: _shown(key, of_run[key]) for key in varying if key in of_run} for of_run in flat]
+
+
+def _shown(key: str, value: Any) -> str:
+    """A value as text; of a class its name alone."""
+    return str(value).rsplit(".", 1)[-1] if "_target_" in key else str(value)
 
 
 def _sources(configs: Sequence[Mapping[str, Any]]) -> list[str]:
