@@ -18,7 +18,7 @@ from debias import likelihood
 from debias.benchmarks import Benchmark
 from debias.layouts import padded
 from debias.models.adapter import adapter_sha256, virtual_tokens
-from debias.models.base import Base
+from debias.models.base import Base, bf16_is_native
 from debias.progress import bar
 from debias.protocols import Pieces
 from debias.records import Candidate, Figure, Scored, Tokens, UserError
@@ -59,7 +59,10 @@ class Scorer:
         )  # fmt: skip
         self.model = base.model if adapted is None else adapted
         self.adapter_sha256 = "" if adapted is None else adapter_sha256(adapted)
-        self.model.to(PRECISIONS[precision])
+        if not getattr(base.model, "is_quantized", False):  # quantised weights stay as they are
+            self.model.to(PRECISIONS[precision])
+        if precision == "bf16" and self.device.type == "cpu" and not bf16_is_native():
+            log.warning("this processor has no bfloat16 instructions: scoring.precision=bf16 is far slower than 32")
         self.layout = likelihood.choose_layout(self.model, base.kind)
         if self.layout is padded:
             log.info("%s takes no prefix trees: scoring in padded batches, which is slower", type(base.model).__name__)

@@ -182,7 +182,7 @@ def evaluate_only(
         }
     with cost.stage("load"):
         base = model.load()
-        base.model.to(_device())
+        _place(base)
     frames: list[pd.DataFrame] = []
     notes: dict[str, None] = {}
     with cost.stage("evaluate") as spent:
@@ -220,7 +220,7 @@ def adapter_names(paths: Sequence[str]) -> dict[str, str]:
 def _evaluate(
     folder: RunFolder, base: Base, adapted: Any, scoring: Scoring, benchmarks: Sequence[Benchmark], cost: Cost
 ) -> Evaluation:
-    base.model.to(_device())
+    _place(base)
     with cost.stage("evaluate") as spent:
         scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir())
         evaluation = evaluate(scorer, benchmarks)
@@ -234,6 +234,12 @@ def _write(folder: RunFolder, evaluation: Evaluation) -> None:
         log.info("note: %s", note)
     folder.write_likelihoods(evaluation.likelihoods)
     folder.write_figures(evaluation.figures)
+
+
+def _place(base: Base) -> None:
+    """Move the model to the device; quantised weights are where they were loaded."""
+    if not getattr(base.model, "is_quantized", False):
+        base.model.to(_device())
 
 
 def _device() -> str:

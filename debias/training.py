@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import get_scheduler
 from debias.batches import SpanData
 from debias.callbacks import Diverged, LossCurve, SaveOnSignal, StopAfter, WholeFiles
 from debias.likelihood import beside_base, span_logprobs
+from debias.models.base import bf16_is_native
 from debias.rank_allocation import callbacks_for
 from debias.ranks import launched_together
 from debias.records import Batch, Encoded, Recipe, Scored, UserError, Watch
@@ -165,15 +165,6 @@ def make_trainer(precision: str = "auto", **options: Any) -> pl.Trainer:
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the trainer cannot be had here ({reason}); trainer=cpu works everywhere") from error
-
-
-def bf16_is_native() -> bool:
-    """Whether this processor has instructions for bfloat16; without them it is emulated, slowly."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return platform.machine() == "arm64"  # Apple's processors have them
-    return any(name in flags for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert", " bf16"))
 
 
 def fit(

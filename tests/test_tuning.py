@@ -161,6 +161,16 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
         make_trainer(accelerator="gpu", logger=False)
 
 
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_quantization_without_a_gpu_is_refused_before_anything_is_loaded(bits: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=f"model.quantization={bits} needs a GPU"):
+        BaseModel("no such model", quantization=bits).load()
+    with pytest.raises(UserError, match="choose 4bit or 8bit"):
+        BaseModel("smollm2", quantization="2bit")
+
+
 def test_asked_to_end_it_saves_and_goes_on_with_the_next_batch(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
 )
 
 from debias import assets
@@ -33,6 +36,10 @@ log = logging.getLogger(__name__)
 EMBEDDED = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
+QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
+    "8bit": {"load_in_8bit": True},
+}
 LOADERS: dict[str, Any] = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
 
 
@@ -68,17 +75,25 @@ class BaseModel:
         path: `smollm2` or `bert-tiny` (embedded), a local folder or a Hugging Face id.
         revision: branch, tag or commit on the hub.
         kind: `causal` (predicts the next token) or `masked`; when empty what the model's config says.
+        quantization: `4bit` or `8bit` weights by bitsandbytes, on a GPU; none when empty.
     """
 
-    def __init__(self, path: str, revision: str | None = None, kind: str | None = None) -> None:
+    def __init__(
+        self, path: str, revision: str | None = None, kind: str | None = None, quantization: str | None = None
+    ) -> None:
+        if quantization not in (None, *QUANTIZATIONS):
+            raise UserError(f"model.quantization={quantization!r} is unknown; choose {' or '.join(QUANTIZATIONS)}")
+        self.quantization = quantization
         if kind not in (None, *LOADERS):
             raise UserError(f"model.kind={kind!r} is unknown; choose {' or '.join(LOADERS)}")
         self.path, self.revision, self.kind = str(path), revision, kind
 
     def load(self) -> Base:
         """Load in float32, frozen, in eval mode. Raises UserError when the path is no language model of this kind."""
+        quantized = _quantized(self.quantization)  # what is not there is said before anything is loaded
         tokenizer, kind = self.tokens()
         with self._place() as (folder, options):
+            options |= quantized
             model = LOADERS[kind].from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
         model.requires_grad_(False).eval()
         model.name_or_path = EMBEDDED.get(self.path, self.path)
@@ -122,6 +137,26 @@ def _changed(folder: str) -> tuple[int, ...]:
     place = Path(folder)
     files = sorted(p for p in place.iterdir() if p.suffix in (".json", ".txt")) if place.is_dir() else ()
     return tuple(p.stat().st_mtime_ns for p in files)
+
+
+def bf16_is_native() -> bool:
+    """Whether this processor has instructions for bfloat16; without them it is emulated, slowly."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return platform.machine() == "arm64"  # Apple's processors have them
+    return any(name in flags for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert", " bf16"))
+
+
+def _quantized(bits: str | None) -> dict[str, Any]:
+    """Options of a load. Raises UserError without a GPU or without bitsandbytes."""
+    if bits is None:
+        return {}
+    if not torch.cuda.is_available():
+        raise UserError(f"model.quantization={bits} needs a GPU, and there is none here; leave it out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"model.quantization={bits} needs bitsandbytes; install it: pip install 'debias[quantization]'")
+    return {"quantization_config": BitsAndBytesConfig(**QUANTIZATIONS[bits]), "device_map": {"": "cuda:0"}}
 
 
 def kind_of(config: Any) -> str:
