@@ -94,7 +94,8 @@ class Debiaser(pl.LightningModule):
         self.read += batch.input_ids_BT.numel()
         self.epoch_loss.update(loss.detach(), weight_B.sum())
         self.log("loss", loss, prog_bar=True, batch_size=len(loss_B), sync_dist=True)
-        self.log_dict({"step": self.global_step + 1.0, "positions": float(self.read)}, batch_size=1)
+        done = {"steps": self.global_step + 1.0, "positions": float(self.read)}  # for `fit`, not for a logger
+        self.log_dict(done, batch_size=1, logger=False)
         return loss
 
     def _losses(self, batch: Batch, logprob_S: Tensor, base_S: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +216,7 @@ def fit(
         best.unlink()
     checkpoint.unlink(missing_ok=True)
     found = trainer.callback_metrics  # a trainer that ran in other processes knows its steps from here alone
-    return Spent(int(found.get("step", 0)), int(found.get("positions", 0)))
+    return Spent(int(found.get("steps", 0)), int(found.get("positions", 0)))
 
 
 def _watching(watch: Watch, folder: Path) -> list[pl.Callback]:
