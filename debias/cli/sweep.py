@@ -75,7 +75,8 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
     from debias.report import sweep as report
     from debias.results import running
 
-    since = datetime.now(UTC).replace(microsecond=0)  # status.json knows no fractions
+    now = datetime.now(UTC)
+    since = now.replace(microsecond=now.microsecond // 1000 * 1000)  # as exact as the times in status.json
     stopped, statuses = "", [0]
     try:
         with _watching(jobs, title, since):
