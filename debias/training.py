@@ -211,10 +211,11 @@ def fit(
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None, weights_only=True)
     except (SystemExit, SIGTERMException) as error:
         raise KeyboardInterrupt from error
-    if (best := folder / BEST).is_file():
-        module.load_state_dict(torch.load(best, weights_only=True)["state_dict"], strict=False)  # the adapter alone
-        best.unlink()
-    checkpoint.unlink(missing_ok=True)
+    if trainer.is_global_zero:  # of several processes one saves and tidies up
+        if (best := folder / BEST).is_file():
+            module.load_state_dict(torch.load(best, weights_only=True)["state_dict"], strict=False)  # the adapter alone
+            best.unlink()
+        checkpoint.unlink(missing_ok=True)
     found = trainer.callback_metrics  # a trainer that ran in other processes knows its steps from here alone
     return Spent(int(found.get("steps", 0)), int(found.get("positions", 0)))
 

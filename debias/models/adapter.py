@@ -115,6 +115,7 @@ def save(model: peft.PeftModel, base: Base, folder: Path) -> None:
         "prediction_head": vars(model.active_peft_config).get("modules_to_save") or [],
     }
     (half / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)  # what a rejected or diverged training left
     half.rename(folder)
 
 
