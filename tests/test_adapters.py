@@ -19,7 +19,7 @@ from test_config import composed
 
 from debias import likelihood, training
 from debias.batches import SpanData
-from debias.cli.jobs import _adapter
+from debias.cli.parts import make_adapter
 from debias.models import adapter as adapters
 from debias.models import targets
 from debias.models.base import Base
@@ -100,11 +100,13 @@ def test_an_adapter_that_the_model_ignores_is_refused() -> None:
 def test_every_choice_builds_a_config_that_can_be_saved(tmp_path: Path, name: str) -> None:
     """A list of Hydra's inside it would fail only when training is over."""
     words = [f"adapter={name}"] + ([] if name.startswith("pr") else ["adapter.target_modules=[query,value]"])
-    config = _adapter(composed("run", *words).adapter)
+    config = make_adapter(composed("run", *words).adapter)
     config.save_pretrained(str(tmp_path))
     assert type(peft.PeftConfig.from_pretrained(str(tmp_path))) is type(config)
     assert vars(config)["modules_to_save"] is None
-    assert _adapter(composed("run", *words, "adapter.train_head=true").adapter).modules_to_save == ["prediction-head"]
+    assert make_adapter(composed("run", *words, "adapter.train_head=true").adapter).modules_to_save == [
+        "prediction-head"
+    ]
 
 
 # ---------------------------------------------------------------- bottleneck

@@ -16,7 +16,7 @@ from test_run import debias, folder_of
 from debias.benchmarks.crows_pairs import CrowsPairs
 from debias.benchmarks.perplexity import Perplexity
 from debias.benchmarks.stereoset import StereoSet
-from debias.cli.jobs import benchmarks_of
+from debias.cli.parts import benchmarks_of
 from debias.evaluation import Scorer, evaluate, figures_of, scores_of
 from debias.experiment import adapter_names
 from debias.models import adapter as adapters

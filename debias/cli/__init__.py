@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from debias import __version__
-from debias.cli import jobs, sweep
+from debias.cli import jobs, parts, sweep
 from debias.cli.config import any_model, config_dir, explain, nearest
+from debias.cli.terminal import console
 from debias.records import UserError
 
 VERBS = (*jobs.JOBS, "sweep", "report", "ls")
@@ -90,7 +91,7 @@ def _report(words: list[str]) -> int:
     parser.add_argument("--recompute", action="store_true", help="prove every figure from the records")
     parser.add_argument("--out", type=Path, help="folder for report.html, .md, .tex and .csv")
     asked = parser.parse_args(words)
-    faults = report(asked.path, jobs.console, jobs.benchmarks_of, asked.recompute, asked.out, planned)
+    faults = report(asked.path, console, parts.benchmarks_of, asked.recompute, asked.out, planned)
     return max((_complain(fault) for fault in faults), default=0)
 
 
@@ -110,7 +111,7 @@ def _hydra(verb: str, overrides: list[str]) -> int:
     words = any_model(_plain_words(verb, overrides))
     try:
         if sweep.is_multirun(words) and verb != "doctor" and (planned := sweep.plan(verb, config_dir(), words)):
-            return sweep.follow(planned, f"debias {verb}", jobs.console, partial(_start, verb, config_dir(), words))
+            return sweep.follow(planned, f"debias {verb}", console, partial(_start, verb, config_dir(), words))
         statuses = _start(verb, config_dir(), words)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, verb)) from error
@@ -125,7 +126,7 @@ def _sweep(words: list[str]) -> int:
     from debias.cli import sweepfiles
 
     if not words or words[0].startswith("-"):
-        sweepfiles.listing(jobs.console)
+        sweepfiles.listing(console)
         return 0
     path = sweepfiles.find(words[0])
     sweepfiles.check(path)
@@ -136,9 +137,9 @@ def _sweep(words: list[str]) -> int:
             return max(start(), default=0)
         planned = sweep.plan(path.stem, path.parent, told)
         if "--dry-run" in words:
-            sweepfiles.preview(path, planned, jobs.console)
+            sweepfiles.preview(path, planned, console)
             return 0
-        return sweep.follow(planned, f"debias sweep {words[0]}", jobs.console, start)
+        return sweep.follow(planned, f"debias sweep {words[0]}", console, start)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, "run")) from error
 
@@ -209,4 +210,4 @@ def _list(groups: Sequence[str]) -> None:
             comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
             line = next(c for c in comments if not c.startswith("@package"))
             table.add_row("" if i else folder.name, path.stem, escape(line))
-    jobs.console.print(table)
+    console.print(table)
