@@ -128,10 +128,10 @@ def choose_layout(model: Any, kind: str = "causal") -> Layout:
     spans = [Span(tuple(i % size for i in ids), 1) for ids in texts]
     with torch.inference_mode(), _evaluating(model):
         try:
-            together_S = span_logprobs(model, _on_device(model, prefix_tree(spans)))
+            together_S = span_logprobs(model, on_device(model, prefix_tree(spans)))
         except (TypeError, ValueError, RuntimeError):
             return padded
-        alone_S = torch.cat([span_logprobs(model, _on_device(model, padded([span]))) for span in spans])
+        alone_S = torch.cat([span_logprobs(model, on_device(model, padded([span]))) for span in spans])
     tolerance = 1e-3 if _dtype(model) == torch.float32 else 0.3
     return prefix_tree if torch.allclose(together_S, alone_S, atol=tolerance, rtol=tolerance) else padded
 
@@ -148,7 +148,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _on_device(model: Any, batch: Batch) -> Batch:
+def on_device(model: Any, batch: Batch) -> Batch:
+    """A batch where the model is."""
     device = next(model.parameters()).device
     return Batch(*(tensor.to(device) for tensor in batch))
 
@@ -220,6 +221,11 @@ def vocabulary(model: Any) -> int:
     return _head(model).weight.shape[0]
 
 
+def width(model: Any) -> int:
+    """Width of the hidden states."""
+    return model.config.hidden_size
+
+
 def mean_hidden(
     model: Any,
     texts: Sequence[tuple[int, ...]],
@@ -227,24 +233,32 @@ def mean_hidden(
     progress: Progress | None = None,
     skip: int = 0,
 ) -> np.ndarray:
-    """Mean of the last layer's hidden states over the tokens of each text, shape (texts, width), float32.
+    """`mean_hidden_of` for any number of texts, shape (texts, width), float32, without gradients."""
+    return _per_span(
+        model, rows_of(texts), masked_rows, token_budget, progress, lambda batch: mean_hidden_of(model, batch, skip)
+    )
+
+
+def rows_of(texts: Sequence[tuple[int, ...]]) -> list[Masked]:
+    """Texts of which hidden states are wanted: one logit each, so that the output layer costs nothing."""
+    return [Masked(ids, (0,), (0,)) for ids in texts]
+
+
+def mean_hidden_of(model: Any, batch: Batch, skip: int = 0) -> Tensor:
+    """Mean of the last layer's hidden states over the tokens of each row, shape (B, width), float32.
 
     Args:
+        batch: of `rows_of` in the layout `masked_rows`.
         skip: tokens at the front, such as a start token, that are read but left out of the mean.
     """
-
-    def answer(batch: Batch) -> Tensor:
-        inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask, "use_cache": False}
-        with _logits_only_at(_head(model), batch):
-            output = model(**inputs, output_hidden_states=True)
-        width = batch.input_ids_BT.shape[1]
-        hidden_BTD = output.hidden_states[-1][:, -width:].float()  # prompt tuning puts virtual tokens in front
-        counted_BT1 = batch.attention_mask.clone()[..., None]
-        counted_BT1[:, :skip] = False
-        return (hidden_BTD * counted_BT1).sum(1) / counted_BT1.sum(1).clamp(min=1)
-
-    rows = [Masked(ids, (0,), (0,)) for ids in texts]  # one logit per text, so that the output layer costs nothing
-    return _per_span(model, rows, masked_rows, token_budget, progress, answer)
+    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask, "use_cache": False}
+    with _logits_only_at(_head(model), batch):
+        output = model(**inputs, output_hidden_states=True)
+    length = batch.input_ids_BT.shape[1]
+    hidden_BTD = output.hidden_states[-1][:, -length:].float()  # prompt tuning puts virtual tokens in front
+    counted_BT1 = batch.attention_mask.clone()[..., None]
+    counted_BT1[:, :skip] = False
+    return (hidden_BTD * counted_BT1).sum(1) / counted_BT1.sum(1).clamp(min=1)
 
 
 def _per_span(
@@ -261,7 +275,7 @@ def _per_span(
     rows: list[Any] = [None] * len(spans)
     with torch.inference_mode(), _evaluating(model):
         for numbers in progress(batches, len(batches)) if progress else batches:
-            found = answer(_on_device(model, layout([spans[i] for i in numbers]))).cpu().numpy()
+            found = answer(on_device(model, layout([spans[i] for i in numbers]))).cpu().numpy()
             for i, row in zip(numbers, found, strict=True):
                 rows[i] = row
     return np.stack(rows)

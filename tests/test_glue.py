@@ -14,6 +14,7 @@ import torch
 
 from debias import assets, likelihood, metrics
 from debias.benchmarks import probe
+from debias.benchmarks.classifiers import FineTuned, Texts, _joint
 from debias.benchmarks.glue import TASKS, Glue
 from debias.evaluation import Scorer, evaluate
 from debias.models import adapter
@@ -228,6 +229,43 @@ def test_benchmark_runs_with_the_adapter_on_and_off(
     assert before > 0
     pd.testing.assert_frame_equal(evaluate(scorer, [benchmark]).likelihoods, rows)
     assert scorer.positions == before
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_a_copy_is_fine_tuned_with_the_adapter_on_and_off(
+    kind: str, tiny: Path, tiny_masked: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Both tasks are learned from 40 examples; the scored model stays as it is, and a second look trains nothing."""
+    base = BaseModel(str({"causal": tiny, "masked": tiny_masked}[kind])).load()
+    modules = {"causal": ["c_attn"], "masked": ["query"]}[kind]
+    config = peft.LoraConfig(r=2, target_modules=modules, fan_in_fan_out=kind == "causal", init_lora_weights=False)
+    scorer = Scorer(base, adapter.attach(base, config), "32", 512, tmp_path)
+    before = {name: p.detach().clone() for name, p in scorer.model.named_parameters()}
+    benchmark = Glue(["sst2"], path=str(folder), n_resamples=99, classifier=FineTuned(epochs=8, lr=1e-2, batch_size=8))
+    found = evaluate(scorer, [benchmark])
+    value = {(f.metric, f.model): f.value for f in found.figures if f.protocol == "fine_tuned"}
+    assert value["accuracy", "base"] >= 90.0
+    assert value["accuracy", "debiased"] >= 90.0
+    assert all(torch.equal(before[name], p) for name, p in scorer.model.named_parameters())
+    off, on = (np.load(path) for path in (tmp_path / "scores").glob("*.npy"))
+    assert not np.array_equal(off, on)
+    scorer.model.forward = None
+    pd.testing.assert_frame_equal(evaluate(scorer, [benchmark]).likelihoods, found.likelihoods)
+
+
+def test_fine_tuning_that_diverges_says_so(tiny: Path, folder: Path, tmp_path: Path) -> None:
+    scorer = Scorer(BaseModel(str(tiny)).load(), None, "32", 512, tmp_path)
+    with pytest.raises(UserError, match=r"glue, sst2: fine-tuning diverged; lower .*classifier\.lr"):
+        Glue(["sst2"], path=str(folder), classifier=FineTuned(lr=1e30)).scores(scorer)
+    with pytest.raises(UserError, match="must be more than 0"):
+        FineTuned(epochs=0)
+
+
+def test_two_texts_are_read_one_behind_the_other() -> None:
+    """Start token 1: the second text loses its own; seven tokens are cut to five."""
+    assert _joint(Texts(((1, 5, 6), (1, 7, 8)), True), None) == ((1, 5, 6, 7, 8), True)
+    assert _joint(Texts(((1, 5, 6, 9), (1, 7, 8, 9)), False), 5) == ((1, 5, 6, 9, 7), False)
+    assert _joint(Texts(((1, 5),), False), 5) == ((1, 5), False)
 
 
 def test_long_sentences_are_cut_and_counted(tiny: Path, folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""GLUE (Wang et al. 2019): what does debiasing cost in downstream tasks? Four of its tasks, with a linear probe."""
+"""GLUE (Wang et al. 2019): what does debiasing cost in downstream tasks? Four of its tasks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from debias import assets, likelihood, metrics
-from debias.benchmarks.probe import tuned
+from debias import assets, metrics
+from debias.benchmarks.classifiers import FrozenProbe, Texts
 from debias.benchmarks.sampling import fingerprint, per_bias
-from debias.progress import bar
 from debias.records import Candidate, Tokens, UserError
 from debias.spans import start_id
 from debias.statistics import Comparison, compare
@@ -58,21 +57,19 @@ class Example(NamedTuple):
 
 
 class Glue:
-    """SST-2, CoLA, RTE and MRPC: a logistic regression on the frozen model's features, adapter on or off.
-
-    A sentence's features are the mean of the last hidden layer; those of a pair are |u - v| and u * v (Conneau & Kiela
-    2018). Published GLUE figures come from fine-tuned models and are higher; what counts here is the difference.
+    """SST-2, CoLA, RTE and MRPC, learned on top of the model with the adapter on or off.
 
     Args:
+        classifier: what learns a task (`debias.benchmarks.classifiers`): a probe of frozen features, whose figures are
+            lower than published ones and whose differences count, or a fine-tuned copy of the model.
         tasks: of sst2, cola, rte, mrpc.
-        limit_train: examples that the probe learns from, a fixed sample; all when empty.
+        limit_train: examples that are learned from, a fixed sample; all when empty.
         limit: examples that are predicted, a fixed sample; all when empty.
         path: a folder with files in the same format; when empty the published ones.
         n_resamples: bootstrap resamples of examples.
     """
 
     name = "glue"
-    protocol_name = "frozen_probe"
 
     def __init__(
         self,
@@ -81,12 +78,19 @@ class Glue:
         limit: int | None = None,
         path: str | None = None,
         n_resamples: int = 9999,
+        classifier: Any = None,
     ) -> None:
         self.tasks, self.n_resamples = list(tasks), n_resamples
+        self.classifier = classifier or FrozenProbe()
         self.path = Path(path).expanduser() if path else None
         self.limits = {"train": limit_train, "dev": limit}
         if unknown := [name for name in self.tasks if name not in TASKS] or ([] if self.tasks else ["no task"]):
             raise UserError(f"eval.glue.tasks: {unknown[0]!r} is unknown; choose of: {', '.join(TASKS)}")
+
+    @property
+    def protocol_name(self) -> str:
+        """How a task is learned."""
+        return self.classifier.name
 
     def fingerprint(self) -> str:
         """SHA-256 of the examples of both parts."""
@@ -105,12 +109,11 @@ class Glue:
         """One row per example: the predicted label in `candidate`, the true one in `target`, 1 or 0 in `score`."""
         rows = []
         for task in self.tasks:
-            parts = {p: [e for e in self._examples if (e.task, e.part) == (task, p)] for p in ("train", "dev")}
-            features = self._features(scorer, task, parts["train"] + parts["dev"])
+            train, dev = ([e for e in self._examples if (e.task, e.part) == (task, part)] for part in ("train", "dev"))
+            texts = self._texts(scorer, task, [*train, *dev])
+            predicted = self.classifier.predict(scorer, f"glue, {task}", texts[: len(train)], texts[len(train) :])
             negative, positive = TASKS[task].labels
-            label_N = np.array([e.label == positive for e in parts["train"]])
-            predicted = tuned(features[: len(label_N)], label_N).predict(features[len(label_N) :])
-            for e, yes in zip(parts["dev"], predicted, strict=True):
+            for e, yes in zip(dev, predicted, strict=True):
                 answer = positive if yes else negative
                 rows.append((f"{task}:{e.number}", answer, task, e.label, float(answer == e.label)))
         columns = ["example", "candidate", "bias", "target", "score"]
@@ -132,29 +135,17 @@ class Glue:
                     pairs=metric == "accuracy",
                 )  # fmt: skip
 
-    def _features(self, scorer: Any, task: str, examples: Sequence[Example]) -> np.ndarray:
-        """Features of each example under the active model, shape (N, D)."""
+    def _texts(self, scorer: Any, task: str, examples: Sequence[Example]) -> list[Texts]:
+        """The examples as token ids, each text cut to what the model takes; how many are cut is noted."""
         sentences = list(dict.fromkeys(s for e in examples for s in e.sentences))
         limit = scorer.max_positions
         texts = _encoded(sentences, scorer.tokens)
         if cut := sum(len(ids) > limit for ids in texts) if limit else 0:
             note = f"glue: {task}: {cut:,} of {len(texts):,} sentences are cut to the model's {limit} tokens"
             scorer.notes[note] = None
-            texts = [ids[:limit] for ids in texts]
-
-        def fresh() -> np.ndarray:
-            scorer.positions += sum(map(len, texts))
-            progress = bar(f"glue, {task}, {scorer.active}")
-            return likelihood.mean_hidden(scorer.model, texts, scorer.token_budget, progress, skip=1)
-
-        content = (np.array([len(ids), *ids]).tobytes() for ids in texts)
-        mean_SD = scorer.cached([b"mean_hidden", *content], fresh)
-        if not np.isfinite(mean_SD).all():
-            raise UserError(
-                f"the {scorer.active} model's features are no numbers; training diverged (lower training.lr)"
-            )
-        row = dict(zip(sentences, mean_SD, strict=True))
-        return np.stack([_of_pair(*(row[s] for s in e.sentences)) for e in examples])
+        ids_of = {s: ids[:limit] for s, ids in zip(sentences, texts, strict=True)}
+        positive = TASKS[task].labels[1]
+        return [Texts(tuple(ids_of[s] for s in e.sentences), e.label == positive) for e in examples]
 
     @cached_property
     def _examples(self) -> list[Example]:
@@ -204,10 +195,6 @@ def _encoded(sentences: Sequence[str], tokens: Tokens) -> list[tuple[int, ...]]:
     ids = tokens.tokenizer(list(sentences), add_special_tokens=not causal, verbose=False).input_ids
     start = (start_id(tokens.tokenizer),) if causal else ()
     return [(*start, *i) for i in ids]
-
-
-def _of_pair(first_D: np.ndarray, second_D: np.ndarray | None = None) -> np.ndarray:
-    return first_D if second_D is None else np.concatenate([np.abs(first_D - second_D), first_D * second_D])
 
 
 def _cells(rows: pd.DataFrame, positive: str) -> tuple[np.ndarray, ...]:

@@ -1,0 +1,175 @@
+"""What learns a classification task on top of a language model: a probe of frozen features, or the whole model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import RichProgressBar
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import DataLoader
+from transformers import get_scheduler
+
+from debias import likelihood
+from debias.benchmarks.probe import tuned
+from debias.layouts import masked_rows
+from debias.progress import bar
+from debias.records import Batch, UserError
+
+log = logging.getLogger(__name__)
+
+Ids = tuple[int, ...]
+
+
+class Texts(NamedTuple):
+    """Texts of an example, one or two, as token ids behind a start token; and whether its label is the positive one."""
+
+    ids: tuple[Ids, ...]
+    label: bool
+
+
+class FrozenProbe:
+    """A logistic regression on the model's frozen features.
+
+    A text's features are the mean of the last hidden layer; those of a pair are |u - v| and u * v (Conneau & Kiela
+    2018).
+    """
+
+    name = "frozen_probe"
+
+    def predict(self, scorer: Any, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
+        """Whether the active model gives each example of `dev` the positive label, shape (N,)."""
+        texts = list(dict.fromkeys(ids for e in [*train, *dev] for ids in e.ids))
+
+        def fresh() -> np.ndarray:
+            scorer.positions += sum(map(len, texts))
+            return likelihood.mean_hidden(
+                scorer.model, texts, scorer.token_budget, bar(f"{label}, {scorer.active}"), skip=1
+            )
+
+        mean_SD = scorer.cached([b"mean_hidden", *map(_content, texts)], fresh)
+        if not np.isfinite(mean_SD).all():
+            raise UserError(
+                f"the {scorer.active} model's features are no numbers; training diverged (lower training.lr)"
+            )
+        row = dict(zip(texts, mean_SD, strict=True))
+        feature_ND = np.stack([_of_pair(*(row[ids] for ids in e.ids)) for e in [*train, *dev]])
+        probe = tuned(feature_ND[: len(train)], np.array([e.label for e in train]))
+        return probe.predict(feature_ND[len(train) :])
+
+
+class FineTuned:
+    """Every weight of a copy of the model learns the task, the debiasing adapter on or off, with a linear layer on top.
+
+    As GLUE is usually run (Devlin et al. 2019), but for two things: the layer reads the mean of the last hidden states,
+    which both kinds of model have, and two texts are read one behind the other without segment embeddings.
+
+    Args:
+        epochs: passes over the training examples.
+        lr: peak learning rate of AdamW; it rises in the first 6% of the steps and falls to zero.
+        batch_size: examples of a step.
+        seed: of the layer's first weights and of the order.
+    """
+
+    name = "fine_tuned"
+
+    def __init__(self, epochs: int = 3, lr: float = 2e-5, batch_size: int = 16, seed: int = 1) -> None:
+        if min(epochs, lr, batch_size) <= 0:
+            raise UserError("eval.glue_finetuned.classifier: epochs, lr and batch_size must be more than 0")
+        self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
+
+    def predict(self, scorer: Any, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
+        """Whether the active model, once it learned the task, gives each example of `dev` the positive label."""
+        options = repr((self.name, self.epochs, self.lr, self.batch_size, self.seed, len(train)))
+        content = [options.encode(), *(part for e in [*train, *dev] for part in _example(e, scorer.max_positions))]
+        return scorer.cached(content, lambda: self._learned(scorer, label, train, dev)) > 0
+
+    def _learned(self, scorer: Any, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
+        """Logits of the positive label. Raises UserError where training diverges."""
+        log.info("%s: fine-tuning the %s model on %d examples", label, scorer.active, len(train))
+        limit = scorer.max_positions
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            # The scorer's model stays as it is: what learns is a copy.
+            module = _Classifier(copy.deepcopy(scorer.model).float(), self.lr, self.epochs)
+            examples: Any = [_joint(e, limit) for e in train]
+            order: Any = DataLoader(examples, self.batch_size, shuffle=True, collate_fn=_collate)
+            terminal = sys.stderr.isatty()
+            trainer = pl.Trainer(
+                max_epochs=self.epochs, accelerator="cpu" if scorer.device.type == "cpu" else "auto", devices=1,
+                logger=False, enable_checkpointing=False, enable_model_summary=False, gradient_clip_val=1.0,
+                enable_progress_bar=terminal, callbacks=[RichProgressBar()] if terminal else [],
+            )  # fmt: skip
+            off = hasattr(module.model, "disable_adapter") and scorer.active == "base"
+            with module.model.disable_adapter() if off else nullcontext():
+                trainer.fit(module, order)
+                logits = self._logits(module.to(scorer.device), [_joint(e, limit) for e in dev])
+        if not np.isfinite(logits).all():
+            raise UserError(f"{label}: fine-tuning diverged; lower eval.glue_finetuned.classifier.lr")
+        return logits
+
+    @torch.inference_mode()
+    def _logits(self, module: _Classifier, dev: Sequence[tuple[Ids, bool]]) -> np.ndarray:
+        found = [
+            module(likelihood.on_device(module.model, _collate(dev[k : k + self.batch_size])[0]))
+            for k in range(0, len(dev), self.batch_size)
+        ]
+        return torch.cat(found).cpu().numpy()
+
+
+class _Classifier(pl.LightningModule):
+    """A language model with a linear layer over the mean of its last hidden states."""
+
+    def __init__(self, model: Any, lr: float, epochs: int) -> None:
+        super().__init__()
+        self.model, self.lr = model.requires_grad_(True), lr
+        self.layer = nn.Linear(likelihood.width(model), 1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logit of the positive label of each text."""
+        return self.layer(likelihood.mean_hidden_of(self.model, batch, skip=1))[:, 0]
+
+    def training_step(self, batch: tuple[Batch, Tensor]) -> Tensor:
+        """Mean log-loss."""
+        loss = binary_cross_entropy_with_logits(self(batch[0]), batch[1])
+        self.log("loss", loss, prog_bar=True, batch_size=len(batch[1]))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a linear schedule."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = get_scheduler("linear", optimizer, int(0.06 * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _of_pair(first_D: np.ndarray, second_D: np.ndarray | None = None) -> np.ndarray:
+    return first_D if second_D is None else np.concatenate([np.abs(first_D - second_D), first_D * second_D])
+
+
+def _joint(example: Texts, limit: int | None) -> tuple[Ids, bool]:
+    """The texts one behind the other, without the second one's start token, cut to what the model takes."""
+    first, *rest = example.ids
+    return (*first, *(token for ids in rest for token in ids[1:]))[:limit], example.label
+
+
+def _collate(examples: Sequence[tuple[Ids, bool]]) -> tuple[Batch, Tensor]:
+    rows = likelihood.rows_of([ids for ids, _ in examples])
+    return masked_rows(rows), torch.tensor([float(label) for _, label in examples])
+
+
+def _content(ids: Ids) -> bytes:
+    return np.array([len(ids), *ids]).tobytes()
+
+
+def _example(example: Texts, limit: int | None) -> tuple[bytes, bytes]:
+    ids, label = _joint(example, limit)
+    return _content(ids), bytes([label])
