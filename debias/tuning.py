@@ -16,7 +16,6 @@ from debias.benchmarks.stereoset import StereoSet
 from debias.data.encoding import encode
 from debias.data.matching import steps_of_examples, steps_of_tokens
 from debias.data.mixture import Mixture
-from debias.data.neutral import neutral_spans
 from debias.data.pairs import paired
 from debias.data.triplets import TripletFile
 from debias.evaluation import Scorer
@@ -39,6 +38,7 @@ class Tuning(NamedTuple):
     data: Mixture
     adapter: Any  # a PEFT config
     objective: Any
+    neutral: Any  # where the text comes from on which the model is held to its base
     recipe: Recipe
     make_trainer: Callable[..., pl.Trainer]
     seed: int
@@ -60,7 +60,7 @@ def train(
     adapted = adapters.attach(base, tuning.adapter)
     layout = likelihood.choose_layout(adapted, base.kind)
     num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would only cost time
-    neutral = neutral_spans(base.tokens, recipe.start_token) if num_neutral else []
+    neutral = tuning.neutral.spans(base, recipe.start_token) if num_neutral else []
     mix_lengths = tuning.data.match in ("steps", "tokens")
     look = DevSet(base, recipe.watch, tuning.data.bias) if recipe.watch.every else None
     batches = SpanData(

@@ -17,7 +17,7 @@ from debias import objectives, training
 from debias.batches import SpanData
 from debias.data.encoding import encode
 from debias.data.matching import steps_of_tokens
-from debias.data.neutral import neutral_spans
+from debias.data.neutral import Wikipedia
 from debias.data.triplets import TripletFile
 from debias.layouts import padded, prefix_tree
 from debias.likelihood import beside_base, score
@@ -244,7 +244,7 @@ def test_drift_is_the_divergence_from_the_base_where_nothing_is_scored(tiny: Pat
 
 def test_neutral_spans_score_nothing_and_join_every_batch(tiny: Path) -> None:
     base, *_ = prepared(tiny)
-    neutral = neutral_spans(base.tokens, start_token=True)
+    neutral = Wikipedia().spans(base, start_token=True)
     assert len(neutral) > 1000
     assert all(span.start == len(span.ids) <= 33 and span.ids[0] == 1 for span in neutral)
     data = SpanData([(Span((1, 2), 1),)] * 10, prefix_tree, 4, 1, neutral, num_neutral=3)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from debias import objectives, training
 from debias.callbacks import LossCurve
 from debias.data.mixture import Mixture
+from debias.data.neutral import Wikipedia
 from debias.data.triplets import TripletFile
 from debias.gate import Gate, GateError
 from debias.layouts import prefix_tree
@@ -36,7 +37,7 @@ def tuning(make: Any = TRAINER, objective: Any = None, **changes: Any) -> Tuning
     plain = {"lr": 1e-2, "epochs": 2, "batch_size": 4, "schedule": "linear", "warmup": 0.0, "weight_decay": 0.0}
     recipe = Recipe(**{**plain, "start_token": True, "retention": 0.5, "num_neutral": 2, **changes})
     data = Mixture("gender", {"targeted": TripletFile("gender")}, n=20)
-    return Tuning(data, peft.LoraConfig(r=2), objective or objectives.Attribute(), recipe, make, seed=1)
+    return Tuning(data, peft.LoraConfig(r=2), objective or objectives.Attribute(), Wikipedia(), recipe, make, seed=1)
 
 
 def trained(tiny: Path, folder: Path, plan: Tuning) -> dict[str, torch.Tensor]:

@@ -1,0 +1,79 @@
+"""Neutral text: what a model is held to its base on."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from debias.data.neutral import OwnText, Wikipedia
+from debias.models.base import Base, BaseModel
+from debias.records import UserError
+
+
+@pytest.fixture
+def base(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
+    """A tiny model, and a cache of its own."""
+    monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path))
+    return BaseModel(str(tiny)).load()
+
+
+def test_own_text_scores_nothing_and_is_as_long_as_asked(base: Base) -> None:
+    """At most 6 tokens behind the start token, whatever `start_token` says of the sentences."""
+    spans = OwnText(n=10, longest=6, batch_size=4).spans(base, start_token=False)
+    assert 0 < len(spans) <= 10
+    assert all(span.ids[0] == 1 and 3 <= len(span.ids) <= 7 and span.start == len(span.ids) for span in spans)
+
+
+def test_own_text_is_written_once_and_the_draw_leaves_no_trace(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second call reads the cache; a process that finds it draws the same numbers afterwards."""
+    state = torch.random.get_rng_state()
+    first = OwnText(n=5, longest=4).spans(base, start_token=True)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    monkeypatch.setattr(base.model, "generate", None)
+    assert OwnText(n=5, longest=4).spans(base, start_token=True) == first
+
+
+def test_a_damaged_cache_is_written_anew(base: Base, tmp_path: Path) -> None:
+    first = OwnText(n=5, longest=4).spans(base, start_token=True)
+    (file,) = (tmp_path / "own_text").glob("*.json")
+    file.write_text("[[1, 2", encoding="utf-8")
+    assert OwnText(n=5, longest=4).spans(base, start_token=True) == first
+
+
+def test_own_text_follows_the_models_distribution(base: Base) -> None:
+    """The likeliest first token comes as often as the model says it does, within four standard errors."""
+    with torch.inference_mode():
+        base.model.get_output_embeddings().weight *= 12  # a distribution with a peak
+        p_V = base.model(torch.tensor([[1]])).logits[0, -1].softmax(-1)
+    n = 400
+    spans = OwnText(n=n, longest=2, batch_size=100).spans(base._replace(sha256="sharper"), start_token=True)
+    token = int(p_V.argmax())
+    p = float(p_V[token])
+    found = Counter(span.ids[1] for span in spans)[token]
+    assert len(spans) == n
+    assert 0.02 < p < 0.98
+    assert abs(found / n - p) < 4 * math.sqrt(p * (1 - p) / n)
+
+
+def test_a_text_that_the_model_ends_is_cut_there(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids 1 5 6 2 2 with 2 as the end: 1 5 6 is left; what ends at once is no text."""
+    answer = torch.tensor([[1, 5, 6, 2, 2], [1, 2, 2, 2, 2], [1, 5, 6, 7, 8]])
+    monkeypatch.setattr(base.model.generation_config, "eos_token_id", 2)
+    monkeypatch.setattr(base.model, "generate", lambda *_, **__: answer)
+    assert [span.ids for span in OwnText(n=3).spans(base, True)] == [(1, 5, 6), (1, 5, 6, 7, 8)]
+
+
+def test_masked_models_write_nothing(tiny_masked: Path) -> None:
+    base = BaseModel(str(tiny_masked)).load()
+    assert len(Wikipedia().spans(base, True)) > 1000
+    with pytest.raises(UserError, match="choose neutral=wikipedia"):
+        OwnText().spans(base, True)
+
+
+def test_sizes_are_checked() -> None:
+    with pytest.raises(UserError, match="must be 1 or more"):
+        OwnText(n=0)
