@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo bert-tiny test test-slow check format clean
+.PHONY: demo bert-tiny test test-slow check speed format clean
 
 demo: .venv/installed  ## debias a real 135 M parameter model and show the table
 	$(BIN)/debias run
@@ -21,6 +21,11 @@ check: .venv/developer  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+speed: .venv/developer  ## the tables of docs/performance.md: scoring and training beside what people use, about an hour
+	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/harness.py
+	$(BIN)/python benchmarks/training.py --sentences 160
 
 format: .venv/developer
 	$(BIN)/ruff check --fix .
