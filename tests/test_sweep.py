@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -151,6 +153,28 @@ def test_a_job_in_other_hands_is_waited_for(
     assert awaited.is_set()
     assert shown.count("done before") == 1
     assert "2 jobs: 2 skipped" in shown
+
+
+@pytest.mark.slow
+def test_two_launches_at_once_train_every_run_once(tmp_path: Path, small: list[str]) -> None:
+    """The same command twice at the same moment: both end well, and of three runs three are trained, not six."""
+    words = [sys.executable, "-m", "debias", "run", "-m", *small, "data=targeted", "seed=1,2,3", "name=both"]
+    environment = {**os.environ, "DEBIAS_CACHE": str(tmp_path / "cache")}
+    launches = [
+        subprocess.Popen(
+            words, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    for launch in launches:
+        shown, errors = launch.communicate(timeout=600)
+        assert launch.returncode == 0, errors[-2000:]
+        assert "3 jobs: " in shown
+    runs = sorted((tmp_path / "outputs/both").glob("*/status.json"))
+    assert [json.loads(path.read_text())["state"] for path in runs] == ["done"] * 3
+    logs = [path.with_name("run.log").read_text() for path in runs]
+    assert [text.count("trainable parameters, trained in") for text in logs] == [1, 1, 1]
+    assert sum(text.count("scoring afresh: base") for text in logs) == 3  # three benchmarks
 
 
 def test_the_jobs_of_a_process_share_a_tokenizer_until_its_files_change(tiny: Path, tmp_path: Path) -> None:
