@@ -13,6 +13,8 @@ from debias.data.neutral import OwnText, Wikipedia
 from debias.models.base import Base, BaseModel
 from debias.records import UserError
 
+START = [1, 284, 253]
+
 
 @pytest.fixture
 def base(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
@@ -45,15 +47,16 @@ def test_a_damaged_cache_is_written_anew(base: Base, tmp_path: Path) -> None:
 
 
 def test_own_text_follows_the_models_distribution(base: Base) -> None:
-    """The likeliest first token comes as often as the model says it does, within four standard errors."""
+    """The likeliest token behind "1 9" comes as often as the model says it does, within four standard errors."""
     with torch.inference_mode():
         base.model.get_output_embeddings().weight *= 12  # a distribution with a peak
-        p_V = base.model(torch.tensor([[1]])).logits[0, -1].softmax(-1)
+        p_V = base.model(torch.tensor([START])).logits[0, -1].softmax(-1)
     n = 400
-    spans = OwnText(n=n, longest=2, batch_size=100).spans(base._replace(sha256="sharper"), start_token=True)
+    text = base.tokenizer.decode(START)
+    spans = OwnText(n=n, longest=2, start=text, batch_size=100).spans(base._replace(sha256="sharper"), start_token=True)
     token = int(p_V.argmax())
     p = float(p_V[token])
-    found = Counter(span.ids[1] for span in spans)[token]
+    found = Counter(span.ids[len(START)] for span in spans)[token]
     assert len(spans) == n
     assert 0.02 < p < 0.98
     assert abs(found / n - p) < 4 * math.sqrt(p * (1 - p) / n)
@@ -77,3 +80,5 @@ def test_masked_models_write_nothing(tiny_masked: Path) -> None:
 def test_sizes_are_checked() -> None:
     with pytest.raises(UserError, match="must be 1 or more"):
         OwnText(n=0)
+    with pytest.raises(UserError, match="more than 0 and at most 1"):
+        OwnText(top_p=0)

@@ -49,16 +49,27 @@ class OwnText:
         n: samples.
         longest: tokens of a sample.
         start: what a sample begins with; the model's start token when empty.
+        top_p: share of the probability that tokens are drawn from (nucleus sampling); 1 is the model's distribution,
+            less leaves its noise out.
         seed: of the samples.
         batch_size: samples that are written together.
     """
 
     def __init__(
-        self, n: int = 640, longest: int = 48, start: str | None = None, seed: int = 1, batch_size: int = 64
+        self,
+        n: int = 640,
+        longest: int = 48,
+        start: str | None = None,
+        top_p: float = 1.0,
+        seed: int = 1,
+        batch_size: int = 64,
     ) -> None:
         if min(n, longest, batch_size) < 1:
             raise UserError("neutral.n, neutral.longest and neutral.batch_size must be 1 or more")
-        self.n, self.longest, self.start, self.seed, self.batch_size = n, longest, start, seed, batch_size
+        if not 0 < top_p <= 1:
+            raise UserError(f"neutral.top_p={top_p} must be more than 0 and at most 1")
+        self.n, self.longest, self.start, self.top_p = n, longest, start, top_p
+        self.seed, self.batch_size = seed, batch_size
 
     def spans(self, base: Base, start_token: bool) -> list[Scored]:
         """The samples, in which nothing is scored; a sample has its beginning whatever `start_token` is.
@@ -67,7 +78,7 @@ class OwnText:
         """
         if base.kind == "masked":
             raise UserError("a masked model writes no text of its own; choose neutral=wikipedia")
-        key = repr((base.sha256, self.n, self.longest, self.start, self.seed, self.batch_size))
+        key = repr((base.sha256, self.n, self.longest, self.start, self.top_p, self.seed, self.batch_size))
         path = assets.cache_dir() / "own_text" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # runs that start together wait for the first
@@ -81,7 +92,7 @@ class OwnText:
 
     @torch.inference_mode()
     def _write(self, base: Base) -> list[list[int]]:
-        """Token ids of each sample, ended where the model ended it."""
+        """Token ids of each sample, ended where the model ended it; none that it ended at once."""
         front = torch.tensor(
             [base.tokenizer.encode(self.start, add_special_tokens=False) if self.start else [start_id(base.tokenizer)]]
         ).to(base.model.device)
@@ -92,9 +103,10 @@ class OwnText:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             for first in bar("writing neutral text")(batches, len(batches)):
+                begin_BT = front.expand(min(self.batch_size, self.n - first), -1)
                 answer_BT = base.model.generate(
-                    front.expand(min(self.batch_size, self.n - first), -1), attention_mask=None, do_sample=True,
-                    temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=self.longest, pad_token_id=front[0, 0].item(),
+                    begin_BT, attention_mask=torch.ones_like(begin_BT), do_sample=True, temperature=1.0, top_k=0,
+                    top_p=self.top_p, max_new_tokens=self.longest, pad_token_id=min(stop, default=0),
                 )  # fmt: skip
                 samples += [_until(ids, front.shape[1], stop) for ids in answer_BT.tolist()]
         return [ids for ids in samples if len(ids) > front.shape[1] + 1]
