@@ -49,6 +49,7 @@ VARIANTS = {
 }
 SCALING = 800  # sentences of the second table at most
 BUDGETS = (128, 256, 512, 1024, 2048)
+VOCABULARIES = (1, 2, 4)  # times the model's own
 TOLERANCE = 1e-3  # nats
 
 
@@ -166,7 +167,7 @@ def debias(folder: Path, precision: str) -> dict[str, Any]:
 
 
 def scaling(folder: Path, precision: str) -> dict[str, Any]:
-    """Seconds of debias by number of sentences, by their length and by token budget: (name, sentences, tokens, ...)."""
+    """Seconds of debias by sentences, their length, token budget and vocabulary: (name, sentences, tokens, ...)."""
     base = loaded(precision)
     candidates = candidates_of(folder)[:SCALING]
     length = np.array([num_tokens(base, [c]) for c in candidates])
@@ -185,7 +186,25 @@ def scaling(folder: Path, precision: str) -> dict[str, Any]:
             scored(base, some, precision, budget)
             seconds = time.perf_counter() - begin
         lines.append((name, len(some), int(length[chosen].sum()), seconds, memory[0]))
+    for times in VOCABULARIES:
+        with peak_memory() as memory, repeated_vocabulary(base.model, times) as size:
+            begin = time.perf_counter()
+            scored(base, candidates, precision, 512)
+            seconds = time.perf_counter() - begin
+        lines.append((f"vocabulary {size:,}", len(candidates), int(length.sum()), seconds, memory[0]))
     return {"lines": lines}
+
+
+@contextmanager
+def repeated_vocabulary(model: torch.nn.Module, times: int) -> Iterator[int]:
+    """An output layer with every row `times` times, for its cost alone; yields its size."""
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    weight = head.weight
+    try:
+        head.weight = torch.nn.Parameter(weight.repeat(times, 1), requires_grad=False)
+        yield len(head.weight)
+    finally:
+        head.weight = weight
 
 
 def scored(base: Base, candidates: list[Candidate], precision: str, token_budget: int) -> list[float]:
