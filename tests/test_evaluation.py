@@ -75,17 +75,14 @@ def test_several_adapters_give_what_each_gives_alone(tiny: Path, small: list[str
     debias(tmp_path, "evaluate", *words, f"adapter.path=[{tmp_path / 'a'},{tmp_path / 'b'}]", "name=both")
     both = read_figures(folder_of(tmp_path / "outputs/both"))
     assert {f.model for f in both} == {"base", "debiased:a", "delta:a", "debiased:b", "delta:b"}
-    for name in "ab":
-        debias(tmp_path, "evaluate", *words, f"adapter.path={tmp_path / name}", f"name=only_{name}")
-        alone = {f[:5]: f for f in read_figures(folder_of(tmp_path / f"outputs/only_{name}"))}
-        for figure in both:
-            if figure.model.endswith(f":{name}"):
-                expected = alone[*figure[:4], figure.model.partition(":")[0]]
-                assert (figure.value, figure.ci_low, figure.ci_high) == (
-                    expected.value,
-                    expected.ci_low,
-                    expected.ci_high,
-                )
+    # The second one is the one that the first might have left traces in.
+    debias(tmp_path, "evaluate", *words, f"adapter.path={tmp_path / 'b'}", "name=alone")
+    alone = {f[:5]: f for f in read_figures(folder_of(tmp_path / "outputs/alone"))}
+    of_b = [figure for figure in both if figure.model.endswith(":b")]
+    assert of_b
+    for figure in of_b:
+        expected = alone[*figure[:4], figure.model.partition(":")[0]]
+        assert (figure.value, figure.ci_low, figure.ci_high) == (expected.value, expected.ci_low, expected.ci_high)
 
 
 def test_a_missing_adapter_is_found_before_anything_is_scored(tiny: Path, small: list[str], tmp_path: Path) -> None:

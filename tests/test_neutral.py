@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from debias.data.neutral import OwnText, Wikipedia
+from debias.data.neutral import ByKind, OwnText, Wikipedia
 from debias.models.base import Base, BaseModel
 from debias.records import UserError
 
@@ -75,6 +75,7 @@ def test_masked_models_write_nothing(tiny_masked: Path) -> None:
     assert len(Wikipedia().spans(base, True)) > 1000
     with pytest.raises(UserError, match="choose neutral=wikipedia"):
         OwnText().spans(base, True)
+    assert ByKind(OwnText(), Wikipedia()).spans(base, True) == Wikipedia().spans(base, True)
 
 
 def test_sizes_are_checked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from filelock import FileLock
@@ -14,6 +15,13 @@ from debias.models.base import Base
 from debias.progress import bar
 from debias.records import Masked, Scored, Span, UserError
 from debias.spans import start_id
+
+
+class Neutral(Protocol):
+    """What training needs of neutral text."""
+
+    def spans(self, base: Base, start_token: bool) -> list[Scored]:
+        """Texts in which nothing is scored."""
 
 
 class Wikipedia:
@@ -110,6 +118,22 @@ class OwnText:
                 )  # fmt: skip
                 samples += [_until(ids, front.shape[1], stop) for ids in answer_BT.tolist()]
         return [ids for ids in samples if len(ids) > front.shape[1] + 1]
+
+
+class ByKind:
+    """The base's own text where it writes any, else another.
+
+    Args:
+        causal: for causal models.
+        masked: for masked models.
+    """
+
+    def __init__(self, causal: Neutral, masked: Neutral) -> None:
+        self.of_kind = {"causal": causal, "masked": masked}
+
+    def spans(self, base: Base, start_token: bool) -> list[Scored]:
+        """What fits the kind of the base."""
+        return self.of_kind[base.kind].spans(base, start_token)
 
 
 def _until(ids: list[int], start: int, stop: set[int]) -> list[int]:
