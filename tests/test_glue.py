@@ -207,16 +207,19 @@ def test_features_are_the_mean_of_the_last_layer(kind: str, tiny: Path, tiny_mas
         assert mean == pytest.approx(wanted.numpy(), abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked"])
-def test_benchmark_runs_with_the_adapter_on_and_off(
-    kind: str, tiny: Path, tiny_masked: Path, folder: Path, tmp_path: Path
-) -> None:
-    base = BaseModel(str({"causal": tiny, "masked": tiny_masked}[kind])).load()
-    modules = {"causal": ["c_attn"], "masked": ["query"]}[kind]
-    config = peft.LoraConfig(r=2, target_modules=modules, fan_in_fan_out=kind == "causal", init_lora_weights=False)
-    scorer = Scorer(base, adapter.attach(base, config), "32", 512, tmp_path)
+@pytest.fixture(params=["causal", "masked"])
+def adapted(request: pytest.FixtureRequest, tiny: Path, tiny_masked: Path, tmp_path: Path) -> Scorer:
+    """Scores a tiny model of each kind with an adapter on it."""
+    causal = request.param == "causal"
+    base = BaseModel(str(tiny if causal else tiny_masked)).load()
+    modules = ["c_attn"] if causal else ["query"]
+    config = peft.LoraConfig(r=2, target_modules=modules, fan_in_fan_out=causal, init_lora_weights=False)
+    return Scorer(base, adapter.attach(base, config), "32", 512, tmp_path)
+
+
+def test_benchmark_runs_with_the_adapter_on_and_off(adapted: Scorer, folder: Path, tmp_path: Path) -> None:
     benchmark = Glue(["sst2", "mrpc"], path=str(folder), n_resamples=99)
-    found = evaluate(scorer, [benchmark])
+    found = evaluate(adapted, [benchmark])
     rows = found.likelihoods
     assert len(rows) == 2 * (20 + 20)
     assert (rows["score"] == (rows["candidate"] == rows["target"])).all()
@@ -225,32 +228,25 @@ def test_benchmark_runs_with_the_adapter_on_and_off(
     assert value["mrpc", "F1", "base"] > 90.0
     features = [np.load(path) for path in (tmp_path / "scores").glob("*.npy")]
     assert len(features) == 4
-    before = scorer.positions
+    before = adapted.positions
     assert before > 0
-    pd.testing.assert_frame_equal(evaluate(scorer, [benchmark]).likelihoods, rows)
-    assert scorer.positions == before
+    pd.testing.assert_frame_equal(evaluate(adapted, [benchmark]).likelihoods, rows)
+    assert adapted.positions == before
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked"])
-def test_a_copy_is_fine_tuned_with_the_adapter_on_and_off(
-    kind: str, tiny: Path, tiny_masked: Path, folder: Path, tmp_path: Path
-) -> None:
-    """Both tasks are learned from 40 examples; the scored model stays as it is, and a second look trains nothing."""
-    base = BaseModel(str({"causal": tiny, "masked": tiny_masked}[kind])).load()
-    modules = {"causal": ["c_attn"], "masked": ["query"]}[kind]
-    config = peft.LoraConfig(r=2, target_modules=modules, fan_in_fan_out=kind == "causal", init_lora_weights=False)
-    scorer = Scorer(base, adapter.attach(base, config), "32", 512, tmp_path)
-    before = {name: p.detach().clone() for name, p in scorer.model.named_parameters()}
+def test_a_copy_is_fine_tuned_with_the_adapter_on_and_off(adapted: Scorer, folder: Path, tmp_path: Path) -> None:
+    """A task is learned from 40 examples; the scored model stays as it is, and a second look trains nothing."""
+    before = {name: p.detach().clone() for name, p in adapted.model.named_parameters()}
     benchmark = Glue(["sst2"], path=str(folder), n_resamples=99, classifier=FineTuned(epochs=8, lr=1e-2, batch_size=8))
-    found = evaluate(scorer, [benchmark])
+    found = evaluate(adapted, [benchmark])
     value = {(f.metric, f.model): f.value for f in found.figures if f.protocol == "fine_tuned"}
     assert value["accuracy", "base"] >= 90.0
     assert value["accuracy", "debiased"] >= 90.0
-    assert all(torch.equal(before[name], p) for name, p in scorer.model.named_parameters())
+    assert all(torch.equal(before[name], p) for name, p in adapted.model.named_parameters())
     off, on = (np.load(path) for path in (tmp_path / "scores").glob("*.npy"))
     assert not np.array_equal(off, on)
-    scorer.model.forward = None
-    pd.testing.assert_frame_equal(evaluate(scorer, [benchmark]).likelihoods, found.likelihoods)
+    adapted.model.forward = None
+    pd.testing.assert_frame_equal(evaluate(adapted, [benchmark]).likelihoods, found.likelihoods)
 
 
 def test_fine_tuning_that_diverges_says_so(tiny: Path, folder: Path, tmp_path: Path) -> None:

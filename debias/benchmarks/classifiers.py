@@ -99,7 +99,7 @@ class FineTuned:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             # The scorer's model stays as it is: what learns is a copy.
-            module = _Classifier(copy.deepcopy(scorer.model).float(), self.lr, self.epochs)
+            module = _Classifier(copy.deepcopy(scorer.model).float(), self.lr)
             examples: Any = [_joint(e, limit) for e in train]
             order: Any = DataLoader(examples, self.batch_size, shuffle=True, collate_fn=_collate)
             terminal = sys.stderr.isatty()
@@ -128,7 +128,7 @@ class FineTuned:
 class _Classifier(pl.LightningModule):
     """A language model with a linear layer over the mean of its last hidden states."""
 
-    def __init__(self, model: Any, lr: float, epochs: int) -> None:
+    def __init__(self, model: Any, lr: float) -> None:
         super().__init__()
         self.model, self.lr = model.requires_grad_(True), lr
         self.layer = nn.Linear(likelihood.width(model), 1)

@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock
 
 from debias import assets
+from debias.data.plaintext import read_passages
 from debias.models.base import Base
 from debias.progress import bar
 from debias.records import Masked, Scored, Span, UserError
@@ -36,8 +37,7 @@ class Wikipedia:
 
     def spans(self, base: Base, start_token: bool) -> list[Scored]:
         """The sentences, in which nothing is scored."""
-        articles = json.loads(assets.locate("bold-professions").read_text(encoding="utf-8"))
-        sentences = [sentence for people in articles.values() for texts in people.values() for sentence in texts]
+        sentences = list(read_passages("bold-professions"))
         if base.kind == "masked":
             texts = base.tokenizer(sentences, truncation=True, max_length=self.longest).input_ids
             return [Masked(tuple(ids), (), ()) for ids in texts]
