@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,24 +110,37 @@ class Diverged(Callback):
         self.good: dict[str, Tensor] = {}
         self.step = 0
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Raises UserError when the loss is NaN or infinite."""
-        trainable = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
-        if torch.isfinite(loss):
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+        """Raises UserError when the loss of any process is NaN or infinite."""
+        broken = torch.isfinite(loss.detach()).logical_not().float()
+        if trainer.world_size > 1:  # all stop together, or the others would wait for the one that has stopped
+            broken = trainer.strategy.reduce(broken, reduce_op="sum")
+        if broken == 0:
             if trainer.global_step % self.every == 0:
-                self.good = {name: p.detach().clone() for name, p in trainable.items()}
+                self.good = {name: p.detach().clone() for name, p in _trainable(pl_module)}
                 self.step = trainer.global_step
             return
-        kept = ""
-        if self.good and trainer.is_global_zero and self.keep is not None:
-            with torch.no_grad():
-                for name, parameter in trainable.items():
-                    parameter.copy_(self.good[name])
-            kept = f"; the adapter of step {self.step}, before it diverged, is in {self.keep()}"
         raise UserError(
-            f"the loss is no number any more at step {trainer.global_step + 1}: training diverged{kept}; "
+            f"the loss is no number any more at step {trainer.global_step + 1}: training diverged"
+            f"{self._kept(trainer, pl_module)}; "
             "lower training.lr, raise training.warmup, or set trainer.gradient_clip_val=1, and overwrite=true"
         )
+
+    def _kept(self, trainer: pl.Trainer, module: Any) -> str:
+        """Save what is remembered; returns what to say of it. All processes take part, for each may hold a part."""
+        if not self.good or self.keep is None:
+            return ""
+        with torch.no_grad():
+            for name, parameter in _trainable(module):
+                parameter.copy_(self.good[name])
+        module.gather()
+        if not trainer.is_global_zero:
+            return ""
+        return f"; the adapter of step {self.step}, before it diverged, is in {self.keep()}"
+
+
+def _trainable(module: Any) -> Iterator[tuple[str, Tensor]]:
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
 class WholeFiles(TorchCheckpointIO):

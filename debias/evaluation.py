@@ -58,7 +58,7 @@ class Scorer:
             base, adapted, precision, token_budget, cache, name,
         )  # fmt: skip
         self.model = base.model if adapted is None else adapted
-        self.adapter_sha256 = "" if adapted is None else adapter_sha256(adapted)
+        self.adapter_sha256 = "" if adapted is None or cache is None else adapter_sha256(adapted)
         if not getattr(base.model, "is_quantized", False):  # quantised weights stay as they are
             self.model.to(PRECISIONS[precision])
         if precision == "bf16" and self.device.type == "cpu" and not bf16_is_native():

@@ -26,6 +26,7 @@ from debias.evaluation import Evaluation, Scorer, evaluate, finished, scores_of
 from debias.models import adapter as adapters
 from debias.models import composition
 from debias.models.base import Base, BaseModel
+from debias.models.placement import device, place
 from debias.objectives import Attribute
 from debias.progress import bar
 from debias.records import Scoring, Tokens, Triplet, UserError
@@ -96,7 +97,7 @@ def run(
         log.info("note: %s", note)
     with cost.stage("load"):
         base = model.load()
-    log.info("model: %s on %s, %d threads", base.name, _device(), torch.get_num_threads())
+    log.info("model: %s on %s, %d threads", base.name, device().type, torch.get_num_threads())
 
     target = folder.path / ADAPTER
     if target.is_dir():
@@ -182,7 +183,7 @@ def evaluate_only(
         }
     with cost.stage("load"):
         base = model.load()
-        _place(base)
+        place(base.model)
     frames: list[pd.DataFrame] = []
     notes: dict[str, None] = {}
     with cost.stage("evaluate") as spent:
@@ -220,7 +221,7 @@ def adapter_names(paths: Sequence[str]) -> dict[str, str]:
 def _evaluate(
     folder: RunFolder, base: Base, adapted: Any, scoring: Scoring, benchmarks: Sequence[Benchmark], cost: Cost
 ) -> Evaluation:
-    _place(base)
+    place(base.model)
     with cost.stage("evaluate") as spent:
         scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir())
         evaluation = evaluate(scorer, benchmarks)
@@ -234,16 +235,6 @@ def _write(folder: RunFolder, evaluation: Evaluation) -> None:
         log.info("note: %s", note)
     folder.write_likelihoods(evaluation.likelihoods)
     folder.write_figures(evaluation.figures)
-
-
-def _place(base: Base) -> None:
-    """Move the model to the device; quantised weights are where they were loaded."""
-    if not getattr(base.model, "is_quantized", False):
-        base.model.to(_device())
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def release_memory() -> None:

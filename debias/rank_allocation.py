@@ -33,6 +33,8 @@ class RankAllocation(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Now the number of steps is known. Raises UserError where the schedule does not fit into it."""
+        if pl_module.device_mesh is not None:
+            raise UserError("adapter=adalora moves ranks between layers and needs them whole; choose trainer=ddp")
         total = int(pl_module.steps or trainer.estimated_stepping_batches)
         first, last = (_steps(share, total) for share in (self.config.tinit, self.config.tfinal))
         if first + last >= total or last > total - 2:  # the importance of ranks is not known before the second step

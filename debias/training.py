@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,12 +17,13 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
+from debias import sharding
 from debias.batches import SpanData
 from debias.callbacks import Diverged, LossCurve, SaveOnSignal, StopAfter, WholeFiles
 from debias.likelihood import beside_base, span_logprobs
 from debias.models.base import bf16_is_native
 from debias.rank_allocation import callbacks_for
-from debias.ranks import launched_together
+from debias.ranks import launched_processes
 from debias.records import Batch, Encoded, Recipe, Scored, UserError, Watch
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,22 @@ class Debiaser(pl.LightningModule):
         self.epoch_loss = MeanMetric()
         self.read = 0
         self.strict_loading = False  # checkpoints hold the trainable part alone
+        self._gathered: Callable[[], Any] | None = None
+
+    def configure_model(self) -> None:
+        """Where the strategy divides a model among devices (trainer=fsdp), train a divided copy."""
+        if self.device_mesh is not None and self._gathered is None:
+            whole, self.model = self.model, sharding.sharded(self.model, self.device_mesh["data_parallel"])
+            self._gathered = partial(sharding.gathered, self.model, whole)
+
+    def gather(self) -> None:
+        """Make a divided model whole again, and leave any other as it is; all processes call it together."""
+        if self._gathered is not None:
+            self.model, self._gathered = self._gathered(), None
+
+    def on_train_end(self) -> None:
+        """What comes next needs the whole model."""
+        self.gather()
 
     def training_step(self, batch: Batch) -> Tensor:
         """Loss of one batch; the epoch's mean is weighted as the batch's."""
@@ -156,8 +174,10 @@ def make_trainer(precision: str = "auto", **options: Any) -> pl.Trainer:
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
     elif precision.startswith("bf16") and not on_gpu and not bf16_is_native():
         log.warning("this processor has no bfloat16 instructions: %s may be a hundred times slower than 32", precision)
-    if options.get("strategy") == "ddp" and not launched_together():
+    if options.get("strategy") == "ddp" and launched_processes() < 2:
         options["strategy"] = "ddp_spawn"  # the processes are ours to start, and the command line is not run again
+    if options.get("strategy") == "fsdp":
+        options["strategy"] = sharding.strategy()
     terminal = sys.stderr.isatty()
     if terminal:
         options["callbacks"] = [*options.get("callbacks", []), RichProgressBar()]

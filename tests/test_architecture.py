@@ -28,7 +28,7 @@ LEVELS = [
         "catalogue",
         "ranks",
     },
-    {"rank_allocation"},
+    {"rank_allocation", "sharding"},
     {"training", "batches", "callbacks", "gate", "benchmarks"},
     {"evaluation"},
     {"results"},

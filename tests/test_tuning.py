@@ -262,11 +262,12 @@ def test_two_processes_make_the_same_adapter_as_one_with_the_same_batches(tiny: 
 
 
 @pytest.mark.slow
-def test_torchrun_shares_the_training_of_a_run(tiny: Path, tmp_path: Path, small: list[str]) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_torchrun_shares_the_training_of_a_run(tiny: Path, tmp_path: Path, small: list[str], strategy: str) -> None:
     """The first process holds the folder and scores; the adapter is that of one process with twice the batch."""
     options = [w for w in small if not w.startswith(("training.batch_size", "training.num_neutral"))]
     debias = ["-m", "debias", "run", *options]
-    shared = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "training.batch_size=2"]
+    shared = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", "training.batch_size=2"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     two = [*launcher, *debias, "name=two", *shared, "training.num_neutral=1"]
     one = [sys.executable, *debias, "name=one", "training.batch_size=4", "training.num_neutral=2"]

@@ -13,6 +13,7 @@ from filelock import FileLock
 from debias import assets
 from debias.data.plaintext import read_passages
 from debias.models.base import Base
+from debias.models.placement import placed
 from debias.progress import bar
 from debias.records import Masked, Scored, Span, UserError
 from debias.spans import start_id
@@ -103,15 +104,15 @@ class OwnText:
         """Token ids of each sample, ended where the model ended it; none that it ended at once."""
         front = torch.tensor(
             [base.tokenizer.encode(self.start, add_special_tokens=False) if self.start else [start_id(base.tokenizer)]]
-        ).to(base.model.device)
+        )
         ends = base.model.generation_config.eos_token_id
         stop = {token for token in (ends if isinstance(ends, list) else [ends]) if token is not None}
         samples: list[list[int]] = []
         batches = range(0, self.n, self.batch_size)
-        with torch.random.fork_rng():
+        with placed(base.model), torch.random.fork_rng():
             torch.manual_seed(self.seed)
             for first in bar("writing neutral text")(batches, len(batches)):
-                begin_BT = front.expand(min(self.batch_size, self.n - first), -1)
+                begin_BT = front.expand(min(self.batch_size, self.n - first), -1).to(base.model.device)
                 answer_BT = base.model.generate(
                     begin_BT, attention_mask=torch.ones_like(begin_BT), do_sample=True, temperature=1.0, top_k=0,
                     top_p=self.top_p, max_new_tokens=self.longest, pad_token_id=min(stop, default=0),

@@ -100,7 +100,7 @@ def houlsby(model: Any) -> Modules:
 def keys_values_feed_forward(model: Any) -> Modules:
     """What (IA)3 scales: keys, values (with the queries where one layer makes all three) and the feed-forward block."""
     ends = {name for name, _ in attention_outputs(model)}
-    for _, linear in _layers(model):
+    for linear in _linear_of_layers(model):
         inputs = [(n, m) for n, m in linear if _in_attention(n) and n not in ends]
         apart = [(n, m) for n, m in inputs if n.rpartition(".")[2][0] in "kv"]
         yield from apart or inputs
@@ -138,18 +138,22 @@ def _body(model: Any) -> Modules:
     return ((name, module) for name, module in model.named_modules() if name.startswith(prefix))
 
 
-def _layers(model: Any) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:
-    """Each layer's name and its linear modules in order; layers stand in the longest list of modules in the body."""
+def layers(model: Any) -> Modules:
+    """The layers of a model, which stand in the longest list of modules in its body."""
     lists = [(name, module) for name, module in _body(model) if isinstance(module, nn.ModuleList)]
-    name, layers = max(lists, key=lambda item: len(item[1]), default=("", []))
-    for i, layer in enumerate(layers):
-        prefix = f"{name}.{i}"
-        yield prefix, [(f"{prefix}.{n}", m) for n, m in layer.named_modules() if isinstance(m, LINEAR)]
+    name, found = max(lists, key=lambda item: len(item[1]), default=("", []))
+    return ((f"{name}.{i}", layer) for i, layer in enumerate(found))
+
+
+def _linear_of_layers(model: Any) -> Iterator[list[tuple[str, nn.Module]]]:
+    """Each layer's linear modules in order."""
+    for name, layer in layers(model):
+        yield [(f"{name}.{n}", m) for n, m in layer.named_modules() if isinstance(m, LINEAR)]
 
 
 def _last_of_each_layer(model: Any, attention: bool) -> Modules:
     """The last linear module of each layer, in attention or outside, that leads back to the width of the model."""
-    for _, linear in _layers(model):
+    for linear in _linear_of_layers(model):
         ends = [(n, m) for n, m in linear if _in_attention(n) is attention and width(m) == model.config.hidden_size]
         yield from ends[-1:]
 

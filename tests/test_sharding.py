@@ -1,0 +1,136 @@
+"""One model divided among two processes (`trainer=fsdp`): the same losses and adapters as in one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_config import composed
+from test_tuning import TRAINER, losses, trained, tuning
+
+from debias import training
+from debias.callbacks import LossCurve
+from debias.cli.parts import make_adapter
+from debias.models.base import BaseModel
+from debias.records import UserError, Watch
+from debias.training import make_trainer
+from debias.tuning import Tuning, train
+
+ADAPTERS = ("lora", "dora", "ia3", "vera", "bottleneck", "prefix", "prompt", "ln_tuning")
+DIVIDED: dict[str, Any] = {"make": partial(TRAINER, strategy="fsdp", devices=2), "batch_size": 2, "num_neutral": 1}
+
+
+def with_adapter(name: str, plan: Tuning) -> Tuning:
+    return plan._replace(adapter=make_adapter(composed("run", f"adapter={name}").adapter))
+
+
+def share(tiny: Path, folder: Path, plan: Tuning) -> None:
+    """One process's part in a training; the first one saves."""
+    folder.mkdir(exist_ok=True)
+    train(plan, plan.data.load(1).triplets, BaseModel(str(tiny)).load(), folder, folder / "adapter")
+
+
+def in_two_processes(work: Callable[[Path, Path], None], tiny: Path, folder: Path) -> None:
+    """Call `work` in two processes that find the environment torchrun would give them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_launched, (port, work, tiny, folder), nprocs=2)
+
+
+def _launched(rank: int, port: int, work: Callable[[Path, Path], None], tiny: Path, folder: Path) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update({name: str(value) for name, value in (place | address).items()})
+    torch.set_num_threads(1)
+    work(tiny, folder)
+
+
+def same(alone: Path, divided: Path) -> None:
+    """Losses and adapters agree within float error."""
+    one, two = ([float(loss) for _, loss in losses(folder)] for folder in (alone, divided))
+    assert two == pytest.approx(one, abs=2e-5)
+    first, second = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (alone, divided))
+    assert all(torch.allclose(tensor, second[name], atol=2e-5) for name, tensor in first.items())
+
+
+def every_adapter(tiny: Path, folder: Path) -> None:
+    for name in ADAPTERS:
+        share(tiny, folder / name, with_adapter(name, tuning(**DIVIDED)))
+
+
+@pytest.mark.slow
+def test_every_adapter_trains_divided_as_whole(tiny: Path, tmp_path: Path) -> None:
+    in_two_processes(every_adapter, tiny, tmp_path)
+    for name in ADAPTERS:
+        trained(tiny, tmp_path / f"{name}-alone", with_adapter(name, tuning()))
+        same(tmp_path / f"{name}-alone", tmp_path / name)
+
+
+def cut_and_resumed(tiny: Path, folder: Path) -> None:
+    start = LossCurve.on_train_batch_start
+
+    def asked(self: LossCurve, trainer: Any, *more: Any, **named: Any) -> None:
+        start(self, trainer, *more, **named)
+        if trainer.global_step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    share(tiny, folder / "whole", tuning(**DIVIDED))
+    LossCurve.on_train_batch_start = asked  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        share(tiny, folder / "cut", tuning(**DIVIDED))
+    LossCurve.on_train_batch_start = start  # type: ignore[method-assign]
+    share(tiny, folder / "cut", tuning(**DIVIDED))
+    share(tiny, folder / "watched", tuning(**DIVIDED, watch=Watch(every=4, limit=4, stop_at=None)))
+
+
+def test_a_divided_model_trains_as_a_whole_one_resumes_exactly_and_can_be_watched(tiny: Path, tmp_path: Path) -> None:
+    """Two processes with 2 sentences and 1 neutral text each, one with 4 and 2: ten steps that agree.
+
+    SIGTERM in the eighth: the same losses and the same adapter, bit for bit; looks at dev change nothing.
+    """
+    in_two_processes(cut_and_resumed, tiny, tmp_path)
+    trained(tiny, tmp_path / "alone", tuning())
+    same(tmp_path / "alone", tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 10
+    files = [tmp_path / run / "adapter" / "adapter_model.safetensors" for run in ("whole", "cut", "watched")]
+    for run, file in zip(("cut", "watched"), files[1:], strict=True):
+        assert losses(tmp_path / run) == losses(tmp_path / "whole")
+        assert all(torch.equal(load_file(files[0])[key], tensor) for key, tensor in load_file(file).items())
+
+
+def diverging(tiny: Path, folder: Path) -> None:
+    step = training.Debiaser.training_step
+
+    def diverges(self: Any, batch: Any) -> torch.Tensor:
+        return step(self, batch) * (float("nan") if self.global_step == 5 and self.global_rank == 1 else 1.0)
+
+    training.Debiaser.training_step = diverges  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="at step 6: training diverged"):
+        share(tiny, folder, tuning(**DIVIDED))
+    training.Debiaser.training_step = step  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"adalora moves ranks .* choose trainer=ddp"):
+        share(tiny, folder / "adalora", with_adapter("adalora", tuning(**DIVIDED)))
+    with pytest.raises(UserError, match=r"does not go with training\.compile"):
+        share(tiny, folder / "compiled", tuning(**DIVIDED, compile=True))
+
+
+def test_what_cannot_go_on_ends_in_all_processes(tiny: Path, tmp_path: Path) -> None:
+    """One process diverges: both stop at that step, and the first has kept the last good adapter."""
+    in_two_processes(diverging, tiny, tmp_path)
+    kept = load_file(tmp_path / "adapter.before_divergence" / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_without_a_launcher_it_says_how_to_start() -> None:
+    with pytest.raises(UserError, match="torchrun --nproc-per-node 2 -m debias run trainer=fsdp"):
+        make_trainer(strategy="fsdp", accelerator="cpu", logger=False)
