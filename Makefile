@@ -1,6 +1,8 @@
 # Everything a machine with Python, git and make needs: each target does its own set-up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Test processes; each takes one core and up to 3 GB.
+WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: demo bert-tiny test test-slow check speed format clean
@@ -12,7 +14,7 @@ bert-tiny: .venv/installed  ## make the demonstration masked model, once, in abo
 	$(BIN)/python -m debias.models.bert_tiny
 
 test: .venv/developer  ## all tests that take seconds, and the few longer ones that guard the main job
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not slow"
 
 test-slow: .venv/developer  ## the tests that take minutes of CPU
 	$(BIN)/python -m pytest -m slow
