@@ -180,19 +180,22 @@ def scaling(folder: Path, precision: str) -> dict[str, Any]:
     settings += [(f"token_budget {budget}", shuffled, budget) for budget in BUDGETS]
     lines = []
     for name, chosen, budget in settings:
-        some = [candidates[i] for i in chosen]
-        with peak_memory() as memory:
-            begin = time.perf_counter()
-            scored(base, some, precision, budget)
-            seconds = time.perf_counter() - begin
-        lines.append((name, len(some), int(length[chosen].sum()), seconds, memory[0]))
+        cost = cost_of(base, [candidates[i] for i in chosen], precision, budget)
+        lines.append((name, len(chosen), int(length[chosen].sum()), *cost))
     for times in VOCABULARIES:
-        with peak_memory() as memory, repeated_vocabulary(base.model, times) as size:
-            begin = time.perf_counter()
-            scored(base, candidates, precision, 512)
-            seconds = time.perf_counter() - begin
-        lines.append((f"vocabulary {size:,}", len(candidates), int(length.sum()), seconds, memory[0]))
+        with repeated_vocabulary(base.model, times) as size:
+            cost = cost_of(base, candidates, precision, 512)
+        lines.append((f"vocabulary {size:,}", len(candidates), int(length.sum()), *cost))
     return {"lines": lines}
+
+
+def cost_of(base: Base, candidates: list[Candidate], precision: str, budget: int) -> tuple[float, float]:
+    """Seconds and peak memory (GB) of scoring some sentences."""
+    with peak_memory() as memory:
+        begin = time.perf_counter()
+        scored(base, candidates, precision, budget)
+        seconds = time.perf_counter() - begin
+    return seconds, memory[0]
 
 
 @contextmanager
