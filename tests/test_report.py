@@ -82,6 +82,15 @@ def test_rows_put_the_targeted_bias_first_and_know_what_is_better() -> None:
     )  # fmt: skip
 
 
+def test_a_base_model_alone_has_no_empty_columns() -> None:
+    """Eleven columns where two models are compared, seven where one stands alone."""
+    compared, alone = tables.rows(story(), "gender"), tables.rows([f for f in story() if f.model == "base"], "gender")
+    assert tables.header(compared) == list(tables.HEADER)
+    assert tables.header(alone) == ["benchmark", "bias", "metric", "ideal", "base", "95% interval", "n"]
+    title = tables.markdown(alone).splitlines()[0]
+    assert title == "| benchmark | bias | metric | ideal | base | 95% interval | n |"
+
+
 def test_markdown_cells_cannot_break_the_table() -> None:
     text = tables.markdown(tables.rows(figures("stereoset", "SS", 60, 55, -8, -2, "a|b")))
     assert "| a\\|b |" in text
@@ -103,7 +112,7 @@ def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
     change = Change("1", evil, evil, evil, evil, 1.0, -1.0)
     rows = tables.rows(figures("stereoset", "SS", 60, 55, -8, -2, evil))
     facts = {
-        "title": evil, "verdict": outcome(story(), evil), "rows": rows, "header": tables.HEADER,
+        "title": evil, "verdict": outcome(story(), evil), "rows": rows, "header": tables.header(rows),
         "titles": tables.titles(rows), "legend": tables.LEGEND, "notes": [evil], "protocols": [(evil,) * 6],
         "protocols_header": tables.SENSITIVITY,
         "plot": plots.before_after(rows), "curve": None, "changed": [change], "unchanged": [change],

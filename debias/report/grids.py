@@ -192,11 +192,11 @@ def others(study: Study) -> Grid:
 def _arrow(row: Row | None) -> Cell:
     if row is None:
         return Cell("")
-    cells = row.cells()
+    cells = row.named()
     if row.debiased is None:
-        return Cell(cells[4], row.base.value)
+        return Cell(cells["base"], row.base.value)
     kind = {True: "good", False: "bad", None: ""}[row.better]
-    return Cell(f"{cells[4]} → {cells[5]}{'*' if row.certain else ''}", row.debiased.value, kind)
+    return Cell(f"{cells['base']} → {cells['debiased']}{'*' if row.certain else ''}", row.debiased.value, kind)
 
 
 class Transfer(NamedTuple):

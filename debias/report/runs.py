@@ -134,7 +134,8 @@ def headline_cells(figures: Sequence[Figure], bias: str) -> list[str]:
     """SS, its change with the interval, LMS, ICAT and perplexity as text, base and debiased."""
     heads = headlines(figures, bias)
     ss = heads.get("SS")
-    delta = " ".join((ss.cells()[6], f"({ss.cells()[7]})")) if ss and ss.delta else ""
+    cells = ss.named() if ss else {}
+    delta = f"{cells['difference']} ({cells['95% interval']})" if ss and ss.delta else ""
     first, *others = (_arrow(heads.get(metric)) for metric in HEADLINES)
     return [first, delta, *others]
 

@@ -18,6 +18,7 @@ TITLES = {
 HEADER = (
     "benchmark", "bias", "metric", "ideal", "base", "debiased", "difference", "95% interval", "p", "MDE", "n",
 )  # fmt: skip
+COMPARED = {"debiased", "difference", "p", "MDE"}  # columns that one model alone leaves empty
 LEGEND = (
     "p: adjusted for the number of rows (Benjamini-Hochberg). MDE: the smallest difference that would be found with "
     "80% power, where none was found."
@@ -48,6 +49,10 @@ class Row(NamedTuple):
             return None
         return abs(self.debiased.value - self.base.ideal) < abs(self.base.value - self.base.ideal)
 
+    def named(self, title: str = "") -> dict[str, str]:
+        """The row as text, by the names of HEADER."""
+        return dict(zip(HEADER, self.cells(title), strict=True))
+
     def cells(self, title: str = "") -> tuple[str, ...]:
         """The row as text, in the order of HEADER."""
         base = self.base
@@ -70,6 +75,12 @@ class Row(NamedTuple):
             "" if self.certain else _mde(self.delta),
             f"{base.n:,}",
         )
+
+
+def header(table_rows: Sequence[Row]) -> list[str]:
+    """The columns that say something: all, or of a base model alone those that compare nothing."""
+    compared = any(row.delta for row in table_rows)
+    return [name for name in HEADER if compared or name not in COMPARED]
 
 
 def rows(figures: Iterable[Figure], first: str = "") -> list[Row]:
@@ -110,17 +121,16 @@ def _under_several_protocols(table_rows: Sequence[Row]) -> set[str]:
 
 def terminal(table_rows: Sequence[Row]) -> Table:
     """The table for a terminal of 80 columns: certain improvements green, certain losses red."""
-    compared = any(row.delta for row in table_rows)
     shown = {"bias": "bias", "metric": "metric", "base": "base", "debiased": "after", "difference": "change"}
     shown |= {"95% interval": "95% interval", "p": "p", "MDE": "MDE", "n": "n"}
-    keep = [n for n in HEADER if n in shown and (compared or n not in ("debiased", "difference", "p", "MDE"))]
+    keep = [name for name in header(table_rows) if name in shown]
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in keep:
         left = name in ("bias", "metric")
         table.add_column(shown[name], justify="left" if left else "right", no_wrap=name != "bias", overflow="fold")
     previous = ("", "")
     for row, title in zip(table_rows, titles(table_rows), strict=True):
-        cells = dict(zip(HEADER, row.cells(), strict=True))
+        cells = row.named()
         group = (title, cells["bias"])
         if group[0] != previous[0]:
             if previous[0]:
@@ -135,15 +145,16 @@ def terminal(table_rows: Sequence[Row]) -> Table:
 
 def markdown(table_rows: Sequence[Row]) -> str:
     """The table as Markdown; certain differences in bold."""
+    names = header(table_rows)
     lines = [
-        "| " + " | ".join(HEADER) + " |",
-        "|" + "|".join("---" if i < 3 else "--:" for i in range(len(HEADER))) + "|",
+        "| " + " | ".join(names) + " |",
+        "|" + "|".join("---" if i < 3 else "--:" for i in range(len(names))) + "|",
     ]
     for row, title in zip(table_rows, titles(table_rows), strict=True):
-        cells = [cell.replace("|", "\\|") for cell in row.cells(title)]
+        cells = {name: cell.replace("|", "\\|") for name, cell in row.named(title).items()}
         if row.certain:
-            cells[6] = f"**{cells[6]}**"
-        lines.append("| " + " | ".join(cells) + " |")
+            cells["difference"] = f"**{cells['difference']}**"
+        lines.append("| " + " | ".join(cells[name] for name in names) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -159,7 +170,7 @@ def sensitivity(table_rows: Sequence[Row], first: str) -> list[tuple[str, ...]]:
         shown = base.bias in (first, "overall") and base.metric in ("SS", "LMS", "ICAT")
         if base.benchmark not in several or not shown:
             continue
-        cells = dict(zip(HEADER, row.cells(), strict=True))
+        cells = row.named()
         change = f"{cells['difference']} ({cells['95% interval']})" if row.delta else ""
         lines.append(
             (title_of(base), base.protocol, f"{cells['bias']} {base.metric}", cells["base"], cells["debiased"], change)

@@ -60,7 +60,7 @@ def write_reports(
         "verdict": verdict,
         "rows": rows,
         "titles": tables.titles(rows),
-        "header": tables.HEADER,
+        "header": tables.header(rows),
         "legend": tables.LEGEND,
         "protocols": tables.sensitivity(rows, report.bias),
         "protocols_header": tables.SENSITIVITY,
