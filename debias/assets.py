@@ -14,7 +14,19 @@ import requests
 from debias.catalogue import ASSETS, REMOTE, Asset, Remote
 from debias.records import UserError
 
-__all__ = ["ASSETS", "REMOTE", "Asset", "Remote", "cache_dir", "download", "fetch", "held", "locate", "sha256_of"]
+__all__ = [
+    "ASSETS",
+    "REMOTE",
+    "Asset",
+    "Remote",
+    "cache_dir",
+    "download",
+    "fetch",
+    "held",
+    "locate",
+    "on_disk",
+    "sha256_of",
+]
 
 
 def sha256_of(path: Path) -> str:
@@ -49,6 +61,11 @@ def held(remote: Remote) -> Path | None:
     return local if local is not None and local.is_file() else None
 
 
+def on_disk(remote: Remote) -> bool:
+    """Whether a file of the web can be had without going there: below $DEBIAS_DATA, or fetched before."""
+    return held(remote) is not None or (_downloads() / _cached_name(remote)).is_file()
+
+
 def fetch(remote: Remote) -> Path:
     """Path of a file of the web: below $DEBIAS_DATA, or downloaded once into the cache. Raises UserError offline."""
     local = held(remote)
@@ -59,7 +76,15 @@ def fetch(remote: Remote) -> Path:
             )
         return local
     hint = f"go online once, or set DEBIAS_DATA to a folder that holds {remote.local}"
-    return download(remote.url, remote.sha256, f"{remote.sha256[:12]}-{Path(remote.local).name}", hint)
+    return download(remote.url, remote.sha256, _cached_name(remote), hint)
+
+
+def _cached_name(remote: Remote) -> str:
+    return f"{remote.sha256[:12]}-{Path(remote.local).name}"
+
+
+def _downloads() -> Path:
+    return cache_dir() / "downloads"
 
 
 def download(url: str, sha256: str | None = None, name: str | None = None, hint: str = "go online once") -> Path:
@@ -72,7 +97,7 @@ def download(url: str, sha256: str | None = None, name: str | None = None, hint:
     """
     pooch.get_logger().setLevel("WARNING")  # it would write to the terminal
     try:
-        return Path(pooch.retrieve(url, sha256 and f"sha256:{sha256}", fname=name, path=cache_dir() / "downloads"))
+        return Path(pooch.retrieve(url, sha256 and f"sha256:{sha256}", fname=name, path=_downloads()))
     except ValueError as error:  # pooch keeps no file whose checksum differs, and knows http and ftp
         reason = f"is not the file we know (SHA-256 {sha256[:12]}...)" if sha256 else f"cannot be fetched ({error})"
         raise UserError(f"{url} {reason}; try again") from error

@@ -12,6 +12,7 @@ import pytest
 
 from debias import assets
 from debias.assets import Remote, fetch
+from debias.data import leakage
 from debias.records import UserError
 
 CONTENT = b'[["The woman was stoic.", "woman", "stoic"]]'
@@ -115,3 +116,22 @@ def test_an_unknown_version_of_a_wheel_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(assets.ASSETS, "gap-validation", known._replace(package="no-such-package"))
     with pytest.raises(UserError, match="asset 'gap-validation' is not installed"):
         assets.locate("gap-validation")
+
+
+def test_what_was_fetched_before_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nowhere, then in the cache where `fetch` keeps it, then below DEBIAS_DATA; the leakage check reads it."""
+    monkeypatch.delenv("DEBIAS_DATA", raising=False)
+    monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path))
+    assert "biastestgpt" in leakage.missing()
+    (tmp_path / "downloads").mkdir()
+    for remote in leakage.BIASTESTGPT:
+        (tmp_path / "downloads" / f"{remote.sha256[:12]}-{Path(remote.local).name}").write_text("[]")
+    assert "biastestgpt" in leakage.available()
+    monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path / "other"))
+    assert not any(assets.on_disk(remote) for remote in leakage.BIASTESTGPT)
+    for remote in leakage.BIASTESTGPT:
+        place = tmp_path / "data" / remote.local
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("[]")
+    monkeypatch.setenv("DEBIAS_DATA", str(tmp_path / "data"))
+    assert all(assets.on_disk(remote) for remote in leakage.BIASTESTGPT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import NamedTuple
 from debias import assets
 from debias.data.quality import NearDuplicates
 
-ENVIRONMENT = "DEBIAS_DATA"  # folder of public data that no wheel carries
+BIASTESTGPT = [remote for name, remote in assets.REMOTE.items() if name.startswith("biastestgpt-")]
 
 
 class Index(NamedTuple):
@@ -36,8 +35,8 @@ def benchmark_index(name: str) -> Index:
 
 
 def available() -> list[str]:
-    """Benchmarks that can be read here; BiasTestGPT needs $DEBIAS_DATA."""
-    return [name for name in _READERS if name != "biastestgpt" or _biastestgpt_folder() is not None]
+    """Benchmarks that can be read here; BiasTestGPT where it lies below $DEBIAS_DATA or was fetched before."""
+    return [name for name in _READERS if name != "biastestgpt" or all(map(assets.on_disk, BIASTESTGPT))]
 
 
 def missing() -> list[str]:
@@ -85,16 +84,10 @@ def _files(benchmark: str) -> list[Path]:
 
 
 def _biastestgpt() -> Texts:
-    folder = _biastestgpt_folder()
-    for path in sorted(folder.glob("*.json")) if folder else ():
-        for row in json.loads(path.read_text(encoding="utf-8")):
+    for remote in BIASTESTGPT:
+        for row in json.loads(assets.fetch(remote).read_text(encoding="utf-8")):
             yield row["sentence"], row["grp_term1"]
             yield row["alt_sentence"], row["grp_term2"]
-
-
-def _biastestgpt_folder() -> Path | None:
-    folder = Path(os.environ.get(ENVIRONMENT, "")).expanduser() / "biastestgpt"
-    return folder if os.environ.get(ENVIRONMENT) and folder.is_dir() else None
 
 
 _READERS: dict[str, Callable[[], Texts]] = {
