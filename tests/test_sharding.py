@@ -92,21 +92,6 @@ def cut_and_resumed(tiny: Path, folder: Path) -> None:
     share(tiny, folder / "watched", tuning(**DIVIDED, watch=Watch(every=4, limit=4, stop_at=None)))
 
 
-def test_a_divided_model_trains_as_a_whole_one_resumes_exactly_and_can_be_watched(tiny: Path, tmp_path: Path) -> None:
-    """Two processes with 2 sentences and 1 neutral text each, one with 4 and 2: ten steps that agree.
-
-    SIGTERM in the eighth: the same losses and the same adapter, bit for bit; looks at dev change nothing.
-    """
-    in_two_processes(cut_and_resumed, tiny, tmp_path)
-    trained(tiny, tmp_path / "alone", tuning())
-    same(tmp_path / "alone", tmp_path / "whole")
-    assert len(losses(tmp_path / "whole")) == 10
-    files = [tmp_path / run / "adapter" / "adapter_model.safetensors" for run in ("whole", "cut", "watched")]
-    for run, file in zip(("cut", "watched"), files[1:], strict=True):
-        assert losses(tmp_path / run) == losses(tmp_path / "whole")
-        assert all(torch.equal(load_file(files[0])[key], tensor) for key, tensor in load_file(file).items())
-
-
 def diverging(tiny: Path, folder: Path) -> None:
     step = training.Debiaser.training_step
 
@@ -123,12 +108,38 @@ def diverging(tiny: Path, folder: Path) -> None:
         share(tiny, folder / "compiled", tuning(**DIVIDED, compile=True))
 
 
-def test_what_cannot_go_on_ends_in_all_processes(tiny: Path, tmp_path: Path) -> None:
+def all_of_it(tiny: Path, folder: Path) -> None:
+    cut_and_resumed(tiny, folder)
+    diverging(tiny, folder / "diverging")
+
+
+@pytest.fixture(scope="module")
+def divided(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the trainings above; two processes start once for all of them."""
+    folder = tmp_path_factory.mktemp("divided")
+    in_two_processes(all_of_it, tiny, folder)
+    return folder
+
+
+def test_a_divided_model_trains_as_a_whole_one_resumes_exactly_and_can_be_watched(tiny: Path, divided: Path) -> None:
+    """Two processes with 2 sentences and 1 neutral text each, one with 4 and 2: ten steps that agree.
+
+    SIGTERM in the eighth: the same losses and the same adapter, bit for bit; looks at dev change nothing.
+    """
+    trained(tiny, divided / "alone", tuning())
+    same(divided / "alone", divided / "whole")
+    assert len(losses(divided / "whole")) == 10
+    files = [divided / run / "adapter" / "adapter_model.safetensors" for run in ("whole", "cut", "watched")]
+    for run, file in zip(("cut", "watched"), files[1:], strict=True):
+        assert losses(divided / run) == losses(divided / "whole")
+        assert all(torch.equal(load_file(files[0])[key], tensor) for key, tensor in load_file(file).items())
+
+
+def test_what_cannot_go_on_ends_in_all_processes(divided: Path) -> None:
     """One process diverges: both stop at that step, and the first has kept the last good adapter."""
-    in_two_processes(diverging, tiny, tmp_path)
-    kept = load_file(tmp_path / "adapter.before_divergence" / "adapter_model.safetensors")
+    kept = load_file(divided / "diverging" / "adapter.before_divergence" / "adapter_model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
-    assert not (tmp_path / "adapter").exists()
+    assert not (divided / "diverging" / "adapter").exists()
 
 
 def test_without_a_launcher_it_says_how_to_start() -> None:
