@@ -35,12 +35,10 @@ def strategy() -> ModelParallelStrategy:
 def sharded(model: peft.PeftModel, mesh: DeviceMesh) -> Any:
     """A copy of a model, divided among the devices of a mesh. Raises UserError where its options cannot be divided."""
     _check(model)
-    names = [name for name, _ in layers(model.get_base_model())]
-    parameters = (p for _, layer in layers(model.get_base_model()) for p in layer.parameters())
-    divided = copy.deepcopy(model, {id(p): p for p in parameters})  # everything but the layers' weights
+    of_layers = (p for _, layer in layers(model.get_base_model()) for p in layer.parameters())
+    divided = copy.deepcopy(model, {id(p): p for p in of_layers})  # everything but the layers' weights
     inside = divided.get_base_model()
-    for name in names:
-        layer = inside.get_submodule(name)
+    for name, layer in list(layers(inside)):
         own = copy.deepcopy(layer, {id(b): b for b in layer.buffers()})  # one layer at a time is held twice
         inside.set_submodule(name, own)
         fully_shard(own, mesh=mesh)

@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 import venv
 from pathlib import Path
 
@@ -85,9 +84,7 @@ def test_table_and_outcome_are_on_the_screen(finished: tuple[Path, str]) -> None
 def test_the_same_command_does_nothing(finished: tuple[Path, str], small: list[str]) -> None:
     cwd, before = finished
     old = {p: p.stat().st_mtime_ns for p in folder_of(cwd).rglob("*") if p.is_file() and p.name != ".lock"}
-    start = time.monotonic()
     again = debias(cwd, "run", *small, "name=tiny").stdout
-    assert time.monotonic() - start < 60
     assert "done before, nothing to do" in again
     assert before[before.index("95% interval") :] == again[again.index("95% interval") :]
     assert old == {p: p.stat().st_mtime_ns for p in old}
