@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,9 @@ from debias.data.quality import NearDuplicates
 from debias.data.triplets import TripletFile
 from debias.generation.acceptance import Acceptance
 from debias.generation.client import Chat
-from debias.generation.exchange import LLM, Spent, question_of
+from debias.generation.exchange import LLM, Answer, Outcome, Request, Spent, question_of
 from debias.generation.harvest import Harvest, Loop
-from debias.generation.ledger import read_ledger
+from debias.generation.ledger import Memory, read_ledger
 from debias.generation.strategies import Strategy, Task
 from debias.generation.wanted import Wanted
 from debias.progress import bar, tally
@@ -87,19 +87,53 @@ def estimate(generation: Generation, ledger: Path) -> report.Estimate:
     """Calls, tokens and dollars that are likely, and at most; nothing is sent and nothing is written."""
     llm, wanted = generation.llm, generation.wanted
     first, typical = generation.strategy.preview(generation.task)
-    sentences = -(-wanted.n // max(1, round(wanted.per_call * wanted.expected_yield)))
-    known = len(read_ledger(ledger).answers)
-    paid = min(known, len(first) + sentences)
-    questions = [question_of(request, llm) for request in [*first, *[typical] * sentences]][paid:]
-    bounds = [question.bound for question in questions]
+    memory = read_ledger(ledger)
+    loop = _replayed(generation, memory)
+    ended = loop.harvest.stopped in ("n", "patience")  # the answers at hand are the whole run
+    requests = [] if ended else [*(first if not memory.answers else []), *[typical] * loop.to_come()]
+    bounds = [question_of(request, llm).bound for request in requests]
     prompt = sum(bound.prompt_tokens for bound in bounds)
     answer = sum(bound.completion_tokens for bound in bounds)
     likely = prompt // 4, min(answer, len(bounds) * wanted.per_call * report.TOKENS_A_TRIPLET)
     price = question_of(typical, llm).bound.dollars
     return report.Estimate(
-        len(bounds), paid, likely, (prompt, answer), price(*likely), price(prompt, answer),
-        llm.max_cost_usd, llm.model, llm.priced_on,
+        len(bounds), len(memory.answers), len(loop.harvest.kept), wanted.n, likely, (prompt, answer), price(*likely),
+        price(prompt, answer), llm.max_cost_usd, llm.model, llm.priced_on,
     )  # fmt: skip
+
+
+class _Replay:
+    """A partner that has the ledger's answers and nobody to ask for others."""
+
+    def __init__(self, llm: LLM, memory: Memory) -> None:
+        self.llm, self.memory, self.spent = llm, memory, memory.spent
+
+    async def ask(self, requests: Sequence[Request], on_answer: Callable[[Answer], None]) -> Outcome:
+        keys = [question_of(request, self.llm).key for request in requests]
+        answers = [self.memory.answers.get(key) for key in keys]
+        for answer in filter(None, answers):
+            on_answer(answer)
+        wanting = any(a is None and key not in self.memory.given_up for a, key in zip(answers, keys, strict=True))
+        return Outcome(answers, "unasked" if wanting else "", "")
+
+    def give_up(self, requests: Sequence[Request]) -> None:
+        """They are in the ledger."""
+
+
+def _replayed(generation: Generation, memory: Memory) -> Loop:
+    """The loop as far as the answers of the ledger take it."""
+    indices = _benchmarks(generation.wanted) if memory.answers else []
+    acceptance = Acceptance(generation.wanted, _known(generation, indices))
+    loop = Loop(_Replay(generation.llm, memory), acceptance, generation.task, generation.source, _Silent())
+    if memory.answers:
+        asyncio.run(loop.run(generation.strategy))
+    return loop
+
+
+class _Silent:
+    def arrived(self, harvest: Harvest, spent: Spent) -> None: ...
+
+    def paused(self, harvest: Harvest, spent: Spent) -> None: ...
 
 
 # ---------------------------------------------------------------- the job

@@ -10,7 +10,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -59,14 +59,21 @@ class Cost:
         self.stages[name] = spent
         self.write()
 
+    def add(self, name: str, spent: Mapping[str, Any]) -> None:
+        """Add what a stage took to what it took before an interruption; unknown dollars stay unknown."""
+        pairs = {key: (self.stages.get(name, {}).get(key, 0), value) for key, value in spent.items()}
+        self.stages[name] = {key: None if None in pair else sum(pair) for key, pair in pairs.items()}
+        self.write()
+
     def write(self) -> None:
         """Write the sums so far."""
         gpu = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+        dollars = [s.get("dollars", 0.0) for s in self.stages.values()]  # a chat model's, where one wrote the data
         write_json(
             self.path,
             {
                 "tokens": sum(s["tokens"] for s in self.stages.values()),
-                "dollars": 0.0,  # nothing here calls a paid service
+                "dollars": None if None in dollars else sum(dollars),
                 "seconds": round(sum(s["seconds"] for s in self.stages.values()), 2),
                 "peak_memory_gb": round(peak_memory_gb(), 3),
                 "peak_gpu_memory_gb": round(gpu, 3),
@@ -87,6 +94,8 @@ def run(
     cost = Cost(folder.path)
     data = tuning.data
     checked = data.load(tuning.seed)  # bad data stops the job before the model is loaded
+    if checked.spent:
+        cost.add("generate", checked.spent)
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
     log.info("data: %d sentences from %s%s", len(checked.triplets), ", ".join(data.sources), dropped)
     for benchmark in benchmarks:

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from debias.data.triplets import Checked, TripletFile
-from debias.dataset import DataFolder, Generation, biases, generate
-from debias.generation.exchange import LLM
+from debias.dataset import LEDGER, DataFolder, Generation, biases, generate
+from debias.generation.exchange import LLM, Spent
+from debias.generation.ledger import read_ledger
 from debias.generation.strategies import Strategy
 from debias.generation.wanted import BESIDE, Wanted
 from debias.records import UserError
@@ -58,8 +61,10 @@ class Generated:
 
     def load(self, seed: int) -> Checked:
         """Generate or replay. Raises UserError when there is nothing to train on, or a batch is on its way."""
-        config = json.dumps(json.loads(self.identity), indent=2, ensure_ascii=False) + "\n"
-        folder = DataFolder(self.folder, config, {"config_sha256": text_sha256(self.identity)})
+        before = read_ledger(self.folder / LEDGER).spent
+        config = dict(zip(("bias", "llm", "strategy", "generate", "seed"), json.loads(self.identity), strict=True))
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        folder = DataFolder(self.folder, text, {"config_sha256": text_sha256(self.identity)})
         with folder.claim():
             folder.start()
             try:
@@ -75,7 +80,15 @@ class Generated:
         dropped = Counter({f"generated, but {r.reason}": 0 for r in product.harvest.rejected})
         dropped.update(f"generated, but {r.reason}" for r in product.harvest.rejected)
         note = f"written by {self.generation.llm.model} for {dollars(product.spent.dollars)}: {product.ending}"
-        return Checked(checked.triplets, dropped + checked.dropped, (f"{note} (see {self.folder})",))
+        spent = _between(before, product.spent) | {"seconds": round(product.seconds, 2)}
+        return Checked(checked.triplets, dropped + checked.dropped, (f"{note} (see {self.folder})",), spent)
+
+
+def _between(before: Spent, after: Spent) -> dict[str, Any]:
+    """What was paid for just now: a set that another run paid for costs this one nothing."""
+    tokens = after.prompt_tokens + after.completion_tokens - before.prompt_tokens - before.completion_tokens
+    dollars = None if after.dollars is None or before.dollars is None else after.dollars - before.dollars
+    return {"tokens": tokens, "dollars": dollars}
 
 
 def _plain(value: Any) -> str:

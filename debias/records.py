@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
 
 class UserError(Exception):
     """Something the user can mend: shown as one line that names the place and the remedy."""
+
+
+def without_passwords(text: str) -> str:
+    """A text as it may be written to a file: without what stands before the @ of an address."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
 
 
 class Triplet(NamedTuple):

@@ -22,7 +22,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from debias import __version__
-from debias.records import Figure, UserError
+from debias.records import Figure, UserError, without_passwords
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +81,12 @@ class RunFolder:
 
     Args:
         path: the folder.
-        config: the resolved config as YAML.
+        config: the resolved config as YAML; passwords in addresses are not written.
         identity: checksums of config, data and code; a run is the same where all of them are.
     """
 
     def __init__(self, path: Path, config: str, identity: Mapping[str, str]) -> None:
-        self.path, self.config, self.identity = path, config, dict(identity)
+        self.path, self.config, self.identity = path, without_passwords(config), dict(identity)
         self.started = _now()
         self._lock = FileLock(path / ".lock")
 

@@ -64,9 +64,20 @@ def test_bound_is_a_token_per_byte_and_the_limit() -> None:
     assert bound.worst == pytest.approx((bound.prompt_tokens * 1 + 100 * 5) / 1e6)
 
 
+def test_prices_are_those_of_the_model_or_unknown() -> None:
+    """The list is by model; a price of one's own goes before it."""
+    unknown = {"price_prompt": None, "price_completion": None, "priced_on": None}
+    listed = {"mock": {"prompt": 1, "completion": 4, "date": "2026-02-03"}}
+    known = settings("http://x", prices=listed, **unknown)
+    assert (known.price_prompt, known.price_completion, known.priced_on) == (1.0, 4.0, "2026-02-03")
+    assert not settings("http://x", prices=listed, model="mock-2", **unknown).priced
+    assert settings("http://x", prices=listed).price_prompt == 2.0
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"prices": {"mock": {"prompt": 1}}, "price_prompt": None, "price_completion": None}, "llm.prices of mock"),
         ({"structured": "xml"}, "llm.structured='xml'"),
         ({"concurrency": 0}, "llm.concurrency=0"),
         ({"max_cost_usd": 1.0, "price_prompt": None}, "the price of mock is unknown"),

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from chat_server import ChatServer, Fault, ledger_lines, serving
 
 from debias.data.doctor import examine
 from debias.generation.ledger import read_ledger
+from debias.generation.local import LlamaServer
 
 SECRET = "sk-sentinel-0123456789"
 PRICES = ["llm.price_prompt=2", "llm.price_completion=10"]
@@ -118,30 +120,33 @@ def test_faults_do_not_end_it_and_nothing_that_came_is_lost(tmp_path: Path) -> N
         assert server.faults == []
 
 
+def killed_five_times(run: list[str], cwd: Path, server: ChatServer, longest: float) -> tuple[set[str], int, int]:
+    """kill -9 up to `longest` seconds after a call arrived; keys of the answers held then, calls made, kills."""
+    moments, quiet = random.Random(3), {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    killed = 0
+    for _ in range(5):
+        before = server.counts.calls
+        process = subprocess.Popen(run, cwd=cwd, **quiet)
+        deadline = time.monotonic() + 60
+        while server.counts.calls == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, longest))
+        if process.poll() is None:
+            process.kill()
+            killed += 1
+        process.wait()
+    return set(read_ledger(next(cwd.rglob("ledger.jsonl"))).answers), len(server.counts.keys), killed
+
+
 def test_killed_five_times_it_pays_once_and_ends_with_the_same_set(tmp_path: Path) -> None:
-    """kill -9 at random moments. Calls that were in flight may be made again; answers in the ledger never are."""
-    moments = random.Random(3)
+    """Calls that were in flight may be made again; answers in the ledger never are."""
     words = ["generate.n=60", "generate.cap_target=0.2", "llm.concurrency=2"]
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     with serving(reply=writer) as server:
         generate(server, tmp_path / "a", *words)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    killed = 0
     with serving(reply=writer, delay=0.4) as server:
-        for _ in range(5):
-            before = server.counts.calls
-            process = subprocess.Popen(command(server, *words), cwd=tmp_path / "b", **quiet)
-            deadline = time.monotonic() + 60
-            while server.counts.calls == before and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            time.sleep(moments.uniform(0, 0.8))
-            if process.poll() is None:
-                process.kill()
-                killed += 1
-            process.wait()
-        held = set(read_ledger(next((tmp_path / "b").rglob("ledger.jsonl"))).answers)
-        already = len(server.counts.keys)
+        held, already, killed = killed_five_times(command(server, *words), tmp_path / "b", server, 0.8)
         assert held
         assert held <= set(server.counts.keys)
         generate(server, tmp_path / "b", *words)
@@ -154,17 +159,90 @@ def test_killed_five_times_it_pays_once_and_ends_with_the_same_set(tmp_path: Pat
     assert first == second
 
 
+@pytest.mark.slow
+@pytest.mark.assets
+def test_killed_five_times_with_a_real_model(tmp_path: Path) -> None:
+    """As above, with SmolLM2 behind llama.cpp's server as the writer; between the two stands a server that counts."""
+    pytest.importorskip("xllamacpp")
+    with LlamaServer("smollm2", threads=1, context=4096, parallel=1) as address:
+
+        def written(body: dict[str, Any]) -> str:
+            request = urllib.request.Request(
+                f"{address}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=600) as response:
+                return str(json.load(response)["choices"][0]["message"]["content"])
+
+        with serving(reply=written) as server:
+            run = [
+                *command(server, "strategy=targeted_brief", "generate.n=12", "generate.patience=60"),
+                "llm.concurrency=1", "llm.timeout=600", "llm.max_tokens=1024",
+            ]  # fmt: skip
+            held, already, killed = killed_five_times(run, tmp_path, server, 8.0)
+            assert killed == 5
+            answer = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+            assert answer.returncode == 0, answer.stderr
+            assert not held & set(server.counts.keys[already:])
+            lost = sum(count - 1 for count in Counter(server.counts.keys).values())
+            assert lost <= killed
+            kept = read_ledger(folder_of(tmp_path) / "ledger.jsonl")
+            assert set(server.counts.keys) == set(kept.answers) | set(kept.broken)
+    found = folder_of(tmp_path) / "set.jsonl"
+    doctor = [sys.executable, "-m", "debias", "doctor", str(found)]
+    assert subprocess.run(doctor, cwd=tmp_path, capture_output=True).returncode == 0
+    assert len(triplets(tmp_path)) == 12
+
+
 def test_money_patience_and_their_status(tmp_path: Path) -> None:
     with serving(reply=writer) as server:
         shown = generate(server, tmp_path, "generate.n=500", "llm.max_cost_usd=0.05", "llm.concurrency=2", status=3)
         assert server.counts.dollars(2, 10) <= 0.05
         assert "llm.max_cost_usd is reached" in shown.stdout
+        assert "next: raise llm.max_cost_usd" in shown.stdout
         assert 0 < len(triplets(tmp_path)) < 500
     with serving(reply=lambda _: json.dumps({"triplets": []})) as server:
         (tmp_path / "p").mkdir()
         shown = generate(server, tmp_path / "p", "generate.patience=3", "llm.concurrency=1", status=3)
         assert "3 calls in a row brought nothing that was accepted" in shown.stdout
+        assert "next: raise generate.patience" in shown.stdout
         assert server.counts.calls == 3
+
+
+def test_an_extension_is_estimated_at_the_yield_so_far(tmp_path: Path) -> None:
+    """One triplet of six gets in, far from what is expected: what more would cost is told from the ledger's answers."""
+
+    def poor(body: dict[str, Any]) -> str:
+        rows = json.loads(writer(body))["triplets"]
+        return json.dumps({"triplets": [rows[0], *[{**row, "attribute": "absent"} for row in rows[1:]]]})
+
+    def expected(shown: str) -> int:
+        return int(next(line for line in shown.splitlines() if line.startswith("calls")).split()[1])
+
+    with serving(reply=poor) as server:
+        generate(server, tmp_path, "generate.n=8", "llm.concurrency=1")
+        calls = server.counts.calls
+        assert calls >= 8
+        shown = generate(server, tmp_path, "generate.n=16", "generate.dry_run=true").stdout
+        assert f"{calls} answers are in the ledger and cost nothing; 8 of 16 triplets" in " ".join(shown.split())
+        assert 4 <= expected(shown) <= 8  # for eight more; the config's yield still weighs as much as four calls
+        assert expected(generate(server, tmp_path, "generate.n=8", "generate.dry_run=true").stdout) == 0
+        assert server.counts.calls == calls
+
+
+def test_what_failed_for_good_stays_so_when_the_ledger_is_replayed(tmp_path: Path) -> None:
+    """Later requests name words of earlier answers: an answer that comes after all would change what was paid for."""
+    refused = Fault(400, error={"message": "no", "type": "x", "code": "content_filter"})
+    with serving([refused] * 3, reply=writer) as server:
+        generate(server, tmp_path, "generate.n=3", "generate.cap_target=1")
+        (key,) = [k for k, count in Counter(server.counts.keys).items() if count == 3]
+        kinds = [line["kind"] for line in ledger_lines(folder_of(tmp_path) / "ledger.jsonl")]
+        assert kinds.count("given_up") == 1
+        rows, calls = triplets(tmp_path), server.counts.calls
+        generate(server, tmp_path, "generate.n=3", "generate.cap_target=1")
+        assert (triplets(tmp_path), server.counts.calls) == (rows, calls)
+        generate(server, tmp_path, "generate.n=12", "generate.cap_target=1")
+        assert triplets(tmp_path)[:3] == rows
+        assert server.counts.keys.count(key) == 3
 
 
 def test_dry_run_costs_nothing(tmp_path: Path) -> None:
@@ -206,19 +284,30 @@ def test_another_config_is_refused_and_the_ledger_survives_overwriting(tmp_path:
 
 
 def test_run_trains_on_what_it_generates(tmp_path: Path, small: list[str]) -> None:
+    """It pays once, says so in cost.json, and no file holds the key or the password of the address."""
     with serving(reply=writer) as server:
+        server.base_url = server.base_url.replace("://", "://user:hunter2@")
         words = [w for w in command(server)[4:] if not w.startswith("name=")]
         command_ = [
             sys.executable, "-m", "debias", "run", "data=generated", "generate.n=16", "name=run", *words,
-            *[w for w in small if not w.startswith("data.n")],
+            *[w for w in small if not w.startswith("data.n")], "llm.api_key_env=OPENAI_API_KEY",
         ]  # fmt: skip
-        subprocess.run(command_, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+        known = {**os.environ, "OPENAI_API_KEY": SECRET}
+        subprocess.run(command_, cwd=tmp_path, check=True, capture_output=True, timeout=300, env=known)
+        (cost,) = (json.loads(path.read_text()) for path in (tmp_path / "outputs" / "run").rglob("cost.json"))
+        assert cost["dollars"] == cost["stages"]["generate"]["dollars"] == pytest.approx(server.counts.dollars(2, 10))
         calls = server.counts.calls
         assert calls > 0
-        again = subprocess.run([*command_, "seed=2"], cwd=tmp_path, check=True, capture_output=True, text=True)
+        again = subprocess.run(
+            [*command_, "seed=2"], cwd=tmp_path, check=True, capture_output=True, text=True, env=known
+        )
         assert server.counts.calls == calls  # another seed of the run pays nothing
     assert "16 sentences from generated" in again.stderr
     assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 2
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert not [path for path in files for word in (SECRET, "hunter2") if word.encode() in path.read_bytes()]
+    assert not [path for path in tmp_path.rglob("*") if "hunter2" in path.name]
 
 
 @pytest.mark.parametrize("n", [1, pytest.param(12, marks=pytest.mark.slow)])

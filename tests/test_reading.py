@@ -16,7 +16,7 @@ WHOLE = json.dumps({
 
 
 def test_a_whole_body() -> None:
-    assert read_body(WHOLE) == (TEXT, "stop", 7, 3, "m")
+    assert read_body(WHOLE) == (TEXT, "stop", 7, 3, "m", "c")
 
 
 @pytest.mark.parametrize("ascii_only", [True, False])

@@ -80,6 +80,20 @@ def test_weights_are_shares_of_the_sentences(weights: dict[str, float], expected
     assert len(set(checked.triplets)) == len(checked.triplets)
 
 
+@pytest.mark.parametrize(
+    ("most", "expected"), [(6, {"a": 4, "b": 2}), (7, {"a": 5, "b": 2}), (8, {"a": 5, "b": 3}), (99, {"a": 8, "b": 4})]
+)
+def test_a_limit_keeps_the_shares(most: int, expected: dict[str, int]) -> None:
+    """Two to one: of 7 it is 4.67 and 2.33, of 8 it is 5.33 and 2.67; b has no more than 4."""
+    assert shares({"a": 10, "b": 4}, {"a": 2, "b": 1}, most) == expected
+
+
+def test_n_keeps_the_weights_and_the_note_counts_what_is_used() -> None:
+    loaded = mixture(n=6, weights={"a": 2, "b": 1}).load(1)
+    assert len(loaded.triplets) == 6
+    assert "sentences of each source: a 4, b 2" in loaded.notes
+
+
 def test_n_and_matched_examples_are_drawn_with_the_seed() -> None:
     drawn = mixture(n=6).load(1)
     assert len(set(drawn.triplets)) == 6

@@ -111,13 +111,16 @@ class Partner:
     """Answers from a function; remembers what was asked."""
 
     def __init__(self, reply: Callable[[Request], str | None]) -> None:
-        self.reply, self.asked = reply, []
+        self.reply, self.asked, self.given_up = reply, [], []
         self.spent = Spent(0, 0, 0, 0.0, 0, 0, 0.0)
 
     async def ask(self, requests: Sequence[Request], on_answer: Callable[[Answer], None]) -> Outcome:
         self.asked += requests
         texts = [self.reply(request) for request in requests]
         return Outcome([None if t is None else answer(t) for t in texts], "", "")
+
+    def give_up(self, requests: Sequence[Request]) -> None:
+        self.given_up += requests
 
 
 def answer(text: str) -> Answer:
@@ -161,6 +164,7 @@ def test_patience_counts_calls_in_a_row_and_failed_requests_are_asked_again() ->
     harvest = harvested(partner, patience=2)
     assert harvest.poor == {"no answer": 2}
     assert len(partner.asked) == 6  # three attempts at each
+    assert len(partner.given_up) == 2
 
 
 def test_loss_guided_shows_the_extremes(tiny: Path, tmp_path: Path) -> None:

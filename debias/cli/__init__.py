@@ -44,6 +44,9 @@ def main() -> None:
         sys.exit(_complain(str(error)))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted; the same command goes on from here", status=130))
+    except BrokenPipeError:  # who read our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -109,12 +112,14 @@ def _hydra(verb: str, overrides: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     words = any_model(_plain_words(verb, overrides))
+    if sweep.flagged(words, "-m", "--multirun") and sweep.flagged(words, "-c", "--cfg", "-i", "--info"):
+        raise UserError("--cfg and --info show one config: leave -m out")
     try:
         if sweep.is_multirun(words) and verb != "doctor" and (planned := sweep.plan(verb, config_dir(), words)):
             return sweep.follow(planned, f"debias {verb}", console, partial(_start, verb, config_dir(), words))
         statuses = _start(verb, config_dir(), words)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, verb)) from error
+        raise UserError(explain(error, verb, words)) from error
     return max(statuses, default=0)
 
 

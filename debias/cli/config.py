@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from debias.generation.wanted import BESIDE
-from debias.records import UserError
+from debias.records import UserError, without_passwords
 
 
 def config_dir() -> Path:
@@ -32,6 +32,10 @@ def any_model(overrides: Sequence[str]) -> list[str]:
     return words
 
 
+def groups() -> set[str]:
+    return {path.name for path in config_dir().iterdir() if path.is_dir()}
+
+
 def options(group: str) -> set[str]:
     return {path.stem for path in (config_dir() / group).glob("*.yaml")}
 
@@ -46,7 +50,7 @@ def job_name(overrides: Sequence[str], verb: str = "run") -> str:
     beside = {"name", "overwrite", "logger"}
     if verb == "generate":
         beside |= {f"{section}.{name}" for section, names in BESIDE.items() for name in names}
-    kept = sorted(word for word in overrides if word.lstrip("+").partition("=")[0] not in beside)
+    kept = sorted(without_passwords(word) for word in overrides if word.lstrip("+").partition("=")[0] not in beside)
     short = [re.sub(r"^\+*\w+\.(?=[\w.]+=)", "", word) for word in kept]  # training.lr=1e-3 -> lr=1e-3
     short = [b if short.count(b) == 1 else a for a, b in zip(kept, short, strict=True)]
     words = [re.sub(r"[^\w.-]+", "_", word.replace("=", "-")) for word in sorted(short)]
@@ -60,9 +64,14 @@ def job_name(overrides: Sequence[str], verb: str = "run") -> str:
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 
 
-def explain(error: Exception, verb: str) -> str:
-    """One line for an error of Hydra's, with the nearest known name."""
+def explain(error: Exception, verb: str, words: Sequence[str] = ()) -> str:
+    """One line for an error of Hydra's about these words, with the nearest known name."""
+    from hydra.errors import OverrideParseException
+
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        said = text.split("\nSee https")[0].splitlines()[0]
+        return f"{error.override!r} cannot be read ({said}); a text with blanks, commas or brackets: \"KEY='TEXT'\""
     if launcher := re.search(r"Could not (?:find|load) 'hydra/launcher/([^']+)'", text):
         if extra := LAUNCHERS.get(launcher[1]):
             return f"hydra/launcher={launcher[1]} needs a package that is not installed: {install(extra)}"
@@ -74,7 +83,13 @@ def explain(error: Exception, verb: str) -> str:
             hint = nearest(group[2], choices)
             return f"there is no {group[1]}={group[2]}{hint}; choose one of: {', '.join(choices)}"
     if key := re.search(r"Could not override '([^']+)'", text):
-        return f"unknown key {key[1]!r}{nearest(key[1], keys(verb))}; see `debias {verb} --cfg job`"
+        if key[1] in groups():
+            users = "data=generated and `debias generate` have" if key[1] in ("llm", "strategy") else "another verb has"
+            return f"`debias {verb}` has no use for {key[1]}=... as it stands; {users}"
+        chosen = [word for word in words if word.partition("=")[0] in groups()]
+        if key[1] not in keys(verb):
+            return f"unknown key {key[1]!r}{nearest(key[1], keys(verb, chosen))}; see `debias {verb} --cfg job`"
+        return f"{key[1]} is no key with {' '.join(chosen)}, though it is with other choices; leave it out"
     if group := re.search(r"Could not override '?([^'\s]+)'?\.\s*No match in the defaults list", text):
         return f"unknown group {group[1]!r}{nearest(group[1], keys(verb))}; see `debias ls`"
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
@@ -129,14 +144,12 @@ def make(cfg: Any, **more: Any) -> Any:
 def checked(schema: Any, cfg: Any, section: str) -> Any:
     """A section of the config as the dataclass that says which types its values have."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg[section]))
+    except MissingMandatoryValue as error:
+        key = f"{section}.{str(error).splitlines()[0].rpartition(' ')[2]}"
+        raise UserError(f"{key} must be set: add {key}=VALUE") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{section}.{error.full_key}: {str(error).splitlines()[0]}") from error
-
-
-def without_passwords(text: str) -> str:
-    """A config as it may be written to a file: without what stands before the @ of an address."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)

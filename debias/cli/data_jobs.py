@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from debias.cli.config import checked, make, without_passwords
+from debias.cli.config import checked, make
 from debias.cli.terminal import console, logging_to, shown
 from debias.records import UserError
 
@@ -38,14 +39,19 @@ def generate_job(cfg: Any) -> int:
         seed=cfg.seed,
     )
     output = Path(HydraConfig.get().runtime.output_dir)
+    if not generation.strategy.biased and any(w.startswith("bias=") for w in HydraConfig.get().overrides.task):
+        raise UserError(f"strategy={generation.strategy.name} chooses the biases by itself: leave bias out")
     if wanted.dry_run:
+        with contextlib.suppress(OSError):  # nothing is written: Hydra's empty folders go, too
+            for path in (output, *list(output.parents)[:2]):
+                path.rmdir()
         console.print(report.estimate(dataset.estimate(generation, output / dataset.LEDGER)), highlight=False)
         return 0
     same = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("name", "overwrite", "threads")])
     for section, names in BESIDE.items():
         same[section] = OmegaConf.masked_copy(same[section], [key for key in same[section] if key not in names])
     identity = {"config_sha256": text_sha256(OmegaConf.to_yaml(same)), "code_sha256": code_sha256()}
-    folder = dataset.DataFolder(output, without_passwords(OmegaConf.to_yaml(cfg)), identity)
+    folder = dataset.DataFolder(output, OmegaConf.to_yaml(cfg), identity)
     with folder.claim(cfg.overwrite):
         folder.start()
         with logging_to(folder.path / "run.log"):
@@ -76,13 +82,16 @@ def doctor_job(cfg: Any) -> int:
     if not cfg.files:
         raise UserError("name at least one file: debias doctor FILE...")
     files = {path: read_records(path, cfg.bias) for path in (Path(name).expanduser() for name in cfg.files)}
-    for path in files if cfg.fix and not cfg.overwrite else ():
-        if (target := _fixed(path)).exists():
+    targets = [_fixed(path) for path in files] if cfg.fix else []
+    for target in targets:
+        if targets.count(target) > 1:
+            raise UserError(f"two of the files would be written to {target}; name them one after the other")
+        if target.exists() and not cfg.overwrite:
             raise UserError(f"{target} exists already; move it away, or set overwrite=true")
     names = leakage.available() if cfg.leakage else []
     indices = [leakage.benchmark_index(n) for n in (bar("reading benchmarks")(names, len(names)) if names else ())]
     unread = leakage.missing() if cfg.leakage else []
-    diagnoses = []
+    diagnoses, fixed = [], []
     for path, (records, broken) in files.items():
         diagnosis = doctor.diagnose(str(path), records, broken, indices, unread)
         if cfg.loss:
@@ -91,9 +100,10 @@ def doctor_job(cfg: Any) -> int:
         if not cfg.json:
             console.print(terminal(diagnosis), highlight=False)
         if cfg.fix:
-            _fix(_fixed(path), *doctor.mended(records, broken, indices), quiet=cfg.json)
+            fixed.append(_fix(_fixed(path), *doctor.mended(records, broken, indices), quiet=cfg.json))
     if cfg.json:
-        print(json.dumps([d.as_json() for d in diagnoses], indent=2, ensure_ascii=False))
+        told = [d.as_json() | ({"fixed": fixed[i]} if fixed else {}) for i, d in enumerate(diagnoses)]
+        print(json.dumps(told, indent=2, ensure_ascii=False))
     return 0 if all(d.passes for d in diagnoses) else 1
 
 
@@ -109,8 +119,8 @@ def _fixed(path: Path) -> Path:
     return path.with_suffix(".fixed.jsonl")
 
 
-def _fix(target: Path, kept: Sequence[Any], dropped: Mapping[str, int], quiet: bool) -> None:
-    """Write the records that were kept, as the file had them, and say why others were not."""
+def _fix(target: Path, kept: Sequence[Any], dropped: Mapping[str, int], quiet: bool) -> dict[str, Any]:
+    """Write the records that were kept, as the file had them; returns what was done, and says it unless `quiet`."""
     import json
 
     from debias.data.reading import FIELDS
@@ -118,9 +128,9 @@ def _fix(target: Path, kept: Sequence[Any], dropped: Mapping[str, int], quiet: b
 
     if not kept:
         raise UserError(f"nothing is left to write to {target}; choose another file")
-    own = (*FIELDS, "bias")
-    rows = [{**r.row, **{name: getattr(r, name) for name in own}} for r in kept]
+    rows = [{**r.row, **{name: getattr(r, name) for name in (*FIELDS, "bias") if getattr(r, name)}} for r in kept]
     write_text(target, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
     if not quiet:
         reasons = "".join(f"; {count:,} dropped: {reason}" for reason, count in dropped.items())
         console.print(f"\nwrote {target}: {len(kept):,} records{reasons}", highlight=False, soft_wrap=True)
+    return {"path": str(target), "kept": len(kept), "dropped": dict(dropped)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from debias.cli.config import checked, make, without_passwords
+from debias.cli.config import checked, make
 from debias.cli.data_jobs import doctor_job, generate_job
 from debias.cli.parts import make_adapter, make_benchmarks, make_report
 from debias.cli.terminal import console, logging_to, quieten, shown
@@ -150,14 +150,13 @@ def _tracking(cfg: Any, folder: Any) -> Iterator[tuple[Any, Callable[[Any], None
     What goes wrong while figures are told is logged and stops no run: they are all in its folder.
     """
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
     from debias.tracking import Tracked, Tracker
 
     tracker = make(cfg.logger) if cfg.get("logger") else Tracker()
     chosen = {k: v for k, v in HydraConfig.get().runtime.choices.items() if v and "/" not in k and "@" not in k}
     choices = [f"{k}={v if isinstance(v, str) else ','.join(v)}" for k, v in chosen.items()]
-    config = yaml.safe_load(without_passwords(OmegaConf.to_yaml(cfg)))
+    config = yaml.safe_load(folder.config)
     run = Tracked(folder.path, config, folder.identity, choices, cfg.data.bias)
 
     def scored(evaluation: Any) -> None:

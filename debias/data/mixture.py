@@ -34,7 +34,7 @@ class Mixture:
             many as `match_to` examples take) or `tokens` (as many as `match_to` sentences of our general corpus have).
         match_to: number of sentences that `match` refers to.
         weights: share of each source by name, as in `{targeted: 2, general: 1}`; the largest set with these shares in
-            which no sentence is repeated is drawn with the seed.
+            which no sentence is repeated (of `n` sentences at most) is drawn with the seed.
         path: file of the sources that read one; they have been given it by the config.
         policy: of the sources that check triplets, likewise.
     """
@@ -50,11 +50,11 @@ class Mixture:
         path: str | None = None,
         policy: str = "strict",
     ) -> None:
-        if n is not None and n < 1:
+        if n is not None and not (isinstance(n, int) and n >= 1):
             raise UserError(f"data.n={n} must be 1 or more, or null for all")
         if match not in (None, "examples", "steps", "tokens"):
             raise UserError(f"data.match={match!r} is unknown; choose examples, steps, tokens or null")
-        if match_to < 1:
+        if not (isinstance(match_to, int) and match_to >= 1):
             raise UserError(f"data.match_to={match_to} must be 1 or more")
         self.bias, self.sources, self.n, self.match, self.match_to = bias, dict(sources), n, match, match_to
         self.weights = _checked_weights(weights, self.sources) if weights else None
@@ -82,32 +82,47 @@ class Mixture:
                 dropped[f"{reason} ({name})" if several else reason] += count
         notes = [note for part in parts.values() for note in part.notes]
         draw = random.Random(seed)  # noqa: S311 (a sample, not a secret)
-        triplets: list[Triplet] = []
-        sizes = shares({name: len(part.triplets) for name, part in parts.items()}, self.weights)
+        wanted = [n for n in (self.n, self.match_to if self.match == "examples" else None) if n is not None]
+        most = min(wanted, default=None)
+        pairs: list[tuple[str, Triplet]] = []
+        sizes = shares({name: len(part.triplets) for name, part in parts.items()}, self.weights, most)
         for name, part in parts.items():
-            triplets += draw.sample(part.triplets, sizes[name]) if self.weights else part.triplets
+            drawn = draw.sample(part.triplets, sizes[name]) if self.weights else part.triplets
+            pairs += [(name, triplet) for triplet in drawn]
+        few = self.match == "examples" and self.match_to > min(len(pairs), self.n or len(pairs))
+        if most is not None and most < len(pairs):
+            pairs = draw.sample(pairs, most)
+        triplets = [triplet for _, triplet in pairs]
         if several:
-            notes.append("sentences of each source: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
-        if self.match == "examples" and self.match_to > min(len(triplets), self.n or len(triplets)):
+            counts = Counter(name for name, _ in pairs)
+            notes.append("sentences of each source: " + ", ".join(f"{name} {counts[name]}" for name in parts))
+        if few:
             notes.append(f"data.match=examples asked for {self.match_to} sentences, but there are fewer: all are used")
-        wanted = [self.n] if self.n is not None else []
-        wanted += [self.match_to] if self.match == "examples" else []
-        if wanted and min(wanted) < len(triplets):
-            triplets = draw.sample(triplets, min(wanted))
         plain = sum(not t.attribute for t in triplets)
         if plain:
             notes.append(
                 f"plain text: {plain} of {len(triplets)} sentences have no attribute, all their tokens are learned"
             )
-        return Checked(triplets, dropped, tuple(notes))
+        spent = next((part.spent for part in parts.values() if part.spent), {})  # one source at most asks a chat model
+        return Checked(triplets, dropped, tuple(notes), spent)
 
 
-def shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> dict[str, int]:
-    """How many sentences to take of each source: the most that has the shares of `weights` and repeats none."""
+def shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None, most: int | None = None) -> dict[str, int]:
+    """How many sentences to take of each source: as many as have the shares of `weights` and repeat none.
+
+    Where these would be more than `most`, it is that many: what rounding leaves goes to those that lost most by it.
+    """
     if weights is None:
         return dict(sizes)
     unit = min(sizes[name] / weight for name, weight in weights.items())
+    total = sum(weights.values())
+    limit = most if most is not None and most < unit * total else None
+    unit = unit if limit is None else limit / total
     taken = {name: int(unit * weight + 1e-9) for name, weight in weights.items()}  # 1e-9: 3 * (1 / 3) is 1
+    if limit is not None:
+        lost = sorted(weights, key=lambda name: taken[name] - unit * weights[name])
+        for name in lost[: limit - sum(taken.values())]:
+            taken[name] += 1
     for name, size in taken.items():
         if size < 1:
             raise UserError(f"data.weights leave no sentence of {name}; weigh it more")
@@ -115,7 +130,7 @@ def shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> dic
 
 
 def _checked_weights(weights: Mapping[str, float], sources: Mapping[str, Source]) -> dict[str, float]:
-    if set(weights) != set(sources):
+    if not isinstance(weights, Mapping) or set(weights) != set(sources):
         raise UserError(f"data.weights must name the sources, and no others: {', '.join(sources)}")
     for name, weight in weights.items():
         if not weight > 0:

@@ -6,8 +6,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from debias.records import Triplet, UserError
@@ -23,6 +24,7 @@ class Checked(NamedTuple):
     triplets: list[Triplet]
     dropped: Counter[str]
     notes: tuple[str, ...] = ()
+    spent: Mapping[str, Any] = MappingProxyType({})  # tokens, dollars (None: unknown) and seconds of a chat model
 
 
 class TripletFile:
@@ -86,7 +88,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot read the triplets ({error.strerror}); check data.path") from error
+        raise UserError(f"{path}: cannot read the triplets ({error.strerror}); check the path") from error
 
 
 def read_text(path: Path) -> str:

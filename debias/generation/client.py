@@ -95,9 +95,19 @@ class Chat:
             known = self.ledger.memory.answers.get(question.key)
             if known is not None and question.key not in answers:
                 collect(known)
-        missing = {question.key: question for question in questions if question.key not in answers}
+        settled = {*answers, *self.ledger.memory.given_up}
+        missing = {question.key: question for question in questions if question.key not in settled}
         stopped, reason = await self._asker.ask(missing, collect) if missing else ("", "")
         return Outcome([answers.get(question.key) for question in questions], stopped, reason)
+
+    def give_up(self, requests: Sequence[Request]) -> None:
+        """Go on without answers to these, now and whenever the ledger is replayed.
+
+        Later requests depend on earlier answers: if one came after all, those already paid for would be other requests.
+        """
+        keys = {question_of(request, self.llm).key: None for request in requests}
+        if new := [key for key in keys if key not in self.ledger.memory.given_up]:
+            self.ledger.given_up(new)
 
     def estimate(self, requests: Sequence[Request]) -> Estimate:
         """What asking would cost at most; sends nothing, starts nothing and needs no key."""

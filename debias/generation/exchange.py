@@ -127,6 +127,7 @@ class LLM:
     price_prompt: float | None
     price_completion: float | None
     priced_on: str | None
+    prices: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model: prompt, completion, date
     server: Any = field(default=None)  # what starts a server of our own, see conf/llm/local.yaml
 
     def __post_init__(self) -> None:
@@ -145,6 +146,12 @@ class LLM:
                 raise UserError(f"llm.{name}={value} must be 0 or more")
         if self.extra_body.get("stream"):
             raise UserError("llm.extra_body.stream is not supported: answers are read whole")
+        if self.price_prompt is None and self.price_completion is None and self.model in self.prices:
+            listed = self.prices[self.model]
+            if set(listed) != {"prompt", "completion", "date"}:
+                raise UserError(f"llm.prices of {self.model} must be {{prompt: ..., completion: ..., date: DAY}}")
+            self.price_prompt, self.price_completion = float(listed["prompt"]), float(listed["completion"])
+            self.priced_on = str(listed["date"])
         if self.max_cost_usd is not None and not self.priced:
             raise UserError(
                 f"llm.max_cost_usd is set but the price of {self.model} is unknown; "

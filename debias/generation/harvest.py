@@ -24,6 +24,9 @@ class Partner(Protocol):
     async def ask(self, requests: Sequence[Request], on_answer: Callable[[Answer], None]) -> Outcome:
         """Answers in the order of the requests, and why it stopped early."""
 
+    def give_up(self, requests: Sequence[Request]) -> None:
+        """These are not asked any more: what follows takes them as unanswered."""
+
     @property
     def spent(self) -> Spent:
         """What was paid so far."""
@@ -103,6 +106,8 @@ class Loop:
         while len(texts) < len(wave.requests) and not self.harvest.stopped:
             part = wave.requests[len(texts) : len(texts) + self._needed(wave)]
             answers, outcome = await self._answers(part)
+            if not outcome.stopped:
+                self.partner.give_up([r for r, answer in zip(part, answers, strict=True) if answer is None])
             for request, answer in zip(part, answers, strict=True):
                 texts.append(answer.text if answer else "")
                 if answer is not None or not outcome.stopped:  # what was not asked any more says nothing
@@ -118,12 +123,15 @@ class Loop:
         """Calls that should bring what is missing, at the yield so far, and no more than patience allows."""
         if wave.holds != "triplets":
             return len(wave.requests)
+        return max(1, min(self.to_come(), self.task.wanted.patience - self.harvest.barren))
+
+    def to_come(self) -> int:
+        """Calls that should bring what is missing, at the yield so far."""
         wanted, harvest = self.task.wanted, self.harvest
         expected = wanted.per_call * wanted.expected_yield
         seen = 4  # calls that the expectation weighs as much as
         each = (expected * seen + len(harvest.kept)) / (seen + harvest.calls)
-        needed = math.ceil((wanted.n - len(harvest.kept)) / each)
-        return max(1, min(needed, wanted.patience - harvest.barren))
+        return math.ceil((wanted.n - len(harvest.kept)) / each)
 
     async def _answers(self, part: Sequence[Request]) -> tuple[list[Answer | None], Outcome]:
         """Answers to some requests; those that fail are asked again before any later request is judged."""

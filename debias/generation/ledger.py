@@ -6,6 +6,7 @@ Every call leaves a `sent` line before it goes out and one line when it ends:
     answered  attempt, the raw body that came with status 200        (paid)
     declined  attempt, status and reason                             (not paid: the server refused, or was not reached)
     lost      attempt, reason                                        (sent, but no answer came: perhaps paid)
+    given_up  key                                                    (failed for good: later requests went on without)
 
 An attempt without a second line was in flight when a process died. A batch adds `batch` (submitted, with the server's
 id) and `batch_ended`.
@@ -51,6 +52,7 @@ class Memory:
     pending: dict[str, Sent] = field(default_factory=dict)  # by attempt: sent, and not ended
     lost: dict[str, Sent] = field(default_factory=dict)
     batches: dict[str, str | None] = field(default_factory=dict)  # open ones: tag -> the server's id
+    given_up: set[str] = field(default_factory=set)  # keys
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -72,6 +74,8 @@ class Memory:
                 self._ended(line["attempt"])
             case "lost":
                 self.lost[line["attempt"]] = self._ended(line["attempt"])
+            case "given_up":
+                self.given_up.add(line["key"])
             case "batch":
                 self.batches[line["tag"]] = line["id"]
             case "batch_ended":
@@ -99,7 +103,7 @@ class Memory:
             return
         answer = Answer(
             sent.key, reading.text, reading.finish_reason, prompt_tokens, completion_tokens, dollars,
-            line["request_id"], line["time"], reading.model, cached=True,
+            line["request_id"] or reading.id, line["time"], reading.model, cached=True,
         )  # fmt: skip
         self.answers.setdefault(sent.key, answer)
 
@@ -204,6 +208,10 @@ class Ledger:
     def lost(self, attempt: str, reason: str) -> None:
         """Record that nobody waits for a call any more, though it may have been paid."""
         self._append([{"kind": "lost", "attempt": attempt, "reason": reason}])
+
+    def given_up(self, keys: Iterable[str]) -> None:
+        """Record that requests have no answer and what is asked from here on takes that as said."""
+        self._append([{"kind": "given_up", "key": key} for key in keys])
 
     def batch(self, tag: str, batch_id: str) -> None:
         """Record the server's id of a submitted batch."""

@@ -18,6 +18,7 @@ class Reading(NamedTuple):
     prompt_tokens: int | None  # None: the server reported no usage
     completion_tokens: int | None
     model: str
+    id: str  # the completion's own, where the server gives one
 
 
 def read_body(body: str) -> Reading:
@@ -29,7 +30,8 @@ def read_body(body: str) -> Reading:
     content = content if isinstance(content, dict) else {}
     prompt_tokens, completion_tokens = _usage(content) if whole else (None, None)
     text, finish_reason = _said(content, whole)
-    return Reading(text, finish_reason, prompt_tokens, completion_tokens, _text(content.get("model")))
+    model, completion_id = _text(content.get("model")), _text(content.get("id"))
+    return Reading(text, finish_reason, prompt_tokens, completion_tokens, model, completion_id)
 
 
 def _beginning(body: str) -> Any:

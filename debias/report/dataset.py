@@ -30,6 +30,10 @@ ENDINGS = {
     "batch": "a batch is on its way",
     "interrupted": "interrupted",
 }
+AHEAD = {  # what must change before the same command can go further
+    "budget": "raise llm.max_cost_usd",
+    "patience": "raise generate.patience, or change what is asked (strategy.*) or what may get in (generate.*)",
+}
 
 
 class Estimate(NamedTuple):
@@ -37,6 +41,8 @@ class Estimate(NamedTuple):
 
     calls: int
     paid: int  # answers that the ledger has already
+    kept: int  # triplets that were accepted from them
+    wanted: int
     likely: tuple[int, int]  # prompt and completion tokens
     most: tuple[int, int]
     likely_dollars: float | None  # None: the price is unknown
@@ -93,8 +99,10 @@ def estimate(e: Estimate) -> RenderableType:
     when = f" (prices of {e.model} of {e.priced_on})" if e.priced_on else ""
     limit = f"{e.limit:g} dollars are never exceeded (llm.max_cost_usd)" if e.limit is not None else "no limit is set"
     notes = f"The most that these calls can cost; if fewer triplets are accepted, more calls follow: {limit}{when}."
-    paid = f"{e.paid} answers are in the ledger and cost nothing." if e.paid else ""
-    return Group(Text("Nothing was sent.", style="bold"), table, Text(f"{notes} {paid}".strip()))
+    paid = f"{e.paid} answers are in the ledger and cost nothing; {e.kept} of {e.wanted} triplets came of them."
+    if e.paid and not e.calls and e.kept < e.wanted:
+        paid += f" They end the run, because {ENDINGS['patience']}: {AHEAD['patience']}."
+    return Group(Text("Nothing was sent.", style="bold"), table, Text(f"{notes} {paid}" if e.paid else notes))
 
 
 def terminal(product: Product) -> RenderableType:
@@ -127,6 +135,8 @@ def _lines(product: Product) -> Iterator[RenderableType]:
         yield Text(f"next: debias run data.path={_quoted(str(product.path))} data.bias={_quoted(label)}")
     elif product.reasons and product.reasons[0][0].endswith(")"):
         yield Text(f"next: the cap named in '{product.reasons[0][0]}' can be raised, or other terms be given")
+    elif harvest.stopped in AHEAD:
+        yield Text(f"next: {AHEAD[harvest.stopped]}; the answers at hand are not paid again")
     else:
         yield Text("next: the same command goes on from here")
 
