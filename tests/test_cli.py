@@ -33,6 +33,15 @@ def complaint(answer: tuple[int, str, str]) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["run", "data=generated", "generate.nn=3"], "unknown key 'generate.nn' (did you mean 'generate.n'?)"),
+        (["run", "data=general", "data.path=x"], "data.path is no key with data=general, though it is with other"),
+        (["run", "llm=local"], "no use for llm=... as it stands; data=generated and `debias generate` have"),
+        (["run", "data.n=x"], "data.n=x must be 1 or more"),
+        (["run", "data.weights=3"], "data.weights must name the sources"),
+        (["run", "-m", "seed=1,2", "--cfg", "job"], "--cfg and --info show one config: leave -m out"),
+        (["generate", "llm=ollama"], "llm.model must be set: add llm.model=VALUE"),
+        (["generate", "bias=people (Scottish, Irish)"], "a text with blanks, commas or brackets: \"KEY='TEXT'\""),
+        (["generate", "strategy=general", "bias=age"], "chooses the biases by itself: leave bias out"),
         (["rnu"], "unknown verb 'rnu' (did you mean 'run'?)"),
         (["run", "data.bais=gender"], "unknown key 'data.bais' (did you mean 'data.bias'?)"),
         (["run", "trainig.lr=1"], "unknown key 'trainig.lr' (did you mean 'training.lr'?)"),

@@ -62,6 +62,17 @@ def test_every_fault_has_its_line(tmp_path: Path) -> None:
     assert places(found, "repeated sentence") == [10]
 
 
+def test_what_cannot_be_trained_on_says_why(tmp_path: Path) -> None:
+    """`men` also stands inside Women, and `made` is joined by a hyphen: what looks right is left out for a reason."""
+    rows = [["Women say the calm men left.", "men", "calm"], ["She is a self-made woman.", "She", "made"]]
+    found = examine(write(tmp_path / "a.jsonl", *rows), "gender")
+    (unusable,) = (f.examples for f in found.findings if f.name == "cannot be trained on")
+    assert unusable == [
+        "attribute before the target, at 1: Women say the calm men left. [men / calm]",
+        "attribute not in the sentence, at 2: She is a self-made woman. [She / made]",
+    ]
+
+
 def test_near_repeats_and_shares(tmp_path: Path) -> None:
     """Seven of eight words in common: 5 of 7 different three-word runs are shared."""
     one = ["On the ship my sister was the bravest.", "sister", "bravest"]
@@ -168,8 +179,11 @@ def test_the_command(tmp_path: Path) -> None:
     answer = command(tmp_path, bad.name, "--json", "--fix", "leakage=false")
     (content,) = json.loads(answer.stdout)
     assert (content["records"], content["passes"]) == (2, False)
+    assert content["fixed"] == {
+        "path": "it's bad.fixed.jsonl", "kept": 1, "dropped": {"attribute not in the sentence": 1}
+    }  # fmt: skip
     fixed = tmp_path / "it's bad.fixed.jsonl"
-    assert json.loads(fixed.read_text())["attribute"] == "stoic"
+    assert json.loads(fixed.read_text()) == dict(zip(("sentence", "target", "attribute"), GOOD, strict=True))
     assert command(tmp_path, fixed.name, "leakage=false").returncode == 0
     again = command(tmp_path, bad.name, "--fix", "leakage=false")
     assert "exists already; move it away, or set overwrite=true" in " ".join(again.stderr.split())
@@ -180,3 +194,10 @@ def test_words_that_are_wrong(tmp_path: Path) -> None:
     assert "name at least one file" in command(tmp_path).stderr
     assert "none.jsonl: cannot read the triplets" in command(tmp_path, "none.jsonl").stderr
     assert command(tmp_path, "none.jsonl").returncode == 1
+    write(tmp_path / "a.json", "[]")
+    assert "there is no record in it" in command(tmp_path, "a.json").stderr
+    write(tmp_path / "a.json", [GOOD])
+    write(tmp_path / "a.jsonl", GOOD)
+    assert (
+        "two of the files would be written to a.fixed.jsonl" in command(tmp_path, "a.json", "a.jsonl", "--fix").stderr
+    )

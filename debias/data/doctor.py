@@ -98,6 +98,9 @@ def diagnose(
         usable=sum(isinstance(r.triplet(), Triplet) for r in records),
         findings=[
             _finding("not a record", "error", told),
+            _finding(
+                "cannot be trained on", "error", [(r.place, f"{why}, at {_shown(r)}") for r, why in _unusable(records)]
+            ),
             *(_of_records(name, level, records, test) for name, level, test in CHECKS),
             *_repeats(records),
             *_too_often(records),
@@ -145,7 +148,6 @@ def _check(word: Callable[[Record], str]) -> tuple[Callable[[Record], bool], ...
 _ATTRIBUTE, _TARGET = _check(lambda r: r.attribute), _check(lambda r: r.target)
 
 CHECKS: tuple[tuple[str, Level, Callable[[Record], bool]], ...] = (
-    ("cannot be trained on", "error", lambda r: isinstance(r.triplet(), str)),
     ("attribute absent", "error", _ATTRIBUTE[0]),
     ("attribute only inside a word", "error", _ATTRIBUTE[1]),
     ("attribute in another case", "warning", _ATTRIBUTE[2]),
@@ -160,7 +162,18 @@ CHECKS: tuple[tuple[str, Level, Callable[[Record], bool]], ...] = (
 
 def _of_records(name: str, level: Level, records: Sequence[Record], test: Callable[[Record], bool]) -> Finding:
     found = [r for r in records if test(r)]
-    return _finding(name, level, [(r.place, f"{r.place}: {r.sentence} [{r.target} / {r.attribute}]") for r in found])
+    return _finding(name, level, [(r.place, _shown(r)) for r in found])
+
+
+def _unusable(records: Sequence[Record]) -> Iterator[tuple[Record, str]]:
+    """Records that training leaves out, each with the reason; a word joined by a hyphen is no word of its own there."""
+    for r in records:
+        if isinstance(why := r.triplet(), str):
+            yield r, why
+
+
+def _shown(r: Record) -> str:
+    return f"{r.place}: {r.sentence} [{r.target} / {r.attribute}]"
 
 
 def _finding(name: str, level: Level, told: Sequence[tuple[int, str]]) -> Finding:

@@ -51,6 +51,8 @@ def read_records(path: Path, bias: str = "") -> tuple[list[Record], list[Broken]
             records.append(read)
         else:
             broken.append(read)
+    if not records and not broken:
+        raise UserError(f"{path}: there is no record in it; write one triplet a line, or choose another file")
     return records, broken
 
 
