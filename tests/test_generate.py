@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 from chat_server import ChatServer, Fault, ledger_lines, serving
+from datasets import load_dataset
 
 from debias.data.doctor import examine
+from debias.generation.exchange import Bound
 from debias.generation.ledger import read_ledger
 from debias.generation.local import LlamaServer
 
@@ -91,6 +93,11 @@ def test_a_set_is_generated_repeated_and_extended(tmp_path: Path) -> None:
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert card.startswith("---\nlicense: other\n")
         assert "path: set.jsonl" in card
+        cache = str(tmp_path / "cache")
+        assert load_dataset("json", data_files=str(folder / "set.jsonl"), cache_dir=cache)["train"].to_list() == rows
+        assert load_dataset(str(folder), cache_dir=cache)["train"]["sentence"] == [
+            row["sentence"] for row in rows
+        ]  # as its card says
 
         calls = server.counts.calls
         generate(server, tmp_path, "generate.n=20")
@@ -103,21 +110,45 @@ def test_a_set_is_generated_repeated_and_extended(tmp_path: Path) -> None:
         assert max(Counter(server.counts.keys).values()) == 1  # no call was ever made twice
 
 
+def test_no_sentence_of_another_set_is_repeated(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with serving(reply=writer) as server:
+        generate(server, tmp_path / "a", "generate.n=8")
+        first = folder_of(tmp_path / "a") / "set.jsonl"
+        generate(
+            server, tmp_path / "b", "generate.n=8", f"generate.against=[{first}]"
+        )  # the same answers, to begin with
+    assert not {row["sentence"] for row in triplets(tmp_path / "a")} & {r["sentence"] for r in triplets(tmp_path / "b")}
+    assert "repeats a sentence of generate.against" in (folder_of(tmp_path / "b") / "rejected.jsonl").read_text()
+
+
 def test_faults_do_not_end_it_and_nothing_that_came_is_lost(tmp_path: Path) -> None:
-    """Every complete triplet of every answer with status 200 is in the ledger, and the bill is the server's."""
+    """Every complete triplet of every answer with status 200 is in the ledger, and the bill is the server's.
+
+    But for the two bodies without a usage report, which count at their upper bound, and what was sent of one more.
+    """
     whole = json.loads(writer({"a": 1}))["triplets"]
+    twice = json.dumps({"triplets": whole[:3]})
     faults = [
         Fault(429, {"Retry-After": "0"}), Fault(500), None, Fault(body=b""), Fault(cut=60),
         Fault(text=json.dumps(whole)[:-40]), Fault(text="", message={"refusal": "I will not."}), None,
         Fault(text="```json\n" + json.dumps(whole[:2]) + "\n```\nThere you are."), Fault(text='{"wrong": ["shape"]}'),
+        Fault(text=twice), Fault(text=twice),
     ]  # fmt: skip
     with serving(faults, reply=writer) as server:
         generate(server, tmp_path, "generate.n=24", "llm.concurrency=2")
         bodies = "".join(line["body"] for line in ledger_lines(folder_of(tmp_path) / "ledger.jsonl") if "body" in line)
         for text in server.counts.texts:
             assert json.dumps(text, ensure_ascii=False)[1:-1] in bodies
-        assert len(triplets(tmp_path)) == 24
+        assert len({row["sentence"] for row in triplets(tmp_path)}) == 24
+        assert "repeats a sentence of the set" in (folder_of(tmp_path) / "rejected.jsonl").read_text()
         assert server.faults == []
+        lines = ledger_lines(folder_of(tmp_path) / "ledger.jsonl")
+        cost = json.loads((folder_of(tmp_path) / "cost.json").read_text())
+        bound = Bound(*next(line["bound"] for line in lines if line["kind"] == "sent"))
+        assert cost["stages"]["generate"]["bounded"] == 2
+        assert server.counts.dollars(2, 10) < cost["dollars"] < server.counts.dollars(2, 10) + 3 * bound.worst
 
 
 def killed_five_times(run: list[str], cwd: Path, server: ChatServer, longest: float) -> tuple[set[str], int, int]:

@@ -197,3 +197,30 @@ def test_loss_guided_shows_the_extremes(tiny: Path, tmp_path: Path) -> None:
     assert all(ratio == pytest.approx(round(ratio)) for ratio in ratios)
     with pytest.raises(UserError, match="mean or sum"):
         built(*words, "strategy.loss=median")
+
+
+def test_loss_guided_scores_once_a_round_and_then_keeps_its_extremes(tiny: Path, tmp_path: Path) -> None:
+    """Two rounds, each over all triplets so far; the third wave shows what the second round found."""
+    start = tmp_path / "start.jsonl"
+    rows = [(f"The {t} from the village was {a}.", t, a) for t, a in (("nurse", "bold"), ("sailor", "shy"))]
+    start.write_text("\n".join(json.dumps(row) for row in rows))
+    words = ["strategy=loss_guided", f"strategy.start={start}", "model=hf", f"model.path={tiny}"]
+    strategy = built(*words, "strategy.extremes=1", "strategy.side=low", "strategy.rounds=2")
+    waves = strategy.waves(task())
+    wave = next(waves)
+    assert (wave.losses["round"], wave.losses["n"], sum(wave.losses["counts"])) == (1, 2, 2)
+    assert "expects as well as those of the second list" in text_of(wave.requests[0])
+
+    def row(i: int) -> tuple[str, str, str]:
+        target, attribute = f"{'abcd'[i]}aunt", f"calm{'efgh'[i]}"
+        return f"In the harbour the {target} looked quite {attribute}.", target, attribute
+
+    wave = waves.send([answered(row(0)), answered(row(1))])
+    assert (wave.losses["round"], wave.losses["n"]) == (2, 4)
+    start.write_text("\n".join(json.dumps(r) for r in [*rows, row(0), row(1)]))
+    pool = strategy.start.load().triplets
+    likeliest = min(zip(strategy.losses(pool), pool, strict=True))[1].sentence
+    assert likeliest in text_of(wave.requests[0])
+    later = waves.send([answered(row(2)), answered(row(3))])
+    assert later.losses is None
+    assert likeliest in text_of(later.requests[0])

@@ -25,11 +25,11 @@ class Index(NamedTuple):
 
 def benchmark_index(name: str) -> Index:
     """Read one benchmark. Raises UserError when its asset is missing or not the file we know."""
-    sentences, targets = NearDuplicates(), set()
-    for sentence, target in _READERS[name]():
+    sentences = NearDuplicates()
+    targets: set[str] = set()
+    for sentence, *asked in _READERS[name]():
         sentences.add(sentence, sentence)
-        if target:
-            targets.add(target.lower())
+        targets.update(target.lower() for target in asked)
     assert len(sentences), name  # an empty index would find nothing and be believed
     return Index(name, sentences, frozenset(targets))
 
@@ -44,7 +44,8 @@ def missing() -> list[str]:
     return [name for name in _READERS if name not in available()]
 
 
-Texts = Iterator[tuple[str, str]]  # sentence, and the target term where the benchmark names one
+Texts = Iterator[tuple[str, ...]]  # a sentence, and the target terms that the benchmark names with it
+PRONOUNS = ("he", "she", "him", "her", "his", "hers")
 
 
 def _stereoset() -> Texts:
@@ -61,22 +62,24 @@ def _stereoset() -> Texts:
 def _crows_pairs() -> Texts:
     with assets.locate("crows_pairs").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            yield row["sent_more"], ""
-            yield row["sent_less"], ""
+            yield (row["sent_more"],)
+            yield (row["sent_less"],)
 
 
 def _winobias() -> Texts:
     for path in _files("winobias"):
         for line in path.read_text(encoding="utf-8").splitlines():
-            yield re.sub(r"^\d+ |[\[\]]", "", line), ""  # "1 [The nurse] ...", the number and brackets not being text
+            asked = [name for name in re.findall(r"\[(?:the )?([^\]]+)\]", line, re.IGNORECASE) if name not in PRONOUNS]
+            yield re.sub(r"^\d+ |[\[\]]", "", line), *asked  # "1 [The nurse] ...", number and brackets being no text
 
 
 def _bbq() -> Texts:
     for path in _files("bbq"):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
+            asked = [text for text, group in row["answer_info"].values() if group != "unknown"]
             for sentence in re.split(r"(?<=[.?!]) ", f"{row['context']} {row['question']}"):
-                yield sentence, ""
+                yield sentence, *asked
 
 
 def _files(benchmark: str) -> list[Path]:
