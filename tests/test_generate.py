@@ -95,9 +95,8 @@ def test_a_set_is_generated_repeated_and_extended(tmp_path: Path) -> None:
         assert "path: set.jsonl" in card
         cache = str(tmp_path / "cache")
         assert load_dataset("json", data_files=str(folder / "set.jsonl"), cache_dir=cache)["train"].num_rows == 20
-        assert load_dataset(str(folder), cache_dir=cache)["train"]["sentence"] == [
-            row["sentence"] for row in rows
-        ]  # as its card says
+        as_carded = load_dataset(str(folder), cache_dir=cache)["train"]["sentence"]
+        assert list(as_carded) == [row["sentence"] for row in rows]
 
         calls = server.counts.calls
         generate(server, tmp_path, "generate.n=20")
@@ -111,14 +110,13 @@ def test_a_set_is_generated_repeated_and_extended(tmp_path: Path) -> None:
 
 
 def test_no_sentence_of_another_set_is_repeated(tmp_path: Path) -> None:
+    """The same requests bring the same answers, to begin with."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     with serving(reply=writer) as server:
         generate(server, tmp_path / "a", "generate.n=8")
         first = folder_of(tmp_path / "a") / "set.jsonl"
-        generate(
-            server, tmp_path / "b", "generate.n=8", f"generate.against=[{first}]"
-        )  # the same answers, to begin with
+        generate(server, tmp_path / "b", "generate.n=8", f"generate.against=[{first}]")
     assert not {row["sentence"] for row in triplets(tmp_path / "a")} & {r["sentence"] for r in triplets(tmp_path / "b")}
     assert "repeats a sentence of generate.against" in (folder_of(tmp_path / "b") / "rejected.jsonl").read_text()
 

@@ -119,7 +119,7 @@ def keys(verb: str, chosen: Sequence[str] = ()) -> list[str]:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return [
             *walk(compose(verb, list(chosen)), ""),
-            *(path.name for path in config_dir().iterdir() if path.is_dir()),
+            *sorted(groups()),
         ]
 
 
