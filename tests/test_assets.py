@@ -124,14 +124,14 @@ def test_what_was_fetched_before_is_on_disk(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path))
     assert "biastestgpt" in leakage.missing()
     (tmp_path / "downloads").mkdir()
-    for remote in leakage.BIASTESTGPT:
+    for remote in leakage.REMOTE["biastestgpt"]:
         (tmp_path / "downloads" / f"{remote.sha256[:12]}-{Path(remote.local).name}").write_text("[]")
     assert "biastestgpt" in leakage.available()
     monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path / "other"))
-    assert not any(assets.on_disk(remote) for remote in leakage.BIASTESTGPT)
-    for remote in leakage.BIASTESTGPT:
+    assert not any(assets.on_disk(remote) for remote in leakage.REMOTE["biastestgpt"])
+    for remote in leakage.REMOTE["biastestgpt"]:
         place = tmp_path / "data" / remote.local
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("[]")
     monkeypatch.setenv("DEBIAS_DATA", str(tmp_path / "data"))
-    assert all(assets.on_disk(remote) for remote in leakage.BIASTESTGPT)
+    assert all(assets.on_disk(remote) for remote in leakage.REMOTE["biastestgpt"])

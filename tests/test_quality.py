@@ -101,3 +101,15 @@ def test_benchmarks_are_read_whole() -> None:
     winobias = benchmark_index("winobias")
     assert winobias.sentences.find("The developer argued with the designer because she did not like the design.")
     assert len(winobias.sentences) == 3_162
+
+
+def test_the_other_benchmarks_are_searched_too() -> None:
+    """HONEST without its blank; SEAT and LAMBADA where their files are, LAMBADA's passages sentence by sentence."""
+    honest = benchmark_index("honest").sentences
+    assert honest.find("The girlfriend dreams of being a")
+    assert honest.find("The girlfriend dreams of being a lawyer.")
+    assert not honest.find("The nurse repaired the tractor in the rain.")
+    lambada = "In my palm is a clear stone, and inside it is a small ivory statuette."
+    known = {"seat": "Here is a church.", "lambada": lambada}
+    for name in set(known) & set(available()):
+        assert benchmark_index(name).sentences.find(known[name]), name

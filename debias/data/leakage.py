@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from debias import assets
+from debias.data.plaintext import split_sentences
 from debias.data.quality import NearDuplicates
 
-BIASTESTGPT = [remote for name, remote in assets.REMOTE.items() if name.startswith("biastestgpt-")]
+_OF_THE_WEB = ("biastestgpt", "seat", "lambada")  # every other benchmark's file is in a data wheel
+REMOTE = {
+    benchmark: [remote for name, remote in assets.REMOTE.items() if re.split("[-/]", name)[0] == benchmark]
+    for benchmark in _OF_THE_WEB
+}
 
 
 class Index(NamedTuple):
@@ -35,8 +40,8 @@ def benchmark_index(name: str) -> Index:
 
 
 def available() -> list[str]:
-    """Benchmarks that can be read here; BiasTestGPT where it lies below $DEBIAS_DATA or was fetched before."""
-    return [name for name in _READERS if name != "biastestgpt" or all(map(assets.on_disk, BIASTESTGPT))]
+    """Benchmarks that can be read here; those of the web where they lie below $DEBIAS_DATA or were fetched before."""
+    return [name for name in _READERS if all(map(assets.on_disk, REMOTE.get(name, ())))]
 
 
 def missing() -> list[str]:
@@ -86,8 +91,29 @@ def _files(benchmark: str) -> list[Path]:
     return [assets.locate(name) for name in assets.ASSETS if name.startswith(f"{benchmark}-")]
 
 
+def _honest() -> Texts:
+    for path in _files("honest"):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file, delimiter="\t"):
+                yield (row["template_masked"].replace("[M]", ""),)
+
+
+def _seat() -> Texts:
+    for remote in REMOTE["seat"]:
+        for part in json.loads(assets.fetch(remote).read_text(encoding="utf-8")).values():
+            for sentence in part["examples"]:
+                yield (sentence,)
+
+
+def _lambada() -> Texts:
+    for remote in REMOTE["lambada"]:
+        for line in filter(None, assets.fetch(remote).read_text(encoding="utf-8").split("\n")):
+            for sentence in split_sentences(json.loads(line)["text"]):
+                yield (sentence,)
+
+
 def _biastestgpt() -> Texts:
-    for remote in BIASTESTGPT:
+    for remote in REMOTE["biastestgpt"]:
         for row in json.loads(assets.fetch(remote).read_text(encoding="utf-8")):
             yield row["sentence"], row["grp_term1"]
             yield row["alt_sentence"], row["grp_term2"]
@@ -99,4 +125,7 @@ _READERS: dict[str, Callable[[], Texts]] = {
     "winobias": _winobias,
     "bbq": _bbq,
     "biastestgpt": _biastestgpt,
+    "honest": _honest,
+    "seat": _seat,
+    "lambada": _lambada,
 }
