@@ -25,6 +25,7 @@ from debias.generation.wanted import Wanted
 from debias.progress import bar, tally
 from debias.records import UserError
 from debias.report import dataset as report
+from debias.report.quality import page
 from debias.results import RunFolder, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -235,6 +236,8 @@ def _write(
     _write_lines(folder.path / "rejected.jsonl", _rejected(harvest))
     diagnosis = doctor.examine(path, generation.task.label, indices, _unread(generation.wanted)) if rows else None
     write_json(folder.path / "quality.json", diagnosis.as_json() if diagnosis else {"records": 0})
+    if diagnosis:
+        write_text(folder.path / "quality.html", page(diagnosis))
     if harvest.losses:
         write_json(folder.path / "losses.json", {"rounds": harvest.losses})
     product = report.Product(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from debias.data.quality import NearDuplicates
 from debias.data.reading import read_records
 from debias.data.triplets import CORPORA, corpora
 from debias.records import UserError
+from debias.report import quality
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -188,6 +190,31 @@ def test_the_command(tmp_path: Path) -> None:
     again = command(tmp_path, bad.name, "--fix", "leakage=false")
     assert "exists already; move it away, or set overwrite=true" in " ".join(again.stderr.split())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["it's bad.fixed.jsonl", "it's bad.jsonl"]  # no run folder
+
+
+def test_the_page(tmp_path: Path) -> None:
+    """--html: the same as a page beside the file, the data's text escaped; --json stays alone on standard output."""
+    bad = write(tmp_path / "bad.jsonl", GOOD, ["She has <b>wisdom</b>.", "She", "wise"])
+    answer = command(tmp_path, bad.name, "--html", "--json", "leakage=false")
+    assert json.loads(answer.stdout)[0]["records"] == 2
+    page = (tmp_path / "bad.quality.html").read_text()
+    assert "1 of 2 records can be trained on: does not pass." in page
+    assert "She has &lt;b&gt;wisdom&lt;/b&gt;. [She / wise]" in page
+    assert "<b>" not in page
+    assert "distinct-3" in page
+    again = command(tmp_path, bad.name, "--html", "leakage=false")
+    assert "bad.quality.html exists already" in " ".join(again.stderr.split())
+
+
+def test_the_page_has_leakage_and_loss(tmp_path: Path) -> None:
+    """One of two sentences nearly repeats the benchmark's; losses 1, 1 and 3 have mean 5/3."""
+    leaked = ["The old sailor on the pier was always very gentle with dogs.", "sailor", "gentle"]
+    diagnosis = examine(write(tmp_path / "a.jsonl", GOOD, leaked), "gender", [planted()])
+    diagnosis.loss = doctor.histogram([1.0, 1.0, 3.0], bins=2)
+    page = quality.page(diagnosis)
+    row = next(line for line in page.splitlines() if ">planted<" in line)
+    assert re.findall(r">(\d+%?)<", row) == ["1", "0", "1", "50%"]
+    assert "loss on 3 attributes: mean 1.67, median 1.00 nats per token" in page
 
 
 def test_words_that_are_wrong(tmp_path: Path) -> None:

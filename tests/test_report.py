@@ -106,7 +106,8 @@ def test_plots_are_the_same_bytes_for_the_same_figures() -> None:
 
 
 def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
-    from debias.report.write import Change, template
+    from debias.report.filling import template
+    from debias.report.write import Change
 
     evil = "<script>alert(1)</script>"
     change = Change("1", evil, evil, evil, evil, 1.0, -1.0)
@@ -119,6 +120,7 @@ def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
         "config": evil, "data": None, "base": evil, "version": "0", "identity": {"config_sha256": evil},
         "bounds": Bounds(), "status": {"started": evil, "versions": {"torch": evil}, "git_commit": evil},
         "cost": {"seconds": 1.0, "tokens": 1, "peak_memory_gb": 1.0, "dollars": 0.0, "stages": {}},
+        "loss_plot": None,
         "quality": of_triplets(evil, [Triplet(f"A nurse, {evil}, sang.", evil, "absent", evil, evil, 0, 1)]),
     }  # fmt: skip
     page = template("report.html.j2", facts)

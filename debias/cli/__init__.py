@@ -173,10 +173,10 @@ def _plain_words(verb: str, words: Sequence[str]) -> list[str]:
     if verb != "doctor":
         return list(words)
     files = [word for word in words if "=" not in word and not word.startswith("-")]
-    flags = [f"{word[2:]}=true" for word in words if word in ("--json", "--fix")]
-    others = [word for word in words if word not in files and word not in ("--json", "--fix")]
+    flags = [word for word in words if word in ("--json", "--html", "--fix")]
+    others = [word for word in words if word not in files and word not in flags]
     quoted = ",".join("'" + file.replace("\\", "\\\\").replace("'", "\\'") + "'" for file in files)
-    return [*([f"files=[{quoted}]"] if files else []), *flags, *others]
+    return [*([f"files=[{quoted}]"] if files else []), *(f"{flag[2:]}=true" for flag in flags), *others]
 
 
 def _complete(words: list[str]) -> None:

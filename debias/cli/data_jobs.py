@@ -77,12 +77,13 @@ def doctor_job(cfg: Any) -> int:
     from debias.data import doctor, leakage
     from debias.data.reading import read_records
     from debias.progress import bar
-    from debias.report.quality import terminal
+    from debias.report import quality
+    from debias.results import write_text
 
     if not cfg.files:
         raise UserError("name at least one file: debias doctor FILE...")
     files = {path: read_records(path, cfg.bias) for path in (Path(name).expanduser() for name in cfg.files)}
-    targets = [_fixed(path) for path in files] if cfg.fix else []
+    targets = [beside(path) for wanted, beside in ((cfg.fix, _fixed), (cfg.html, _page)) if wanted for path in files]
     for target in targets:
         if targets.count(target) > 1:
             raise UserError(f"two of the files would be written to {target}; name them one after the other")
@@ -98,7 +99,11 @@ def doctor_job(cfg: Any) -> int:
             diagnosis = replace(diagnosis, loss=_losses(make(cfg.model), records))
         diagnoses.append(diagnosis)
         if not cfg.json:
-            console.print(terminal(diagnosis), highlight=False)
+            console.print(quality.terminal(diagnosis), highlight=False)
+        if cfg.html:
+            write_text(_page(path), quality.page(diagnosis))
+            if not cfg.json:
+                console.print(f"\npage: {_page(path)}", highlight=False, soft_wrap=True)
         if cfg.fix:
             fixed.append(_fix(_fixed(path), *doctor.mended(records, broken, indices), quiet=cfg.json))
     if cfg.json:
@@ -117,6 +122,10 @@ def _losses(model: Any, records: Sequence[Any]) -> dict[str, Any] | None:
 
 def _fixed(path: Path) -> Path:
     return path.with_suffix(".fixed.jsonl")
+
+
+def _page(path: Path) -> Path:
+    return path.with_suffix(".quality.html")
 
 
 def _fix(target: Path, kept: Sequence[Any], dropped: Mapping[str, int], quiet: bool) -> dict[str, Any]:

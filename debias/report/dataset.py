@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import yaml
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -18,8 +17,8 @@ from debias.data.doctor import Diagnosis
 from debias.generation.exchange import LLM, Spent
 from debias.generation.harvest import Harvest
 from debias.generation.strategies import Strategy, Task
+from debias.report.filling import template
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 TOKENS_A_TRIPLET = 45  # of an answer: 15 words, three names of fields, brackets and quotes
 
 ENDINGS = {
@@ -129,7 +128,7 @@ def _lines(product: Product) -> Iterator[RenderableType]:
         verdict = "passes" if product.diagnosis.passes else "does not pass"
         yield Text(f"quality: {verdict} (debias doctor {product.path})")
     yield Text(product.ending, style="bold green" if harvest.stopped == "n" else "bold yellow")
-    yield Text(f"files: {folder}/ ({product.path.name}, rejected.jsonl, README.md, quality.json)")
+    yield Text(f"files: {folder}/ ({product.path.name}, rejected.jsonl, README.md, quality.html)")
     label = product.task.label
     if harvest.stopped == "n":
         yield Text(f"next: debias run data.path={_quoted(str(product.path))} data.bias={_quoted(label)}")
@@ -166,21 +165,9 @@ def card(product: Product) -> str:
         "tags": ["debiasing", "bias", "stereotypes", "synthetic", "debias"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": product.path.name}]}],
     }
-    environment = jinja2.Environment(  # noqa: S701 (Markdown)
-        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["cell"] = _cell
-    environment.filters["block"] = lambda text: str(text).replace("```", "'''")
-    return environment.get_template("dataset.md.j2").render(
-        head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000),
-        p=product, labels=labels, dollars=dollars, version=__version__,
-    )  # fmt: skip
-
-
-def _cell(value: Any) -> str:
-    """A text that stays inside one cell of a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+    header = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000)
+    facts = {"head": header, "p": product, "labels": labels, "dollars": dollars, "version": __version__}
+    return template("dataset.md.j2", facts)
 
 
 def _quoted(word: str) -> str:

@@ -11,11 +11,11 @@ from debias import __version__
 from debias.records import UserError
 from debias.report.choices import Benchmarks, Choice
 from debias.report.examples import Examples, examples
+from debias.report.filling import TEMPLATES, template
 from debias.report.formats import latex, markdown, table_csv, title
 from debias.report.grids import Study, transfer
 from debias.report.pictures import colours, pictures
 from debias.report.provenance import provenance, versions
-from debias.report.write import TEMPLATES, template
 from debias.results import write_text
 
 HEADINGS = {

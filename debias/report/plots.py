@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -66,6 +67,20 @@ def loss_curve(points: Sequence[tuple[int, float]], window: int = 10) -> Markup:
         axes.set_xlabel("step")
         axes.set_ylabel("loss, nats per token")
         return svg(figure, f"Training loss from {losses[0]:.2f} to {mean[-1]:.2f} nats per token in {steps[-1]} steps")
+
+
+def histogram(loss: Mapping[str, Any]) -> Markup:
+    """The base model's loss on the attributes of training data, as `debias.data.doctor.histogram` counts it."""
+    edges, counts = loss["edges"], loss["counts"]
+    widths = [high - low for low, high in pairwise(edges)]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.2, 2.6))
+        axes.bar(edges[:-1], counts, width=widths, align="edge", color=AFTER, edgecolor=FAINT)
+        axes.axvline(loss["mean"], color=INK, linewidth=1.5)
+        axes.set_xlabel("base model's loss, nats per attribute token (line: mean)")
+        axes.set_ylabel("triplets")
+        return svg(figure, f"The base model's loss on {sum(counts):,} attributes: mean {loss['mean']:.2f}, "
+                           f"median {loss['median']:.2f} nats per token")  # fmt: skip
 
 
 def svg(figure: Any, label: str) -> Markup:

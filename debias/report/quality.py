@@ -1,14 +1,16 @@
-"""A diagnosis of training data for people: tables for the terminal."""
+"""A diagnosis of training data for people: tables for the terminal, a section of a report, a page of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from debias.data.doctor import Diagnosis, Finding
+from debias.report.filling import template
 
 STYLES = {"error": "red", "warning": "yellow", "ok": ""}
 
@@ -19,6 +21,21 @@ def terminal(diagnosis: Diagnosis) -> RenderableType:
     style = "bold green" if diagnosis.passes else "bold red"
     title = Text(f"{diagnosis.path}: {diagnosis.records:,} records, {diagnosis.usable:,} usable: ", style="bold")
     return Group(title + Text(verdict, style=style), Text(), *_tables(diagnosis))
+
+
+def facts(diagnosis: Diagnosis | None) -> dict[str, Any]:
+    """What `quality.html.j2` shows; None: there is nothing to show."""
+    from debias.report import plots  # matplotlib is not needed for the terminal
+
+    return {
+        "quality": diagnosis,
+        "loss_plot": plots.histogram(diagnosis.loss) if diagnosis and diagnosis.loss else None,
+    }
+
+
+def page(diagnosis: Diagnosis) -> str:
+    """The diagnosis as an HTML page."""
+    return template("diagnosis.html.j2", facts(diagnosis))
 
 
 def _tables(diagnosis: Diagnosis) -> Iterator[RenderableType]:

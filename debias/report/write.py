@@ -8,17 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-
 from debias import __version__
 from debias.data.doctor import of_triplets
 from debias.data.triplets import Checked
 from debias.evaluation import Evaluation
-from debias.report import card, plots, tables
+from debias.report import card, plots, quality, tables
+from debias.report.filling import template
 from debias.report.outcome import Bounds, Outcome, outcomes
 from debias.results import RunFolder, write_text
-
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 class RunReport(NamedTuple):
@@ -75,9 +72,9 @@ def write_reports(
         "cost": cost,
         "status": status,
         "data": data,
-        "quality": of_triplets("training data", data.triplets)
-        if data and any(t.attribute for t in data.triplets)
-        else None,
+        **quality.facts(
+            of_triplets("training data", data.triplets) if data and any(t.attribute for t in data.triplets) else None
+        ),
         "base": base_name,
         "bias": report.bias,
         "bounds": report.bounds,
@@ -122,22 +119,3 @@ def _loss_curve(path: Path) -> list[tuple[int, float]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
-
-
-def template(name: str, facts: dict[str, Any]) -> str:
-    """Fill a template; whatever goes into HTML is escaped, for it comes from data."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=jinja2.select_autoescape(["html.j2"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = _cell
-    return environment.get_template(name).render(**facts)
-
-
-def _cell(value: Any) -> str:
-    """A text that stays inside one cell of a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
