@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import random
+import re
 import subprocess
 import sys
 import time
@@ -75,6 +77,33 @@ def triplets(cwd: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder_of(cwd) / "set.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def test_a_terminal_sees_a_live_line(tmp_path: Path) -> None:
+    """It counts up to the end: accepted, rejected, calls, dollars and the time left; elsewhere it is a log line."""
+    reader, terminal = pty.openpty()
+    with serving(reply=writer) as server, os.fdopen(reader, "rb", buffering=0) as screen:
+        words = command(server, "generate.n=20")
+        environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
+        with subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=terminal) as job:
+            os.close(terminal)
+            shown = b"".join(iter(lambda: _read(screen), b"")).decode()
+        assert job.returncode == 0, shown
+        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+        pattern = r"(\d+) of 20 accepted, (\d+) rejected, (\d+) calls, ([\d.]+) dollars +left +\S+"
+        accepted, rejected, calls, dollars = re.findall(pattern, plain)[-1]
+        assert int(accepted) == 20
+        assert int(rejected) > 0
+        assert 4 <= int(calls) <= server.counts.calls  # 5 of 6 triplets are good; what was in flight is paid as well
+        assert 0 < float(dollars) <= server.counts.dollars(2, 10) + 1e-4
+
+
+def _read(screen: Any) -> bytes:
+    """What a terminal shows next; nothing once its last writer has gone, which Linux calls an error."""
+    try:
+        return screen.read(65536)
+    except OSError:
+        return b""
+
+
 def test_a_set_is_generated_repeated_and_extended(tmp_path: Path) -> None:
     with serving(reply=writer) as server:
         shown = generate(server, tmp_path, "generate.n=20").stdout
@@ -84,6 +113,7 @@ def test_a_set_is_generated_repeated_and_extended(tmp_path: Path) -> None:
         assert {row["bias"] for row in rows} == {"gender"}
         assert all(row["model"] == "mock-1" and row["request_id"] and row["prompt_sha256"] for row in rows)
         assert examine(folder / "set.jsonl").passes
+        assert "20 of 20 records can be trained on: passes." in (folder / "quality.html").read_text(encoding="utf-8")
         rejected = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
         reasons = Counter(row["reason"] for row in rejected)
         assert reasons["attribute not in the sentence"] == sum(row["attribute"] == "absent" for row in rejected) > 0

@@ -15,7 +15,6 @@ import pytest
 from chat_server import ChatServer, Fault, ask, ledger_lines, question, serving, settings, whole
 
 from debias.generation import live
-from debias.generation.client import Chat
 from debias.generation.exchange import question_of
 from debias.generation.ledger import read_ledger
 
@@ -72,27 +71,9 @@ def test_an_unknown_price_is_said(ledger: Path) -> None:
     with serving() as server:
         llm = settings(server.base_url, price_completion=None)
         _, arrived, spent = ask(llm, ledger, [question("x")])
-        assert Chat(llm, ledger).estimate([question("y")]).dollars is None
     assert spent.dollars is None
     assert arrived[0].dollars is None
     assert spent.completion_tokens > 0
-
-
-def test_estimate_counts_what_is_missing_and_sends_nothing(ledger: Path) -> None:
-    with serving() as server:
-        llm = settings(server.base_url)
-        ask(llm, ledger, [question("a")])
-        before = ledger.read_bytes()
-        estimate = Chat(llm, ledger).estimate([question("a"), question("b"), question("b"), question("c")])
-        assert server.counts.calls == 1
-    bound = question_of(question("b"), llm).bound
-    assert estimate == (2, 2 * bound.prompt_tokens, 200, pytest.approx((2 * bound.prompt_tokens * 2 + 200 * 10) / 1e6))
-    assert ledger.read_bytes() == before
-
-
-def test_estimate_needs_neither_ledger_nor_key(ledger: Path) -> None:
-    assert Chat(settings("http://x", api_key_env="UNSET_KEY"), ledger).estimate([question("a")]).calls == 1
-    assert not ledger.parent.joinpath(".out.ledger.jsonl.lock").exists()
 
 
 # ---------------- the end

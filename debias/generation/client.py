@@ -12,8 +12,8 @@ import httpx2
 import openai
 
 from debias.generation.batches import Batches
-from debias.generation.exchange import LLM, Answer, Estimate, Outcome, Request, Spent, question_of
-from debias.generation.ledger import Ledger, read_ledger
+from debias.generation.exchange import LLM, Answer, Outcome, Request, Spent, question_of
+from debias.generation.ledger import Ledger
 from debias.generation.live import Live
 from debias.records import UserError
 
@@ -108,18 +108,6 @@ class Chat:
         keys = {question_of(request, self.llm).key: None for request in requests}
         if new := [key for key in keys if key not in self.ledger.memory.given_up]:
             self.ledger.given_up(new)
-
-    def estimate(self, requests: Sequence[Request]) -> Estimate:
-        """What asking would cost at most; sends nothing, starts nothing and needs no key."""
-        known = read_ledger(self.ledger.path).answers
-        questions = {question.key: question for question in (question_of(request, self.llm) for request in requests)}
-        bounds = [question.bound for key, question in questions.items() if key not in known]
-        return Estimate(
-            calls=len(bounds),
-            prompt_tokens=sum(bound.prompt_tokens for bound in bounds),
-            completion_tokens=sum(bound.completion_tokens for bound in bounds),
-            dollars=sum(bound.worst for bound in bounds) if self.llm.priced else None,
-        )
 
     @property
     def spent(self) -> Spent:

@@ -81,15 +81,6 @@ class Spent(NamedTuple):
     lost_dollars: float  # at most, on top of `dollars`
 
 
-class Estimate(NamedTuple):
-    """What requests that the ledger cannot answer would cost at most."""
-
-    calls: int
-    prompt_tokens: int  # an upper bound: one token per byte
-    completion_tokens: int  # an upper bound: max_tokens of each
-    dollars: float | None  # None: the price is unknown
-
-
 class Outcome(NamedTuple):
     """The end of one `ask`.
 
