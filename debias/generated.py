@@ -22,6 +22,7 @@ from debias.generation.wanted import BESIDE, Wanted
 from debias.records import UserError
 from debias.report.dataset import dollars
 from debias.results import text_sha256
+from debias.typed import checked
 
 
 class Generated:
@@ -39,13 +40,9 @@ class Generated:
         root: str,
     ) -> None:  # fmt: skip
         settings = {name: value for name, value in llm.items() if name != "server"}
-        try:
-            wanted = Wanted(**generate)
-            self.generation = Generation(
-                "generated", LLM(**settings), llm.get("server"), strategy, wanted, biases(bias), seed
-            )
-        except TypeError as error:
-            raise UserError(f"data=generated: a setting of llm or generate has the wrong type ({error})") from error
+        sections = {"llm": settings, "generate": dict(generate)}
+        asked_of, wanted = checked(LLM, sections, "llm"), checked(Wanted, sections, "generate")
+        self.generation = Generation("generated", asked_of, llm.get("server"), strategy, wanted, biases(bias), seed)
         if wanted.dry_run:
             raise UserError("generate.dry_run=true belongs to `debias generate`: use it there with the same settings")
         keep = {k: v for k, v in generate.items() if k not in BESIDE["generate"]}

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "debias"
 # A room may import rooms of its own level or below.
 LEVELS = [
     {"records"},
+    {"typed"},
     {
         "assets",
         "data",

@@ -34,6 +34,7 @@ def complaint(answer: tuple[int, str, str]) -> str:
     ("words", "message"),
     [
         (["run", "data=generated", "generate.nn=3"], "unknown key 'generate.nn' (did you mean 'generate.n'?)"),
+        (["run", "data=generated", "generate.n=abc"], "generate.n: Value 'abc' of type 'str' could not be converted"),
         (["run", "data=general", "data.path=x"], "data.path is no key with data=general, though it is with other"),
         (["run", "llm=local"], "no use for llm=... as it stands; data=generated and `debias generate` have"),
         (["run", "data.n=x"], "data.n=x must be 1 or more"),

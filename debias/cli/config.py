@@ -139,17 +139,3 @@ def make(cfg: Any, **more: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
         raise
-
-
-def checked(schema: Any, cfg: Any, section: str) -> Any:
-    """A section of the config as the dataclass that says which types its values have."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg[section]))
-    except MissingMandatoryValue as error:
-        key = f"{section}.{str(error).splitlines()[0].rpartition(' ')[2]}"
-        raise UserError(f"{key} must be set: add {key}=VALUE") from error
-    except OmegaConfBaseException as error:
-        raise UserError(f"{section}.{error.full_key}: {str(error).splitlines()[0]}") from error

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from debias.cli.config import checked, make
+from debias.cli.config import make
 from debias.cli.terminal import console, logging_to, shown
 from debias.records import UserError
+from debias.typed import checked
 
 log = logging.getLogger(__name__)
 

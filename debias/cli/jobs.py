@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
-from debias.cli.config import checked, make
+from debias.cli.config import make
 from debias.cli.data_jobs import doctor_job, generate_job
 from debias.cli.parts import make_adapter, make_benchmarks, make_report
 from debias.cli.terminal import console, logging_to, quieten, shown
 from debias.ranks import launched_rank
 from debias.records import Recipe, Scoring, UserError
+from debias.typed import checked
 
 log = logging.getLogger(__name__)
 
