@@ -41,8 +41,8 @@ class Generated:
     ) -> None:  # fmt: skip
         settings = {name: value for name, value in llm.items() if name != "server"}
         sections = {"llm": settings, "generate": dict(generate)}
-        asked_of, wanted = checked(LLM, sections, "llm"), checked(Wanted, sections, "generate")
-        self.generation = Generation("generated", asked_of, llm.get("server"), strategy, wanted, biases(bias), seed)
+        typed, wanted = checked(LLM, sections, "llm"), checked(Wanted, sections, "generate")
+        self.generation = Generation("generated", typed, llm.get("server"), strategy, wanted, biases(bias), seed)
         if wanted.dry_run:
             raise UserError("generate.dry_run=true belongs to `debias generate`: use it there with the same settings")
         keep = {k: v for k, v in generate.items() if k not in BESIDE["generate"]}

@@ -126,9 +126,9 @@ def _lines(product: Product) -> Iterator[RenderableType]:
         yield Text(f"{spent.bounded} calls came without a usage report and count at their upper bound")
     if product.diagnosis is not None:
         verdict = "passes" if product.diagnosis.passes else "does not pass"
-        yield Text(f"quality: {verdict} (debias doctor {product.path})")
+        yield Text(f"quality: {verdict} (see {folder}/quality.html)")
     yield Text(product.ending, style="bold green" if harvest.stopped == "n" else "bold yellow")
-    yield Text(f"files: {folder}/ ({product.path.name}, rejected.jsonl, README.md, quality.html)")
+    yield Text(f"files: {folder}/ ({product.path.name}, rejected.jsonl, README.md, quality.json)")
     label = product.task.label
     if harvest.stopped == "n":
         yield Text(f"next: debias run data.path={_quoted(str(product.path))} data.bias={_quoted(label)}")

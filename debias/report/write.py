@@ -52,6 +52,8 @@ def write_reports(
     status = json.loads((folder.path / "status.json").read_text(encoding="utf-8"))
     curve = _loss_curve(folder.path / "train.csv")
     changed, unchanged = changes(evaluation)
+    attributes = data is not None and any(t.attribute for t in data.triplets)
+    diagnosis = of_triplets("training data", data.triplets) if data and attributes else None
     facts: dict[str, Any] = {
         "title": f"{folder.path.parent.name}/{folder.path.name}",
         "verdict": verdict,
@@ -72,9 +74,7 @@ def write_reports(
         "cost": cost,
         "status": status,
         "data": data,
-        **quality.facts(
-            of_triplets("training data", data.triplets) if data and any(t.attribute for t in data.triplets) else None
-        ),
+        **quality.facts(diagnosis),
         "base": base_name,
         "bias": report.bias,
         "bounds": report.bounds,
