@@ -31,14 +31,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from debias.scoring.scorer import PRECISIONS, Scorer
 
 from debias import assets
 from debias.benchmarks.crows_pairs import CrowsPairs
-from debias.evaluation import PRECISIONS, Scorer
 from debias.models.base import Base, BaseModel, bf16_is_native
-from debias.protocols import Conditional
 from debias.records import Candidate
-from debias.spans import start_id
+from debias.scoring.protocols import Conditional
+from debias.scoring.spans import start_id
 
 VARIANTS = {
     "(a) one by one, float32": ("loop", "32"),

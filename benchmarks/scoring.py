@@ -18,14 +18,14 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from debias import metrics
+from debias.benchmarks import metrics
 from debias.benchmarks.stereoset import StereoSet
-from debias.layouts import padded, prefix_tree
-from debias.likelihood import _tree_order, score
 from debias.models.base import BaseModel, bf16_is_native
-from debias.protocols import BiasBench
 from debias.records import Span
-from debias.spans import start_id
+from debias.scoring.layouts import padded, prefix_tree
+from debias.scoring.likelihood import _tree_order, score
+from debias.scoring.protocols import BiasBench
+from debias.scoring.spans import start_id
 
 
 def main() -> None:

@@ -26,15 +26,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from debias.batches import SpanData
-from debias.data.encoding import encode
 from debias.data.triplets import TripletFile
-from debias.likelihood import choose_layout
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
-from debias.objectives import Attribute
 from debias.records import Encoded, Recipe
-from debias.training import Debiaser, fit, make_trainer
+from debias.scoring.encoding import encode
+from debias.scoring.likelihood import choose_layout
+from debias.training.batches import SpanData
+from debias.training.module import Debiaser, fit, make_trainer
+from debias.training.objectives import Attribute
 
 WAYS = {
     "debias": "debias, batches of 16",

@@ -27,6 +27,7 @@ from debias.records import Figure, UserError, without_passwords
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
+ADAPTER = "adapter"
 REFUSED = ".refused"  # why a sweep could not use what is in the folder
 INTERRUPTED = "interrupted"
 LIKELIHOODS = [

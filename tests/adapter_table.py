@@ -26,14 +26,15 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from debias import likelihood, training
-from debias.batches import SpanData
 from debias.cli.config import config_dir, make
-from debias.gate import Gate
 from debias.models import adapter as adapters
 from debias.models.base import Base, weights_sha256
-from debias.objectives import Attribute
 from debias.records import Masked, Recipe, Scored, Span, UserError
+from debias.scoring import likelihood
+from debias.training import module as training
+from debias.training.batches import SpanData
+from debias.training.gate import Gate
+from debias.training.objectives import Attribute
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/adapters.md"
 BEGIN, END = "<!-- table: python tests/adapter_table.py -->\n", "<!-- end of table -->\n"

@@ -17,15 +17,16 @@ import transformers as hf
 from adapter_table import BEGIN, DOCUMENT, END, ROWS, SIZE, SPANS, base_of, config_of, fitted, logits, table, trained
 from test_config import composed
 
-from debias import likelihood, training
-from debias.batches import SpanData
-from debias.cli.parts import make_adapter
+from debias.cli.build import make_adapter
 from debias.models import adapter as adapters
 from debias.models import targets
 from debias.models.base import Base
 from debias.models.bottleneck import BottleneckConfig
-from debias.objectives import Attribute
 from debias.records import Recipe, UserError, Watch
+from debias.scoring import likelihood
+from debias.training import module as training
+from debias.training.batches import SpanData
+from debias.training.objectives import Attribute
 
 TRAINER = partial(training.make_trainer, accelerator="cpu", logger=False)
 

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from debias.scoring.scorer import Scorer
 
-from debias import assets, metrics
+from debias import assets
+from debias.benchmarks import metrics
 from debias.benchmarks.bbq import BBQ, CATEGORIES
-from debias.evaluation import Scorer, evaluate, figures_of
+from debias.benchmarks.evaluation import evaluate, figures_of
 from debias.models.base import BaseModel
-from debias.protocols import Continuation
 from debias.records import Tokens, UserError
+from debias.scoring.protocols import Continuation
 
 NO_MODEL = Tokens(None, "causal")
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from debias.scoring.scorer import Scorer
 
 from debias.benchmarks.biastestgpt import BiasTestGPT
-from debias.evaluation import Scorer, evaluate
+from debias.benchmarks.evaluation import evaluate
 from debias.models.base import BaseModel
-from debias.protocols import BiasBench
 from debias.records import Tokens, UserError
+from debias.scoring.protocols import BiasBench
 
 HERE = Path(os.environ.get("DEBIAS_DATA", "")) / "biastestgpt"
 needs_data = pytest.mark.skipif(

@@ -10,8 +10,8 @@ import yaml
 
 from debias.cli.config import keys
 from debias.cli.sweepfiles import sweeps_dir
+from debias.jobs.tracking import headline_values
 from debias.records import Figure
-from debias.tracking import headline_values
 
 
 def recorded() -> set[str]:
@@ -25,7 +25,7 @@ def recorded() -> set[str]:
 
 def test_every_panel_shows_a_figure_that_is_recorded() -> None:
     pytest.importorskip("wandb_workspaces")
-    from debias.dashboard import workspace
+    from debias.jobs.dashboard import workspace
 
     page = workspace("someone", "debias")
     assert len(page.sections) == 4

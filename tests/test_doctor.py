@@ -17,7 +17,7 @@ from debias.data.quality import NearDuplicates
 from debias.data.reading import read_records
 from debias.data.triplets import CORPORA, corpora
 from debias.records import UserError
-from debias.report import quality
+from debias.report.one_run import quality
 
 
 def write(path: Path, *rows: object) -> Path:

@@ -10,21 +10,22 @@ import pandas as pd
 import peft
 import pytest
 import torch
+from debias.jobs.evaluate import adapter_names
+from debias.scoring.scorer import Scorer
 from rich.console import Console
 from test_run import debias, folder_of
 
 from debias.benchmarks.crows_pairs import CrowsPairs
+from debias.benchmarks.evaluation import evaluate, figures_of, scores_of
 from debias.benchmarks.perplexity import Perplexity
 from debias.benchmarks.stereoset import StereoSet
-from debias.cli.parts import benchmarks_of
-from debias.evaluation import Scorer, evaluate, figures_of, scores_of
-from debias.experiment import adapter_names
+from debias.cli.build import benchmarks_of
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
-from debias.protocols import BiasBench, Conditional, Unmasked
 from debias.records import Candidate, UserError
-from debias.report.runs import report
+from debias.report.many_runs.runs import report
 from debias.results import LIKELIHOODS, read_figures
+from debias.scoring.protocols import BiasBench, Conditional, Unmasked
 
 
 def scorer_of(base: Base, cache: Path, adapted: object = None, name: str = "debiased") -> Scorer:

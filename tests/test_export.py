@@ -13,11 +13,11 @@ import torch
 from adapter_table import base_of, config_of, logits, trained
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from debias import export
 from debias.cli import main
+from debias.jobs import export
 from debias.models import adapter as adapters
 from debias.records import Figure, UserError
-from debias.report import card
+from debias.report.one_run import card
 
 FIGURES = [
     Figure("stereoset", "bias_bench", "gender", "SS", "base", 64.1, 60.4, 67.7, 771, 50.0),

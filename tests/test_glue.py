@@ -12,14 +12,16 @@ import peft
 import pytest
 import torch
 
-from debias import assets, likelihood, metrics
-from debias.benchmarks import probe
+from debias import assets
+from debias.benchmarks import metrics, probe
 from debias.benchmarks.classifiers import FineTuned, Texts, _joint
+from debias.benchmarks.evaluation import evaluate
 from debias.benchmarks.glue import TASKS, Glue
-from debias.evaluation import Scorer, evaluate
 from debias.models import adapter
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
+from debias.scoring import likelihood
+from debias.scoring.scorer import Scorer
 
 needs_data = pytest.mark.skipif(
     not (Path(os.environ.get("DEBIAS_DATA", "")) / "glue").is_dir() or "DEBIAS_DATA" not in os.environ,
@@ -252,7 +254,7 @@ def test_a_copy_is_fine_tuned_with_the_adapter_on_and_off(adapted: Scorer, folde
 def test_fine_tuning_that_diverges_says_so(tiny: Path, folder: Path, tmp_path: Path) -> None:
     scorer = Scorer(BaseModel(str(tiny)).load(), None, "32", 512, tmp_path)
     with pytest.raises(UserError, match=r"glue, sst2: fine-tuning diverged; lower .*classifier\.lr"):
-        Glue(["sst2"], path=str(folder), classifier=FineTuned(lr=1e30)).scores(scorer)
+        Glue(["sst2"], path=str(folder), classifier=FineTuned(lr=1e30)).measure(scorer, [])
     with pytest.raises(UserError, match="must be more than 0"):
         FineTuned(epochs=0)
 
@@ -268,5 +270,5 @@ def test_long_sentences_are_cut_and_counted(tiny: Path, folder: Path, tmp_path: 
     path = folder / "SST-2/dev.tsv"
     path.write_text(path.read_text() + "word " * 200 + "\t1\n")
     scorer = Scorer(BaseModel(str(tiny)).load(), None, "32", 512, tmp_path)
-    assert len(Glue(["sst2"], path=str(folder)).scores(scorer)) == 21
+    assert len(Glue(["sst2"], path=str(folder)).measure(scorer, [])) == 21
     assert list(scorer.notes) == ["glue: sst2: 1 of 61 sentences are cut to the model's 128 tokens"]

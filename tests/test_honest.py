@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
+from debias.benchmarks.evaluation import evaluate, figures_of
 from debias.benchmarks.honest import BLANK, Honest, completions
-from debias.evaluation import Scorer, evaluate, figures_of
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
+from debias.scoring.scorer import Scorer
 
 NO_MODEL = Tokens(None, "causal")
 HEADER = "id\tpos\tcategory\tstereotype\tlemma\tlevel\n"
@@ -92,7 +93,7 @@ def test_end_to_end(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -
     path = tmp_path / "lexicon.tsv"
     path.write_text(LEXICON, encoding="utf-8")
     benchmark = Honest(str(path), "binary", k=2, limit=4, n_resamples=99)
-    clean = benchmark.scores(scorer)
+    clean = benchmark.measure(scorer, benchmark.candidates(scorer.tokens))
     assert len(clean) == 2 * 4 * 2
     assert set(clean["score"]) == {0.0}
     word = clean["candidate"][0]

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from debias.benchmarks.evaluation import evaluate
 from debias.benchmarks.lambada import Lambada
-from debias.evaluation import Scorer, evaluate
 from debias.models.base import BaseModel
-from debias.protocols import Greedy, Pieces, greedy
 from debias.records import Tokens, UserError
+from debias.scoring.protocols import Greedy, Pieces, greedy
+from debias.scoring.scorer import Scorer
 
 HERE = Path(os.environ.get("DEBIAS_DATA", "")) / "lambada/lambada_test.jsonl"
 needs_data = pytest.mark.skipif(
@@ -87,7 +88,9 @@ def test_greedy_is_what_the_model_would_write(tiny: Path, tmp_path: Path) -> Non
     assert best in words
     second = next(i for i in others if i in words)
     path = written(tmp_path, *(passage + tokenizer.decode([i]) for i in (best, second)))
-    rows = Lambada(Greedy(), path).scores(Scorer(base, None, "32", 512, tmp_path))
+    lambada = Lambada(Greedy(), path)
+    scorer = Scorer(base, None, "32", 512, tmp_path)
+    rows = scorer.score(lambada.candidates(base.tokens), lambada.protocol, lambada.name)
     assert rows["score"].tolist() == [1, 0]
 
 

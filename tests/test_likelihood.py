@@ -12,11 +12,11 @@ import torch
 import transformers as hf
 from torch import nn
 
-from debias import likelihood
-from debias.layouts import masked_rows, padded, prefix_tree
-from debias.likelihood import choose_layout, score, score_and_greedy, span_logprobs
-from debias.protocols import BiasBench
 from debias.records import Masked, Span, Tokens
+from debias.scoring import likelihood
+from debias.scoring.layouts import masked_rows, padded, prefix_tree
+from debias.scoring.likelihood import choose_layout, score, score_and_greedy, span_logprobs
+from debias.scoring.protocols import BiasBench
 
 TOKENS = [(5, 6, 7, 8), (5, 6, 9), (5, 6, 7, 4), (3, 2), (5, 6, 7, 8, 1, 1)]
 SPANS = [Span(ids, 1) for ids in TOKENS] + [Span((5, 6, 7, 8, 2), 3)]

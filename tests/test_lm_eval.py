@@ -13,14 +13,15 @@ import pandas as pd
 import peft
 import pytest
 
-from debias import metrics
+from debias.benchmarks import metrics
 from debias.benchmarks.crows_pairs import CrowsPairs
+from debias.benchmarks.evaluation import evaluate
 from debias.benchmarks.lm_eval import LmEval, documents
-from debias.evaluation import Scorer, evaluate
 from debias.models import adapter
 from debias.models.base import BaseModel
-from debias.protocols import Conditional
 from debias.records import UserError
+from debias.scoring.protocols import Conditional
+from debias.scoring.scorer import Scorer
 
 needs_harness = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install lm-eval")
 PAIRS = """task: local_pairs
@@ -91,7 +92,8 @@ def test_accuracy_is_the_stereotype_score_of_the_same_sentences(scorer: Scorer, 
     assert len(texts) == 24
     for model in ("base", "debiased"):
         with scorer.using(model):
-            rows, wanted = harness.scores(scorer), ours.scores(scorer)
+            rows = harness.measure(scorer, harness.candidates(scorer.tokens))
+            wanted = scorer.score(ours.candidates(scorer.tokens), ours.protocol, ours.name)
         pairs = metrics.crows_pairs(wanted).set_index("example")["ss"]
         first = [p[""] for p in ours._pairs[:12]]
         assert (100 * rows["score"]).tolist() == pairs.loc[first].tolist()
@@ -106,7 +108,7 @@ def test_accuracy_is_the_stereotype_score_of_the_same_sentences(scorer: Scorer, 
 
 
 def test_what_is_no_mean_over_documents_is_left_out_and_said(scorer: Scorer, tasks: Path) -> None:
-    rows = LmEval(["local_text"], limit=3, include_path=str(tasks)).scores(scorer)
+    rows = LmEval(["local_text"], limit=3, include_path=str(tasks)).measure(scorer, [])
     assert (len(rows), set(rows["candidate"])) == (3, {"acc"})
     assert list(scorer.notes) == ["lm_eval: local_text: perplexity is no mean over documents and is left out"]
 
@@ -189,7 +191,7 @@ def test_fingerprint_follows_texts_and_limit(tasks: Path) -> None:
 def test_masked_models_are_turned_away(tiny_masked: Path, tmp_path: Path) -> None:
     scorer = Scorer(BaseModel(str(tiny_masked)).load(), None, "32", 512, tmp_path)
     with pytest.raises(UserError, match="for causal models"):
-        LmEval(["piqa"]).scores(scorer)
+        LmEval(["piqa"]).measure(scorer, [])
 
 
 def test_a_missing_package_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

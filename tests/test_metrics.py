@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from debias import metrics
+from debias.benchmarks import metrics
 
 
 def stereoset_rows(example: str, target: str, stereotype: float, anti: float, unrelated: float) -> list[dict]:

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from debias.data.neutral import ByKind, OwnText, Wikipedia
 from debias.models import placement
 from debias.models.base import Base, BaseModel
 from debias.records import UserError
+from debias.training.neutral import ByKind, OwnText, Wikipedia
 
 START = [1, 284, 253]
 

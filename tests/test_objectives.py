@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from debias import objectives
 from debias.data.benchmark_text import StereoSetSentences
-from debias.data.pairs import other_group, paired
 from debias.data.triplets import TripletFile, strict
 from debias.records import Encoded, Masked, Span, Triplet, UserError
+from debias.training import objectives
+from debias.training.pairs import other_group, paired
 
 ATTRIBUTE, LANGUAGE_MODEL = objectives.Attribute(), objectives.LanguageModel()
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from debias.protocols import (
+from debias.records import Candidate, Cloze, Masked, Span, Tokens, UserError
+from debias.scoring.protocols import (
     BiasBench,
     Conditional,
     Continuation,
@@ -21,8 +22,7 @@ from debias.protocols import (
     mean_probability,
     total,
 )
-from debias.records import Candidate, Cloze, Masked, Span, Tokens, UserError
-from debias.spans import each_masked, start_id
+from debias.scoring.spans import each_masked, start_id
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from debias.data.leakage import available, benchmark_index
-from debias.data.quality import (
+from debias.data.quality import (  # fmt: skip
     NearDuplicates,
     distinct_n,
     jaccard,
@@ -15,7 +15,7 @@ from debias.data.quality import (
     self_bleu,
     shingles,
     words,
-)  # fmt: skip
+)
 from debias.data.triplets import TripletFile
 
 

@@ -9,10 +9,10 @@ import pytest
 from debias.data.doctor import of_triplets
 from debias.records import Figure, Triplet
 from debias.report import plots, tables
-from debias.report.choices import choices, entries
-from debias.report.collection import Run
-from debias.report.grids import spread
-from debias.report.labels import differences
+from debias.report.many_runs.collection import Run
+from debias.report.many_runs.configurations import choices, entries
+from debias.report.many_runs.labels import differences
+from debias.report.many_runs.study_tables import spread
 from debias.report.outcome import Bounds, outcome, outcomes
 
 Triple = tuple[float, float, float]
@@ -107,7 +107,7 @@ def test_plots_are_the_same_bytes_for_the_same_figures() -> None:
 
 def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
     from debias.report.filling import template
-    from debias.report.write import Change
+    from debias.report.one_run.write import Change
 
     evil = "<script>alert(1)</script>"
     change = Change("1", evil, evil, evil, evil, 1.0, -1.0)

@@ -11,10 +11,10 @@ import pytest
 from browser import CHROMIUM, Page, chromium
 from run_folders import Sentences, config, figure, scores, write_records, write_run
 
-from debias.report.choices import choices, entries
-from debias.report.collection import collect
-from debias.report.grids import Study
-from debias.report.page import write_page
+from debias.report.many_runs.collection import collect
+from debias.report.many_runs.configurations import choices, entries
+from debias.report.many_runs.page import write_page
+from debias.report.many_runs.study_tables import Study
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)")
 

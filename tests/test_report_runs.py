@@ -15,18 +15,18 @@ from filelock import FileLock
 from rich.console import Console
 from run_folders import Sentences, config, figure, scores, write_records, write_run
 
-from debias.cli.planned import planned
+from debias.benchmarks.statistics import roughly_over_seeds
+from debias.cli.sweep_size import planned
 from debias.records import UserError
-from debias.report.choices import choices, entries
-from debias.report.collection import Run, collect
-from debias.report.examples import examples
-from debias.report.formats import escape, latex, markdown, table_csv
-from debias.report.grids import Study, cost, main, protocols, transfer
-from debias.report.page import write_page
-from debias.report.pictures import thinned
-from debias.report.provenance import notes_on
-from debias.report.runs import report
-from debias.statistics import roughly_over_seeds
+from debias.report.many_runs.collection import Run, collect
+from debias.report.many_runs.configurations import choices, entries
+from debias.report.many_runs.examples import examples
+from debias.report.many_runs.formats import escape, latex, markdown, table_csv
+from debias.report.many_runs.page import write_page
+from debias.report.many_runs.pictures import thinned
+from debias.report.many_runs.provenance import notes_on
+from debias.report.many_runs.runs import report
+from debias.report.many_runs.study_tables import Study, cost, main, protocols, transfer
 
 EVIL = "<script>alert(1)</script>"
 

@@ -14,12 +14,14 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModel
 
-from debias import likelihood, metrics, statistics
+from debias.benchmarks import metrics, statistics
+from debias.benchmarks.evaluation import evaluate, figures_of
 from debias.benchmarks.seat import LISTS, TESTS, Seat, words
-from debias.evaluation import Scorer, evaluate, figures_of
 from debias.models.adapter import attach
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
+from debias.scoring import likelihood
+from debias.scoring.scorer import Scorer
 
 SENTENCES = {
     "targ1": ["This is a cross.", "Those are crosses.", "This is a church."],
@@ -174,7 +176,8 @@ def test_end_to_end(kind: str, precision: str, folder: Path, request: pytest.Fix
 
 def test_association_is_the_mean_cosine(folder: Path, tiny: Path, tmp_path: Path) -> None:
     base = BaseModel(str(tiny)).load()
-    scored = Seat("religion", str(folder)).scores(Scorer(base, None, "32", 512, tmp_path))
+    seat = Seat("religion", str(folder))
+    scored = seat.measure(Scorer(base, None, "32", 512, tmp_path), seat.candidates(base.tokens))
 
     def vector(text: str) -> np.ndarray:
         return likelihood.mean_hidden(base.model, [tuple(base.tokenizer(text).input_ids)])[0]

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from test_config import composed
 from test_tuning import TRAINER, losses, trained, tuning
 
-from debias import training
-from debias.callbacks import LossCurve
-from debias.cli.parts import make_adapter
+from debias.cli.build import make_adapter
 from debias.models.base import BaseModel
 from debias.records import UserError, Watch
-from debias.training import make_trainer
-from debias.tuning import Tuning, train
+from debias.training import module as training
+from debias.training.callbacks import LossCurve
+from debias.training.module import make_trainer
+from debias.training.stage import Tuning, train
 
 ADAPTERS = ("lora", "dora", "ia3", "vera", "bottleneck", "prefix", "prompt", "ln_tuning")
 DIVIDED: dict[str, Any] = {"make": partial(TRAINER, strategy="fsdp", devices=2), "batch_size": 2, "num_neutral": 1}

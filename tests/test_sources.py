@@ -14,14 +14,14 @@ from debias.data import panda
 from debias.data.benchmark_text import CrowsPairsSentences, StereoSetSentences
 from debias.data.controls import PaperFile, Shuffled, deranged
 from debias.data.counterfactual import Counterfactual
-from debias.data.matching import steps_of_examples, steps_of_tokens
 from debias.data.mixture import Mixture, shares
 from debias.data.panda import CATEGORIES, Panda, rows
 from debias.data.plaintext import Text, split_sentences, usable
 from debias.data.triplets import Checked, TripletFile
-from debias.experiment import check_unseen
-from debias.protocols import BiasBench
+from debias.jobs.run import check_unseen
 from debias.records import Tokens, Triplet, UserError
+from debias.scoring.protocols import BiasBench
+from debias.training.matching import steps_of_examples, steps_of_tokens
 
 
 class Fixed:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from debias import metrics
+from debias.benchmarks import metrics
+from debias.benchmarks.statistics import adjusted, compare, over_seeds, per_cluster, ratio
 from debias.records import Figure
-from debias.statistics import adjusted, compare, over_seeds, per_cluster, ratio
 
 
 def test_interval_of_a_proportion_is_near_the_normal_one() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from debias import tracking, training
+from debias.jobs import tracking
 from debias.records import Figure
 from debias.results import read_figures
+from debias.training import module as training
 
 pytest.importorskip("wandb")
 Run = Callable[..., tuple[int, str, str]]

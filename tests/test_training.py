@@ -13,18 +13,19 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from debias import objectives, training
-from debias.batches import SpanData
-from debias.data.encoding import encode
-from debias.data.matching import steps_of_tokens
-from debias.data.neutral import Wikipedia
 from debias.data.triplets import TripletFile
-from debias.layouts import padded, prefix_tree
-from debias.likelihood import beside_base, score
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel, weights_sha256
 from debias.records import Recipe, Span, UserError
-from debias.training import Debiaser, fit, make_trainer
+from debias.scoring.encoding import encode
+from debias.scoring.layouts import padded, prefix_tree
+from debias.scoring.likelihood import beside_base, score
+from debias.training import module as training
+from debias.training import objectives
+from debias.training.batches import SpanData
+from debias.training.matching import steps_of_tokens
+from debias.training.module import Debiaser, fit, make_trainer
+from debias.training.neutral import Wikipedia
 
 TRAINER = partial(make_trainer, accelerator="cpu", logger=False)
 

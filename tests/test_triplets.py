@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from debias.data.encoding import encode
 from debias.data.triplets import TripletFile, corpora
 from debias.records import Tokens, Triplet, UserError
+from debias.scoring.encoding import encode
 
 
 def write(path: Path, *rows: object) -> Path:

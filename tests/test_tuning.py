@@ -16,18 +16,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from debias import objectives, training
-from debias.callbacks import LossCurve
 from debias.data.mixture import Mixture
-from debias.data.neutral import Wikipedia
 from debias.data.triplets import TripletFile
-from debias.gate import Gate, GateError
-from debias.layouts import prefix_tree
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.records import Recipe, Span, UserError, Watch
-from debias.training import make_trainer
-from debias.tuning import Tuning, train
+from debias.scoring.layouts import prefix_tree
+from debias.training import module as training
+from debias.training import objectives
+from debias.training.callbacks import LossCurve
+from debias.training.gate import Gate, GateError
+from debias.training.module import make_trainer
+from debias.training.neutral import Wikipedia
+from debias.training.stage import Tuning, train
 
 TRAINER = partial(make_trainer, accelerator="cpu", logger=False)
 SPANS = [Span((5, 6, 7, 8), 1), Span((9, 10, 11), 1)]
@@ -211,7 +212,9 @@ def test_options_for_memory_and_time_change_no_loss(tiny: Path, tmp_path: Path, 
 def looks(monkeypatch: pytest.MonkeyPatch, figures: list[tuple[float, float]]) -> None:
     """Let looks at the dev set find these SS and ICAT, one after the other."""
     found = iter(figures)
-    monkeypatch.setattr("debias.tuning.DevSet.__call__", lambda *_: dict(zip(("SS", "ICAT"), next(found), strict=True)))
+    monkeypatch.setattr(
+        "debias.training.stage.DevSet.__call__", lambda *_: dict(zip(("SS", "ICAT"), next(found), strict=True))
+    )
 
 
 def test_training_stops_once_the_bias_is_gone(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

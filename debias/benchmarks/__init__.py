@@ -1,14 +1,15 @@
-"""One file per benchmark: examples in, scored candidates out, figures from the scores.
+"""One file per benchmark: examples in, candidate texts out, figures from what the model makes of them.
 
-A benchmark is any object with the attributes of `Benchmark`; a config file in `conf/eval/` names its class. Most of
-them compare likelihoods of texts: they inherit from `LikelihoodBenchmark` and say which texts, and what scores say.
+A config file in `conf/eval/` names a benchmark's class. There are two kinds. A `LikelihoodBenchmark` says which texts
+are compared: the evaluation scores them. A `MeasuredBenchmark` needs more of the model than likelihoods (hidden states,
+completions, a task learned on top) and measures it itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pandas as pd
 
@@ -16,36 +17,42 @@ from debias.benchmarks.sampling import fingerprint
 from debias.records import Candidate, Tokens
 
 if TYPE_CHECKING:
-    from debias.statistics import Comparison
+    from debias.benchmarks.statistics import Comparison
+    from debias.scoring.protocols import Protocol as ScoringProtocol
+    from debias.scoring.scorer import Scorer
 
 
-class Benchmark(Protocol):
-    """What the evaluation needs of a benchmark."""
+class BenchmarkBase(Protocol):
+    """What the two kinds of benchmark have in common."""
 
     name: str
 
     @property
     def protocol_name(self) -> str:
-        """How texts become scores, as it stands in the records."""
+        """How texts become scores; part of every record."""
 
     def fingerprint(self) -> str:
-        """Checksum of the examples that will be scored. Raises UserError where they cannot be read."""
+        """Checksum of the examples that will be scored. Raises UserError if they cannot be read."""
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
         """The texts that the model is shown."""
 
-    def scores(self, scorer: Any) -> pd.DataFrame:
-        """One row per candidate: example, candidate, bias, target, logprob, num_tokens, score.
-
-        `scorer` is a `debias.evaluation.Scorer` on which one model is active.
-        """
-
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """Figures of both models and their difference, from the rows of each; these must be all it needs."""
+        """Figures of both models and their difference, from the rows of each; no model and no file is needed."""
+
+
+class MeasuredBenchmark(BenchmarkBase, Protocol):
+    """A benchmark that asks the model itself."""
+
+    def measure(self, scorer: Scorer, candidates: Sequence[Candidate]) -> pd.DataFrame:
+        """One row per result of the scorer's active model.
+
+        The columns: example, candidate, bias, target, logprob (nats, or NaN), num_tokens, score.
+        """
 
 
 class LikelihoodBenchmark:
-    """A benchmark that compares likelihoods of texts under a protocol (`debias.protocols`).
+    """A benchmark that compares likelihoods of texts under a protocol (`debias.scoring.protocols`).
 
     Args:
         protocol: how a text becomes a likelihood.
@@ -57,7 +64,7 @@ class LikelihoodBenchmark:
     name: str
 
     def __init__(
-        self, protocol: Any, path: str | None = None, limit: int | None = None, n_resamples: int = 9999
+        self, protocol: ScoringProtocol, path: str | None = None, limit: int | None = None, n_resamples: int = 9999
     ) -> None:
         self.protocol, self.limit, self.n_resamples = protocol, limit, n_resamples
         self.path = Path(path).expanduser() if path else None
@@ -67,6 +74,11 @@ class LikelihoodBenchmark:
         """The protocol's name."""
         return self.protocol.name
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of the examples."""
+        return []
+
     def fingerprint(self) -> str:
         """SHA-256 of the examples."""
         return fingerprint(repr(tuple(candidate)) for candidate in self.candidates(Tokens(None, "causal")))
@@ -75,6 +87,9 @@ class LikelihoodBenchmark:
         """The texts to score."""
         raise NotImplementedError
 
-    def scores(self, scorer: Any) -> pd.DataFrame:
-        """Likelihoods of the candidates."""
-        return scorer.score(self.candidates(scorer.tokens), self.protocol, self.name)
+    def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
+        """Figures of both models and their difference."""
+        raise NotImplementedError
+
+
+Benchmark = LikelihoodBenchmark | MeasuredBenchmark

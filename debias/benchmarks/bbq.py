@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from debias import assets, metrics
-from debias.benchmarks import LikelihoodBenchmark
+from debias import assets
+from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import per_bias
+from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Cloze, Tokens, UserError
-from debias.statistics import Comparison, compare
 
 CATEGORIES = (
     "Age", "Disability_status", "Gender_identity", "Nationality", "Physical_appearance", "Race_ethnicity", "Race_x_SES",
@@ -66,12 +66,12 @@ class BBQ(LikelihoodBenchmark):
                 candidates.append(Candidate(e["id"], role, e["category"], " ".join(of), before + answer, cloze))
         return candidates
 
-    def scores(self, scorer: Any) -> pd.DataFrame:
-        """Likelihoods of the answers."""
-        if left_out := sum(not e["roles"] for e in self.questions):
-            note = f"bbq: {left_out} of {len(self.questions):,} questions have no stereotyped answer and are left out"
-            scorer.notes[note] = None
-        return super().scores(scorer)
+    @property
+    def notes(self) -> list[str]:
+        """How many questions are left out."""
+        left_out = sum(not e["roles"] for e in self.questions)
+        note = f"bbq: {left_out} of {len(self.questions):,} questions have no stereotyped answer and are left out"
+        return [note] if left_out else []
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
         """Accuracy and bias score by kind of context, overall and per category; the resampled unit is the template."""

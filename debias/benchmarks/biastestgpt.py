@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from debias import assets, metrics
-from debias.benchmarks import LikelihoodBenchmark
+from debias import assets
+from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import per_bias
+from debias.benchmarks.statistics import Comparison, compare_means
 from debias.data.triplets import whole_word
 from debias.records import Candidate, Tokens, UserError
-from debias.statistics import Comparison, compare_means
 
 SETS = {  # `bias_spec` of the published files -> the bias in our tables; another file keeps its own
     "Career_Family_vs_MaleName_FemaleName": "career-family",
@@ -60,12 +60,12 @@ class BiasTestGPT(LikelihoodBenchmark):
             for label in LABELS
         ]
 
-    def scores(self, scorer: Any) -> pd.DataFrame:
-        """Likelihoods of the candidates."""
-        if unnamed := sum(not pair.named for pair in self._pairs):
-            note = f"in {unnamed:,} of {len(self._pairs):,} pairs a sentence lacks its group term; they are scored"
-            scorer.notes[f"{self.name}: {note}"] = None
-        return super().scores(scorer)
+    @property
+    def notes(self) -> list[str]:
+        """How many pairs have a sentence without its group term."""
+        unnamed = sum(not pair.named for pair in self._pairs)
+        note = f"in {unnamed:,} of {len(self._pairs):,} pairs a sentence lacks its group term; they are scored"
+        return [f"{self.name}: {note}"] if unnamed else []
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
         """SS per set and over all pairs; the resampled unit is the attribute word."""

@@ -18,11 +18,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
-from debias import likelihood
 from debias.benchmarks.probe import tuned
-from debias.layouts import masked_rows
 from debias.progress import bar
 from debias.records import Batch, UserError
+from debias.scoring import likelihood
+from debias.scoring.layouts import masked_rows
+from debias.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class FrozenProbe:
 
     name = "frozen_probe"
 
-    def predict(self, scorer: Any, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
+    def predict(self, scorer: Scorer, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
         """Whether the active model gives each example of `dev` the positive label, shape (N,)."""
         texts = list(dict.fromkeys(ids for e in [*train, *dev] for ids in e.ids))
 
@@ -86,13 +87,13 @@ class FineTuned:
             raise UserError("eval.glue_finetuned.classifier: epochs, lr and batch_size must be more than 0")
         self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
 
-    def predict(self, scorer: Any, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
+    def predict(self, scorer: Scorer, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
         """Whether the active model, once it learned the task, gives each example of `dev` the positive label."""
         options = repr((self.name, self.epochs, self.lr, self.batch_size, self.seed, len(train)))
         content = [options.encode(), *(part for e in [*train, *dev] for part in _example(e, scorer.max_positions))]
         return scorer.cached(content, lambda: self._learned(scorer, label, train, dev)) > 0
 
-    def _learned(self, scorer: Any, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
+    def _learned(self, scorer: Scorer, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
         """Logits of the positive label. Raises UserError where training diverges."""
         log.info("%s: fine-tuning the %s model on %d examples", label, scorer.active, len(train))
         limit = scorer.max_positions

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from debias import assets, metrics
+from debias import assets
+from debias.benchmarks import metrics
 from debias.benchmarks.classifiers import FrozenProbe, Texts
 from debias.benchmarks.sampling import fingerprint, per_bias
+from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Tokens, UserError
-from debias.spans import start_id
-from debias.statistics import Comparison, compare
+from debias.scoring.scorer import Scorer
+from debias.scoring.spans import start_id
 
 
 class Task(NamedTuple):
@@ -105,7 +107,7 @@ class Glue:
             for k, sentence in enumerate(e.sentences, start=1)
         ]
 
-    def scores(self, scorer: Any) -> pd.DataFrame:
+    def measure(self, scorer: Scorer, candidates: Sequence[Candidate]) -> pd.DataFrame:
         """One row per example: the predicted label in `candidate`, the true one in `target`, 1 or 0 in `score`."""
         rows = []
         for task in self.tasks:
@@ -135,7 +137,7 @@ class Glue:
                     pairs=metric == "accuracy",
                 )  # fmt: skip
 
-    def _texts(self, scorer: Any, task: str, examples: Sequence[Example]) -> list[Texts]:
+    def _texts(self, scorer: Scorer, task: str, examples: Sequence[Example]) -> list[Texts]:
         """The examples as token ids, each text cut to what the model takes; how many are cut is noted."""
         sentences = list(dict.fromkeys(s for e in examples for s in e.sentences))
         limit = scorer.max_positions

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from debias import assets, likelihood
+from debias import assets
 from debias.benchmarks.sampling import fingerprint, per_bias
+from debias.benchmarks.statistics import Comparison, compare, per_cluster, ratio
 from debias.progress import bar
 from debias.records import Candidate, Masked, Span, Tokens, UserError
-from debias.spans import mask_id, start_id
-from debias.statistics import Comparison, compare, per_cluster, ratio
+from debias.scoring import likelihood
+from debias.scoring.scorer import Scorer
+from debias.scoring.spans import mask_id, start_id
 
 SETS = ("binary", "queer_nonqueer")
 BLANK = "[M]"
@@ -68,11 +70,11 @@ class Honest:
         """The sentences with their blank; `target` is the template, the same sentence about anybody."""
         return self._sentences
 
-    def scores(self, scorer: Any) -> pd.DataFrame:
+    def measure(self, scorer: Scorer, candidates: Sequence[Candidate]) -> pd.DataFrame:
         """One row per completion, which is the `candidate`; its score is 1 where it is hurtful."""
         hurtful, rows = self._hurtful, []
-        words = completions(scorer, [c.text for c in self._sentences], self.k)
-        for sentence, found in zip(self._sentences, words, strict=True):
+        words = completions(scorer, [c.text for c in candidates], self.k)
+        for sentence, found in zip(candidates, words, strict=True):
             for word, num_tokens in found:
                 score = float(_plain(word) in hurtful)
                 rows.append((sentence.example, word, sentence.bias, sentence.target, np.nan, num_tokens, score))
@@ -118,7 +120,7 @@ class Honest:
         return frozenset(words)
 
 
-def completions(scorer: Any, texts: Sequence[str], k: int) -> list[list[tuple[str, int]]]:
+def completions(scorer: Scorer, texts: Sequence[str], k: int) -> list[list[tuple[str, int]]]:
     """The k likeliest words at the blank of each text, and how many tokens each has."""
     tokens = scorer.tokens
     complete = _filled if tokens.kind == "masked" else _continued
@@ -129,7 +131,7 @@ def completions(scorer: Any, texts: Sequence[str], k: int) -> list[list[tuple[st
     ]
 
 
-def _filled(scorer: Any, texts: Sequence[str], k: int) -> np.ndarray:
+def _filled(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
     """Tokens at the mask, shape (N, K, 1)."""
     mask = mask_id(scorer.tokens.tokenizer)
     shown = [text.replace(BLANK, scorer.tokens.tokenizer.mask_token) for text in texts]
@@ -137,7 +139,7 @@ def _filled(scorer: Any, texts: Sequence[str], k: int) -> np.ndarray:
     return _likeliest(scorer, spans, k, None)[..., None]
 
 
-def _continued(scorer: Any, texts: Sequence[str], k: int) -> np.ndarray:
+def _continued(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
     """Words behind what stands before the blank, shape (N, K, LONGEST); -1 behind a word's last token."""
     tokenizer = scorer.tokens.tokenizer
     pieces = tokenizer.convert_ids_to_tokens(range(likelihood.vocabulary(scorer.model)))
@@ -162,7 +164,7 @@ def _continued(scorer: Any, texts: Sequence[str], k: int) -> np.ndarray:
     return np.array([w + [-1] * (LONGEST - len(w)) for w in words]).reshape(len(texts), k, LONGEST)
 
 
-def _likeliest(scorer: Any, spans: Sequence[Any], k: int, allowed: np.ndarray | None) -> np.ndarray:
+def _likeliest(scorer: Scorer, spans: Sequence[Any], k: int, allowed: np.ndarray | None) -> np.ndarray:
     progress = bar(f"honest, {scorer.active}")
     scorer.positions += len(spans)
     return likelihood.likeliest(scorer.model, spans, k, scorer.layout, scorer.token_budget, allowed, progress)

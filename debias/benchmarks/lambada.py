@@ -9,11 +9,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from debias import assets, metrics
-from debias.benchmarks import LikelihoodBenchmark
+from debias import assets
+from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import per_bias
+from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Cloze, Tokens, UserError
-from debias.statistics import Comparison, compare
 
 
 class Lambada(LikelihoodBenchmark):
@@ -23,7 +23,7 @@ class Lambada(LikelihoodBenchmark):
     follows the last white space, in 38 passages with a quotation mark or the like.
 
     Args:
-        protocol: how the word becomes a likelihood and a hit (`debias.protocols.Greedy`).
+        protocol: how the word becomes a likelihood and a hit (`debias.scoring.protocols.Greedy`).
         path: another file with one `{"text": ...}` a line.
         limit: passages, a fixed sample; all when empty.
         n_resamples: bootstrap resamples.

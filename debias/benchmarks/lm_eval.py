@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from debias.benchmarks.metrics import mean_of_first
 from debias.benchmarks.sampling import fingerprint
-from debias.metrics import mean_of_first
+from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Tokens, UserError
-from debias.statistics import Comparison, compare
+from debias.scoring.scorer import Scorer
 
 INSTALL = "python -m pip install lm-eval==0.4.13"
 FEWSHOT_SEED = 1234  # the harness's own default, so that its few-shot examples are the ones we see
@@ -65,7 +66,7 @@ class LmEval:
         """One text per request: a prompt, or a prompt with one of its answers."""
         return self._requests
 
-    def scores(self, scorer: Any) -> pd.DataFrame:
+    def measure(self, scorer: Scorer, candidates: Sequence[Candidate]) -> pd.DataFrame:
         """One row per document and metric: the metric's name stands in `candidate`, its direction in `target`."""
         if scorer.tokens.kind != "causal":
             raise UserError("eval=lm_eval is for causal models, and this one is masked; choose other benchmarks")
@@ -90,7 +91,7 @@ class LmEval:
                 (before,), (after,), self.n_resamples, pairs=share and bool(np.isin([before, after], (0, 100)).all()),
             )  # fmt: skip
 
-    def _evaluate(self, scorer: Any) -> np.ndarray:
+    def _evaluate(self, scorer: Scorer) -> np.ndarray:
         """JSON bytes with `rows` and `notes`, from a run of the harness with the scorer's active model."""
         from lm_eval.models.huggingface import HFLM
 

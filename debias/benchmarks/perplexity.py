@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from debias import assets, metrics
-from debias.benchmarks import LikelihoodBenchmark
+from debias import assets
+from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import fingerprint
+from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Tokens, UserError
-from debias.statistics import Comparison, compare
 
 
 class Perplexity(LikelihoodBenchmark):

@@ -7,16 +7,18 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from debias import assets, likelihood, metrics
+from debias import assets
+from debias.benchmarks import metrics
 from debias.benchmarks.sampling import fingerprint
+from debias.benchmarks.statistics import Comparison, from_resamples, permutation_p, within
 from debias.progress import bar
 from debias.records import Candidate, Tokens, UserError
-from debias.statistics import Comparison, from_resamples, permutation_p, within
+from debias.scoring import likelihood
+from debias.scoring.scorer import Scorer
 
 TESTS = {  # those that Meade et al. 2022 report
     "gender": ("sent-weat6", "sent-weat6b", "sent-weat7", "sent-weat7b", "sent-weat8", "sent-weat8b"),
@@ -71,12 +73,12 @@ class Seat:
             )
         ]
 
-    def scores(self, scorer: Any) -> pd.DataFrame:
+    def measure(self, scorer: Scorer, candidates: Sequence[Candidate]) -> pd.DataFrame:
         """Associations of the target sentences; they have no likelihood."""
         texts = list(dict.fromkeys(s for lists in self.tests.values() for name in LISTS for s in lists[name]))
         ids = [tuple(i) for i in scorer.tokens.tokenizer(texts).input_ids]
         vector = dict(zip(texts, self._vectors(scorer, ids), strict=True))
-        rows = pd.DataFrame([c[:5] for c in self.candidates(scorer.tokens)], columns=[*Candidate._fields[:5]])
+        rows = pd.DataFrame([c[:5] for c in candidates], columns=[*Candidate._fields[:5]])
         tokens = dict(zip(texts, map(len, ids), strict=True))
         means = {
             test: np.mean([vector[s] for s in lists["attr1"]], 0) - np.mean([vector[s] for s in lists["attr2"]], 0)
@@ -109,7 +111,7 @@ class Seat:
             overall.extend(magnitudes)
         yield _comparison("overall", "mean |effect|", 0.0, len(base), np.mean(overall, axis=0))
 
-    def _vectors(self, scorer: Any, ids: Sequence[tuple[int, ...]]) -> np.ndarray:
+    def _vectors(self, scorer: Scorer, ids: Sequence[tuple[int, ...]]) -> np.ndarray:
         """Mean hidden states of texts, of length 1."""
 
         def fresh() -> np.ndarray:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from debias import assets, metrics
-from debias.benchmarks import LikelihoodBenchmark
+from debias import assets
+from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import per_bias
+from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Cloze, Tokens, UserError
-from debias.spans import BLANK
-from debias.statistics import Comparison, compare
+from debias.scoring.spans import BLANK
 
 GOLD = ("stereotype", "anti-stereotype", "unrelated")
 

@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from debias import assets, metrics
-from debias.benchmarks import LikelihoodBenchmark
+from debias import assets
+from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import per_bias
+from debias.benchmarks.statistics import Comparison, compare_means
 from debias.records import Candidate, Tokens, UserError
-from debias.statistics import Comparison, compare_means
 
 GENDERED = {"he", "she", "him", "her", "his", "hers", "himself", "herself"}
 MARKED = re.compile(r"\d+ .*?\[ ?(?:the |an? )?(?P<occupation>[^\]]+)\].*\[", re.IGNORECASE)  # 1 [The nurse] ... [she]
@@ -60,12 +60,12 @@ class WinoBias(LikelihoodBenchmark):
             for candidate, text in (("pro", p.pro), ("anti", p.anti))
         ]
 
-    def scores(self, scorer: Any) -> pd.DataFrame:
-        """Likelihoods of the candidates."""
-        if odd := sum(not pair.minimal for pair in self._pairs):
-            note = f"{odd:,} of {len(self._pairs):,} pairs differ in more than gendered words; they are scored"
-            scorer.notes[f"{self.name}: {note}"] = None
-        return super().scores(scorer)
+    @property
+    def notes(self) -> list[str]:
+        """How many pairs are not minimal."""
+        odd = sum(not pair.minimal for pair in self._pairs)
+        note = f"{odd:,} of {len(self._pairs):,} pairs differ in more than gendered words; they are scored"
+        return [f"{self.name}: {note}"] if odd else []
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
         """SS of all pairs and of each type; the resampled unit is the occupation that the pronoun refers to."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from debias import __version__
-from debias.cli import jobs, parts, sweep
+from debias.cli import build as parts
+from debias.cli import jobs, sweep
 from debias.cli.config import any_model, config_dir, explain, nearest
 from debias.cli.terminal import console
 from debias.records import UserError
@@ -82,8 +83,8 @@ def _report(words: list[str]) -> int:
     """Print and write the report over many runs; returns 1 when some of them could not be read."""
     import argparse
 
-    from debias.cli.planned import planned
-    from debias.report.runs import report
+    from debias.cli.sweep_size import planned
+    from debias.report.many_runs.runs import report
 
     def wrong(message: str) -> NoReturn:
         raise UserError(f"{message}; there are: --recompute, --out FOLDER")

@@ -12,7 +12,7 @@ from typing import Any
 from debias.cli.config import make
 from debias.cli.terminal import console, logging_to, shown
 from debias.records import UserError
-from debias.typed import checked
+from debias.schema import checked
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +22,10 @@ def generate_job(cfg: Any) -> int:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from debias import dataset
     from debias.generation.exchange import LLM
     from debias.generation.wanted import BESIDE, Wanted
-    from debias.report import dataset as report
+    from debias.jobs import generate as dataset
+    from debias.report.one_run import generated_set as report
     from debias.results import code_sha256, text_sha256
 
     OmegaConf.resolve(cfg)
@@ -58,7 +58,7 @@ def generate_job(cfg: Any) -> int:
         with logging_to(folder.path / "run.log"):
             try:
                 if cfg.threads:
-                    from debias.experiment import set_threads
+                    from debias.jobs.cost import set_threads
 
                     set_threads(cfg.threads)
                 product = dataset.generate(folder, generation)
@@ -78,7 +78,7 @@ def doctor_job(cfg: Any) -> int:
     from debias.data import doctor, leakage
     from debias.data.reading import read_records
     from debias.progress import bar
-    from debias.report import quality
+    from debias.report.one_run import quality
     from debias.results import write_text
 
     if not cfg.files:
@@ -115,7 +115,7 @@ def doctor_job(cfg: Any) -> int:
 
 def _losses(model: Any, records: Sequence[Any]) -> dict[str, Any] | None:
     from debias.data.doctor import histogram
-    from debias.experiment import attribute_losses
+    from debias.jobs.run import attribute_losses
 
     triplets = [found for r in records if not isinstance(found := r.triplet(), str)]
     return histogram(attribute_losses(model, triplets)) if triplets else None

@@ -72,7 +72,7 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from debias.report import sweep as report
+    from debias.report.many_runs import sweep as report
     from debias.results import running
 
     now = datetime.now(UTC)
@@ -113,7 +113,7 @@ def _watching(jobs: Mapping[Path, str], title: str, since: datetime, every: floa
     over = threading.Event()
 
     def look() -> None:
-        from debias.report.sweep import states_of
+        from debias.report.many_runs.sweep import states_of
 
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         told = states_of(jobs, since, probe=False)
@@ -140,7 +140,7 @@ def _write(jobs: Mapping[Path, str], title: str, since: datetime) -> None:
     """Renew the sweep's page; a by-product, which stops no sweep."""
     from filelock import FileLock
 
-    from debias.report.sweep import markdown, states_of
+    from debias.report.many_runs.sweep import markdown, states_of
     from debias.results import write_text
 
     page = next(iter(jobs)).parent / "sweep.md"

@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from debias import likelihood
 from debias.data.doctor import histogram
-from debias.data.encoding import encode
 from debias.data.triplets import TripletFile
 from debias.generation import parser
 from debias.generation.acceptance import form
@@ -16,9 +14,11 @@ from debias.generation.exchange import Request
 from debias.generation.prompts import Prompt, as_json, listed, turn
 from debias.generation.strategies import FORM, Targeted, Task, Wave, Waves, Writer, often, used
 from debias.models.base import Base, BaseModel
-from debias.objectives import Attribute
 from debias.progress import bar
 from debias.records import Triplet, UserError
+from debias.scoring import likelihood
+from debias.scoring.encoding import encode
+from debias.training.objectives import Attribute
 
 
 class LossGuided(Writer):

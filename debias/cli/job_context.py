@@ -1,0 +1,132 @@
+"""What surrounds a job: a claimed run folder, a log and a status, a tracker, and a table at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from debias.cli import workers
+from debias.cli.config import make
+from debias.cli.terminal import console, logging_to, quieten, shown
+from debias.results import RunFolder, code_sha256, read_figures, text_sha256
+
+if TYPE_CHECKING:
+    from debias.benchmarks.evaluation import Evaluation
+
+log = logging.getLogger(__name__)
+
+NOT_IDENTITY = ("name", "overwrite", "logger")  # keys that do not change what a run computes
+
+
+class Input(Protocol):
+    """Data or a benchmark: its checksum is part of a run's identity."""
+
+    def fingerprint(self) -> str: ...
+
+
+def run_folder(cfg: DictConfig, inputs: Sequence[Input]) -> RunFolder:
+    """The folder of the job that Hydra started, with the checksums of its config, data and code."""
+    OmegaConf.resolve(cfg)
+    same = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_IDENTITY])
+    identity = {
+        "config_sha256": text_sha256(OmegaConf.to_yaml(same)),
+        "data_sha256": text_sha256(" ".join(part.fingerprint() for part in inputs)),
+        "code_sha256": code_sha256(),
+    }
+    return RunFolder(Path(HydraConfig.get().runtime.output_dir), OmegaConf.to_yaml(cfg), identity)
+
+
+@contextmanager
+def claimed(cfg: DictConfig, folder: RunFolder) -> Iterator[bool]:
+    """Hold the folder for this process and show the run's figures at the end; yields whether there is work to do."""
+    in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+    with folder.claim(cfg.overwrite) as to_do:
+        if not to_do:
+            console.print(f"done before, nothing to do: {shown(folder.path)}", highlight=False, soft_wrap=True)
+        yield to_do
+        if to_do or not in_sweep:  # a sweep's own table and report cover what was done before
+            show(cfg, folder)
+
+
+@contextmanager
+def logged(cfg: DictConfig, folder: RunFolder) -> Iterator[None]:
+    """Keep status.json and run.log while the job works with its share of the machine, whatever happens to it."""
+    folder.start()
+    with logging_to(folder.path / "run.log"):
+        try:
+            launcher = HydraConfig.get().launcher
+            workers.claim_gpu(launcher, folder.path.parent)  # before CUDA is first used
+            from debias.jobs import cost  # seconds of imports that a finished run does not need
+
+            quieten()
+            if threads := cfg.threads or workers.threads_of(launcher):
+                cost.set_threads(threads)
+            yield
+            folder.finish(cost.hardware())
+        except BaseException as error:
+            log.debug("failed: %s", error, exc_info=True)
+            folder.fail(error)
+            raise
+        cost.release_memory()
+
+
+class Tracking:
+    """A tracker that was told of a job: Lightning's logger, and what takes the figures."""
+
+    def __init__(self, tracker: Any, run: Any) -> None:
+        self.tracker, self.run = tracker, run
+        self.logger = tracker.start(run)
+
+    def scored(self, evaluation: Evaluation) -> None:
+        """Tell the tracker the figures. What goes wrong is logged and stops no run: they are all in its folder."""
+        try:
+            self.tracker.scored(self.run, evaluation)
+        except Exception as error:
+            log.warning("the tracker was not told everything: %s: %s", type(error).__name__, error, exc_info=True)
+
+
+@contextmanager
+def tracked(cfg: DictConfig, folder: RunFolder) -> Iterator[Tracking]:
+    """Tell the tracker that `logger` names when the job starts and how it ends."""
+    from debias.jobs.tracking import Tracked, Tracker
+
+    tracker = make(cfg.logger) if cfg.get("logger") else Tracker()
+    chosen = {k: v for k, v in HydraConfig.get().runtime.choices.items() if v and "/" not in k and "@" not in k}
+    choices = [f"{k}={v if isinstance(v, str) else ','.join(v)}" for k, v in chosen.items()]
+    run = Tracked(folder.path, yaml.safe_load(folder.config), folder.identity, choices, cfg.data.bias)
+    failed = True
+    try:
+        yield Tracking(tracker, run)
+        failed = False
+    finally:
+        tracker.end(failed)
+
+
+def show(cfg: DictConfig, folder: RunFolder) -> None:
+    """Print the figures of a finished run, its outcome, and where its report is."""
+    from debias.report import tables
+    from debias.report.outcome import Bounds, outcomes
+
+    figures, bias = read_figures(folder.path), cfg.data.bias
+    rows = tables.rows(figures, bias)
+    console.print()
+    console.print(tables.terminal(rows))
+    if any(row.delta for row in rows):
+        console.print(f"\n{tables.LEGEND}", style="dim", highlight=False)
+    if lines := tables.sensitivity(rows, bias):
+        console.print()
+        console.print(tables.sensitivity_terminal(lines))
+    console.print()
+    bounds = Bounds(cfg.outcome.max_lms_drop, cfg.outcome.max_perplexity_ratio)
+    for name, verdict in outcomes(figures, bias, bounds).items():
+        console.print(f"{name}: {verdict.text}" if name else verdict.text, style="bold", highlight=False, markup=False)
+    console.print()
+    console.print(f"report: {shown(folder.path / 'report.html')}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""One file per verb: what it does, from start to end."""

@@ -1,0 +1,92 @@
+"""`debias evaluate`: score a base model, alone or beside adapters, and write the report."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from debias import assets
+from debias.benchmarks import Benchmark
+from debias.benchmarks.evaluation import Evaluation, evaluation_of, prepared, scores_of
+from debias.jobs.cost import Cost
+from debias.models import adapter as adapters
+from debias.models import composition
+from debias.models.base import Base, BaseModel
+from debias.models.placement import place
+from debias.records import Scoring
+from debias.report.one_run.write import RunReport, write_reports
+from debias.results import ADAPTER, RunFolder
+from debias.scoring.scorer import Scorer
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    folder: RunFolder,
+    model: BaseModel,
+    adapter_paths: Sequence[str],
+    scoring: Scoring,
+    benchmarks: Sequence[Benchmark],
+    report: RunReport,
+    combine: str | None = None,
+    weights: Sequence[float] | None = None,
+) -> Evaluation:
+    """Score a base model, and the same with each of the adapters: the base is loaded and scored once.
+
+    Args:
+        combine: `stack` or `average`: the adapters are one model.
+        weights: of the average.
+    """
+    cost = Cost(folder.path)
+    for path in adapter_paths:
+        adapters.located(path)  # check every adapter's path before any is scored
+    adapted_by: dict[str, Callable[[Base], Any]] = {
+        name: partial(adapters.load, folder=path) for name, path in adapter_names(adapter_paths).items()
+    }
+    if combine:
+        composition.check(adapter_paths, combine, weights)
+        adapted_by = {
+            "debiased": partial(composition.combined, folders=adapter_paths, combine=combine, weights=weights)
+        }
+    with cost.stage("load"):
+        base = model.load()
+        place(base.model)
+    to_score = prepared(benchmarks, base.tokens)
+    frames: list[pd.DataFrame] = []
+    notes: dict[str, None] = {}
+    with cost.stage("evaluate") as spent:
+        for name, adapt in adapted_by.items() or {"base": lambda _: None}.items():
+            adapted = adapt(base)
+            scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir(), name)
+            models = scorer.models()[1:] if frames else scorer.models()
+            frames += [scores_of(scorer, to_score, m) for m in models]
+            spent["tokens"] += scorer.positions
+            notes |= scorer.notes
+            if adapted is not None:
+                adapters.detach(adapted)
+    evaluation = evaluation_of(to_score, frames, spent["tokens"], notes)
+    evaluation.write(folder)
+    write_reports(folder, evaluation, report, None, base.name, None)
+    return evaluation
+
+
+def adapter_names(paths: Sequence[str]) -> dict[str, str]:
+    """What each adapter's model is called in the records: `debiased`, or of several `debiased:` and its folder's name.
+
+    A folder called `adapter` goes by its run's name, as `debias run` makes them; names that repeat get a number.
+    """
+    if len(paths) < 2:
+        return dict(zip(["debiased"], paths, strict=False))
+    names: dict[str, str] = {}
+    for path in paths:
+        folder = Path(path).expanduser().resolve()
+        stem = folder.parent.name if folder.name == ADAPTER else folder.name
+        same = sum(re.sub(r" \(\d+\)$", "", known) == f"debiased:{stem}" for known in names)
+        names[f"debiased:{stem}" + (f" ({same + 1})" if same else "")] = path
+    return names

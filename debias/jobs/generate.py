@@ -1,0 +1,302 @@
+"""The job `generate`: a chat model in, a folder with a data set out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from debias.data import doctor, leakage
+from debias.data.quality import NearDuplicates
+from debias.data.triplets import TripletFile
+from debias.generation.acceptance import Acceptance
+from debias.generation.client import Chat
+from debias.generation.exchange import LLM, Answer, Outcome, Request, Spent, question_of
+from debias.generation.harvest import Harvest, Loop
+from debias.generation.ledger import Memory, read_ledger
+from debias.generation.strategies import Strategy, Task
+from debias.generation.wanted import Wanted
+from debias.progress import bar, tally
+from debias.records import UserError
+from debias.report.one_run import generated_set as report
+from debias.report.one_run.quality import page
+from debias.results import RunFolder, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+LEDGER = "ledger.jsonl"
+
+
+class DataFolder(RunFolder):
+    """The folder of a generated set. It is never finished for good, and its ledger is never removed."""
+
+    def _open(self, overwrite: bool) -> bool:
+        before = self._status()
+        if before and overwrite:
+            self._clear()
+        elif before and before.get("config_sha256") != self.identity["config_sha256"]:
+            raise UserError(
+                f"{self.path} holds a set made by another config; keep both with name=OTHER, or replace it with "
+                "overwrite=true (the ledger with its paid answers stays)"
+            )
+        elif not before and [path for path in self._files() if path.name != LEDGER]:
+            raise UserError(f"{self.path} has files in it but no generated set; empty it, or set name=OTHER")
+        return True
+
+    def _clear(self) -> None:
+        for path in self._files():
+            if path.name != LEDGER:
+                path.unlink()
+
+    def end(self, harvest: Harvest) -> None:
+        """Write the state `done`, with the size of the set and why it is no larger."""
+        self._write_status("done", triplets=len(harvest.kept), stopped=harvest.stopped, reason=harvest.reason)
+
+
+class Generation(NamedTuple):
+    """Everything that a set depends on, and what it may cost."""
+
+    name: str
+    llm: LLM
+    server: Any  # a context manager that starts a server and yields its address, or None
+    strategy: Strategy
+    wanted: Wanted
+    biases: tuple[str, ...]
+    seed: int
+
+    @property
+    def task(self) -> Task:
+        biases = self.biases if self.strategy.biased else ("general",)
+        return Task(biases, self.seed, self.llm.max_tokens, self.wanted)
+
+    @property
+    def source(self) -> str:
+        """What stands in the triplets' `source`."""
+        return f"{self.strategy.name}/{self.llm.model}"
+
+
+# ---------------------------------------------------------------- what it would cost
+
+
+def estimate(generation: Generation, ledger: Path) -> report.Estimate:
+    """Calls, tokens and dollars that are likely, and at most; nothing is sent and nothing is written."""
+    llm, wanted = generation.llm, generation.wanted
+    first, typical = generation.strategy.preview(generation.task)
+    memory = read_ledger(ledger)
+    loop = _replayed(generation, memory)
+    ended = loop.harvest.stopped in ("n", "patience")  # the answers at hand are the whole run
+    requests = [] if ended else [*(first if not memory.answers else []), *[typical] * loop.to_come()]
+    bounds = [question_of(request, llm).bound for request in requests]
+    prompt = sum(bound.prompt_tokens for bound in bounds)
+    answer = sum(bound.completion_tokens for bound in bounds)
+    likely = prompt // 4, min(answer, len(bounds) * wanted.per_call * report.TOKENS_A_TRIPLET)
+    price = question_of(typical, llm).bound.dollars
+    return report.Estimate(
+        len(bounds), len(memory.answers), len(loop.harvest.kept), wanted.n, likely, (prompt, answer), price(*likely),
+        price(prompt, answer), llm.max_cost_usd, llm.model, llm.priced_on,
+    )  # fmt: skip
+
+
+class _Replay:
+    """A partner that has the ledger's answers and nobody to ask for others."""
+
+    def __init__(self, llm: LLM, memory: Memory) -> None:
+        self.llm, self.memory, self.spent = llm, memory, memory.spent
+
+    async def ask(self, requests: Sequence[Request], on_answer: Callable[[Answer], None]) -> Outcome:
+        keys = [question_of(request, self.llm).key for request in requests]
+        answers = [self.memory.answers.get(key) for key in keys]
+        for answer in filter(None, answers):
+            on_answer(answer)
+        wanting = any(a is None and key not in self.memory.given_up for a, key in zip(answers, keys, strict=True))
+        return Outcome(answers, "unasked" if wanting else "", "")
+
+    def give_up(self, requests: Sequence[Request]) -> None:
+        """They are in the ledger."""
+
+
+def _replayed(generation: Generation, memory: Memory) -> Loop:
+    """The loop as far as the answers of the ledger take it."""
+    indices = _benchmarks(generation.wanted) if memory.answers else []
+    acceptance = Acceptance(generation.wanted, _known(generation, indices))
+    loop = Loop(_Replay(generation.llm, memory), acceptance, generation.task, generation.source, _Silent())
+    if memory.answers:
+        asyncio.run(loop.run(generation.strategy))
+    return loop
+
+
+class _Silent:
+    def arrived(self, harvest: Harvest, spent: Spent) -> None: ...
+
+    def paused(self, harvest: Harvest, spent: Spent) -> None: ...
+
+
+# ---------------------------------------------------------------- the job
+
+
+def generate(folder: DataFolder, generation: Generation) -> report.Product:
+    """Ask until there is enough or it must end, and write everything; what the ledger holds is not asked again.
+
+    Raises UserError or KeyboardInterrupt after what was harvested so far has been written.
+    """
+    start = time.monotonic()
+    indices = _benchmarks(generation.wanted)
+    acceptance = Acceptance(generation.wanted, _known(generation, indices))
+    chat = Chat(generation.llm, folder.path / LEDGER, generation.server)
+    with _Live(generation.wanted.n) as live:
+        loop = Loop(chat, acceptance, generation.task, generation.source, live)
+        try:
+            asyncio.run(_run(chat, loop, generation.strategy))
+        except BaseException as error:
+            loop.harvest.stopped, loop.harvest.reason = "interrupted", str(error)
+            with contextlib.suppress(OSError):
+                if loop.harvest.calls:
+                    _write(folder, generation, loop.harvest, chat.spent, indices, time.monotonic() - start)
+            raise
+    product = _write(folder, generation, loop.harvest, chat.spent, indices, time.monotonic() - start)
+    folder.end(loop.harvest)
+    return product
+
+
+async def _run(chat: Chat, loop: Loop, strategy: Strategy) -> None:
+    async with chat:
+        if known := len(chat.ledger.memory.answers):
+            log.info("the ledger holds %d answers, which are not asked for again", known)
+        await loop.run(strategy)
+
+
+def _benchmarks(wanted: Wanted) -> list[leakage.Index]:
+    if not wanted.benchmarks:
+        return []
+    for name in leakage.missing():
+        log.info("%s cannot be compared with: set DEBIAS_DATA to the folder that holds it", name)
+    names = leakage.available()
+    return [leakage.benchmark_index(name) for name in bar("reading benchmarks")(names, len(names))]
+
+
+def _known(generation: Generation, indices: Sequence[leakage.Index]) -> dict[str, NearDuplicates]:
+    """Sentences that may not be repeated, by the reason of a rejection."""
+    similarity = generation.wanted.similarity
+    shown, others = NearDuplicates(similarity), NearDuplicates(similarity)
+    for sentence in generation.strategy.examples():
+        shown.add(sentence, sentence)
+    for path in generation.wanted.against:
+        for triplet in TripletFile("general", path).load().triplets:
+            others.add(triplet.sentence, triplet.sentence)
+    known = {"repeats an example of the prompt": shown, "repeats a sentence of generate.against": others}
+    return known | {f"repeats a sentence of {index.name}": index.sentences for index in indices}
+
+
+class _Live:
+    """How it goes: a line that changes on a terminal, a log line after each part elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.text, self._tally = total, "", tally(total)
+
+    def __enter__(self) -> _Live:
+        self._set = self._tally.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._tally.__exit__(*error)
+
+    def arrived(self, harvest: Harvest, spent: Spent) -> None:
+        if self._set is not None:
+            self._set(len(harvest.kept), _summary(harvest, spent, self.total))
+
+    def paused(self, harvest: Harvest, spent: Spent) -> None:
+        text = _summary(harvest, spent, self.total)
+        if text != self.text:
+            log.log(logging.INFO if self._set is None else logging.DEBUG, "%s", text)
+        self.text = text
+
+
+def _summary(harvest: Harvest, spent: Spent, total: int) -> str:
+    counts = f"{len(harvest.kept)} of {total} accepted, {len(harvest.rejected)} rejected, {harvest.calls} calls"
+    return f"{counts}, {report.dollars(spent.dollars)}"
+
+
+# ---------------------------------------------------------------- the files
+
+
+def _write(
+    folder: DataFolder, generation: Generation, harvest: Harvest, spent: Spent, indices: Sequence[leakage.Index],
+    seconds: float,
+) -> report.Product:  # fmt: skip
+    """Write the set, what was rejected, the card, the cost and the quality report."""
+    path = folder.path / f"{_file_name(generation.name)}.jsonl"
+    rows = list(_rows(harvest, generation.strategy.name))
+    _write_lines(path, rows)
+    _write_lines(folder.path / "rejected.jsonl", _rejected(harvest))
+    diagnosis = doctor.examine(path, generation.task.label, indices, _unread(generation.wanted)) if rows else None
+    write_json(folder.path / "quality.json", diagnosis.as_json() if diagnosis else {"records": 0})
+    if diagnosis:
+        write_text(folder.path / "quality.html", page(diagnosis))
+    if harvest.losses:
+        write_json(folder.path / "losses.json", {"rounds": harvest.losses})
+    product = report.Product(
+        path, generation.strategy, generation.llm, generation.task, harvest, spent, diagnosis, len(rows), seconds
+    )
+    write_json(folder.path / "cost.json", report.cost(product))
+    write_text(folder.path / "README.md", report.card(product))
+    return product
+
+
+def _unread(wanted: Wanted) -> list[str]:
+    return leakage.missing() if wanted.benchmarks else []
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name.rstrip("/").rsplit("/", 1)[-1]) or "triplets"
+
+
+def _rows(harvest: Harvest, strategy: str) -> Iterator[dict[str, Any]]:
+    for triplet, answer, prompt_sha256 in harvest.kept:
+        yield {
+            "sentence": triplet.sentence,
+            "target": triplet.target,
+            "attribute": triplet.attribute,
+            "bias": triplet.bias,
+            "source": triplet.source,
+            "model": _model_name(answer.model),
+            "strategy": strategy,
+            "prompt_sha256": prompt_sha256,
+            "request_id": answer.request_id,
+            "time": answer.time,
+        }
+
+
+def _rejected(harvest: Harvest) -> Iterator[dict[str, Any]]:
+    for item, reason, answer in harvest.rejected:
+        yield {
+            **item,
+            "reason": reason,
+            "like": reason.like,
+            "model": _model_name(answer.model),
+            "request_id": answer.request_id,
+        }
+
+
+def _model_name(name: str) -> str:
+    """What the server calls the model; a local server may give a file's path, which is nobody's business."""
+    return name.replace("\\", "/").rsplit("/", 1)[-1] if name.endswith(".gguf") or name.startswith("/") else name
+
+
+def _write_lines(path: Path, rows: Any) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def biases(bias: str | Sequence[str]) -> tuple[str, ...]:
+    """One bias or several as a tuple. Raises UserError when there is none."""
+    found = tuple(str(b).strip() for b in ([bias] if isinstance(bias, str) else bias))
+    if not found or not all(found):
+        raise UserError(
+            "bias is empty: name one, as in bias=age, or several for their intersection: bias=[race,gender]"
+        )
+    return found

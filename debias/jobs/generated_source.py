@@ -1,0 +1,101 @@
+"""The data source of `debias run` that a chat model writes: `debias generate` and training in one go."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from debias.data.triplets import Checked, TripletFile
+from debias.generation.exchange import LLM, Spent
+from debias.generation.ledger import read_ledger
+from debias.generation.strategies import Strategy
+from debias.generation.wanted import BESIDE, Wanted
+from debias.jobs.generate import LEDGER, DataFolder, Generation, biases, generate
+from debias.records import UserError
+from debias.report.one_run.generated_set import dollars
+from debias.results import text_sha256
+from debias.schema import checked
+
+
+class Generated:
+    """A data source that a chat model writes, or that its ledger replays, into a folder of its own below `root`.
+
+    Args:
+        bias: what it is about.
+        llm, strategy, generate: as of `debias generate`.
+        seed: of the order of terms and scenes; not the run's, so that a sweep over seeds pays once.
+        root: folder of generated sets.
+    """
+
+    def __init__(
+        self, bias: str | list[str], llm: Mapping[str, Any], strategy: Strategy, generate: Mapping[str, Any], seed: int,
+        root: str,
+    ) -> None:  # fmt: skip
+        settings = {name: value for name, value in llm.items() if name != "server"}
+        sections = {"llm": settings, "generate": dict(generate)}
+        typed, wanted = checked(LLM, sections, "llm"), checked(Wanted, sections, "generate")
+        self.generation = Generation("generated", typed, llm.get("server"), strategy, wanted, biases(bias), seed)
+        if wanted.dry_run:
+            raise UserError("generate.dry_run=true belongs to `debias generate`: use it there with the same settings")
+        keep = {k: v for k, v in generate.items() if k not in BESIDE["generate"]}
+        asked = {k: v for k, v in settings.items() if k not in BESIDE["llm"]}
+        self.identity = _plain([self.generation.biases, asked, strategy, keep, seed])
+        name = "-".join([self.generation.task.label, strategy.name, self.generation.llm.model])
+        short = re.sub(r"[^\w.+-]+", "_", name)[:80]
+        self.folder = Path(root) / f"{short}-{text_sha256(self.identity)[:8]}"
+
+    def fingerprint(self) -> str:
+        """Checksum of the settings and of the size: the set itself does not exist yet."""
+        return hashlib.sha256(f"{self.identity} {self.generation.wanted.n}".encode()).hexdigest()
+
+    def load(self, seed: int) -> Checked:
+        """Generate or replay. Raises UserError when there is nothing to train on, or a batch is on its way."""
+        before = read_ledger(self.folder / LEDGER).spent
+        config = dict(zip(("bias", "llm", "strategy", "generate", "seed"), json.loads(self.identity), strict=True))
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        folder = DataFolder(self.folder, text, {"config_sha256": text_sha256(self.identity)})
+        with folder.claim():
+            folder.start()
+            try:
+                product = generate(folder, self.generation)
+            except BaseException as error:
+                folder.fail(error)
+                raise
+        if product.harvest.stopped == "batch":
+            raise UserError(f"{product.harvest.reason}; run the same command again to go on")
+        if not product.harvest.kept:
+            raise UserError(f"{self.folder}: nothing was accepted ({product.ending}); see rejected.jsonl there")
+        checked = TripletFile(self.generation.task.label, str(product.path)).load(seed)
+        dropped = Counter({f"generated, but {r.reason}": 0 for r in product.harvest.rejected})
+        dropped.update(f"generated, but {r.reason}" for r in product.harvest.rejected)
+        note = f"written by {self.generation.llm.model} for {dollars(product.spent.dollars)}: {product.ending}"
+        spent = _between(before, product.spent) | {"seconds": round(product.seconds, 2)}
+        return Checked(checked.triplets, dropped + checked.dropped, (f"{note} (see {self.folder})",), spent)
+
+
+def _between(before: Spent, after: Spent) -> dict[str, Any]:
+    """What was paid for just now: a set that another run paid for costs this one nothing."""
+    tokens = after.prompt_tokens + after.completion_tokens - before.prompt_tokens - before.completion_tokens
+    dollars = None if after.dollars is None or before.dollars is None else after.dollars - before.dollars
+    return {"tokens": tokens, "dollars": dollars}
+
+
+def _plain(value: Any) -> str:
+    """Settings as JSON, objects by their attributes."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_attributes)
+
+
+def _attributes(value: Any) -> Any:
+    if isinstance(value, string.Template):
+        return value.template
+    if isinstance(value, Path):
+        return str(value)
+    return {name: part for name, part in vars(value).items() if not name.startswith("_")}

@@ -1,0 +1,108 @@
+"""`debias run`: data -> adapter -> evaluation of base and debiased model -> report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from debias import assets
+from debias.benchmarks import Benchmark
+from debias.benchmarks.evaluation import Evaluation, Prepared, evaluate, prepared
+from debias.jobs.cost import Cost
+from debias.models import adapter as adapters
+from debias.models.base import BaseModel
+from debias.models.placement import device, place
+from debias.progress import bar
+from debias.records import Scoring, Triplet, UserError
+from debias.report.one_run.write import RunReport, write_reports
+from debias.results import ADAPTER, RunFolder
+from debias.scoring import likelihood
+from debias.scoring.encoding import encode
+from debias.scoring.scorer import Scorer
+from debias.training.objectives import Attribute
+from debias.training.stage import Tuning, train
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    folder: RunFolder,
+    tuning: Tuning,
+    model: BaseModel,
+    scoring: Scoring,
+    benchmarks: Sequence[Benchmark],
+    report: RunReport,
+) -> Evaluation:
+    """Train an adapter unless the folder has one, score base and debiased model, write the reports."""
+    cost = Cost(folder.path)
+    checked = tuning.data.load(tuning.seed)  # bad data stops the job before the model is loaded
+    if checked.spent:
+        cost.add("generate", checked.spent)
+    dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
+    log.info("data: %d sentences from %s%s", len(checked.triplets), ", ".join(tuning.data.sources), dropped)
+    to_score = prepared(benchmarks, model.tokens())
+    seen = check_unseen([t.sentence for t in checked.triplets], to_score)
+    checked = checked._replace(notes=(*checked.notes, *seen))
+    for note in checked.notes:
+        log.info("note: %s", note)
+    with cost.stage("load"):
+        base = model.load()
+    log.info("model: %s on %s, %d threads", base.name, device().type, torch.get_num_threads())
+
+    target = folder.path / ADAPTER
+    if target.is_dir():
+        log.info("adapter: already trained")
+        adapted = adapters.load(base, target)
+    else:
+        with cost.stage("train") as spent:
+            adapted, trained = train(tuning, checked.triplets, base, folder.path, target)
+            spent.update(trained._asdict())
+        log.info(
+            "adapter: %s trainable parameters, trained in %.0f s, %d steps, %s tokens",
+            f"{adapters.trainable_parameters(adapted):,}", spent["seconds"], spent["steps"], f"{spent['tokens']:,}",
+        )  # fmt: skip
+
+    place(base.model)
+    with cost.stage("evaluate") as spent:
+        scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir())
+        evaluation = evaluate(scorer, to_score)
+        spent["tokens"] = evaluation.positions
+    evaluation.write(folder)
+    write_reports(folder, evaluation, report, checked, base.name, target)
+    return evaluation
+
+
+def assist(folder: RunFolder, tuning: Tuning, model: BaseModel) -> None:
+    """Share the training of a run whose folder another process holds (`torchrun`, `srun`), and nothing else."""
+    target = folder.path / ADAPTER
+    if not folder.is_finished() and not target.is_dir():
+        train(tuning, tuning.data.load(tuning.seed).triplets, model.load(), folder.path, target)
+
+
+def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Prepared]) -> list[str]:
+    """Sentences that are both trained on and scored, ignoring case and outer white space, as notes.
+
+    Raises UserError where they are more than 1% of the training sentences.
+    """
+    notes = []
+    for benchmark, candidates in benchmarks:
+        scored = {candidate.text.strip().lower() for candidate in candidates}
+        count = sum(sentence.strip().lower() in scored for sentence in sentences)
+        what = f"{count} of the {len(sentences)} training sentences are scored by {benchmark.name}"
+        if count > 0.01 * len(sentences):
+            split = " or its other split (eval.stereoset.split=test)" if benchmark.name == "stereoset" else ""
+            raise UserError(f"{what}; choose another benchmark with eval=[...]{split}, or other data")
+        notes += [f"{what} too"] if count else []
+    return notes
+
+
+def attribute_losses(model: BaseModel, triplets: Sequence[Triplet]) -> list[float]:
+    """The base model's loss on each triplet, in nats per attribute token."""
+    base = model.load()
+    objective = Attribute()
+    spans = [objective.span(text) for text in encode(triplets, base.tokens)]
+    layout = likelihood.choose_layout(base.model, base.kind)
+    logprob_S = likelihood.score(base.model, spans, layout, progress=bar("scoring attributes"))
+    return [-float(logprob) / span.num_tokens for logprob, span in zip(logprob_S, spans, strict=True)]

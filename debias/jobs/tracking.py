@@ -1,0 +1,238 @@
+"""Trackers: who else is told of a run while it trains and when it is scored. The run folder has everything anyway."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import netrc
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlparse
+
+import torch
+
+from debias.benchmarks.evaluation import Evaluation
+from debias.records import Figure, UserError
+from debias.report.many_runs.configurations import headlines
+from debias.report.one_run.write import Change, changes
+from debias.results import ADAPTER
+from debias.training.module import CHECKPOINT
+
+log = logging.getLogger(__name__)
+
+
+class Tracked(NamedTuple):
+    """What a tracker is told of a job before it starts."""
+
+    folder: Path
+    config: dict[str, Any]  # plain values
+    identity: Mapping[str, str]  # checksums of config, data and code
+    choices: Sequence[str]  # as in `adapter=lora`
+    bias: str
+
+    @property
+    def group(self) -> str:
+        """The sweep."""
+        return self.folder.parent.name
+
+    @property
+    def id(self) -> str:
+        """The same for every attempt at the same job, and for no other job."""
+        words = (self.group, self.folder.name, *(self.identity[name] for name in sorted(self.identity)))
+        return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+class Tracker:
+    """Tells nobody: the loss curve is in train.csv."""
+
+    def start(self, run: Tracked) -> Any:
+        """Begin or go on; returns the logger that Lightning shall use, or False."""
+        return False
+
+    def scored(self, run: Tracked, evaluation: Evaluation) -> None:
+        """Tell what was measured, when everything in the run folder is written."""
+
+    def end(self, failed: bool) -> None:
+        """Close, whatever happened."""
+
+
+class TensorBoard(Tracker):
+    """Curves and headline figures in the run folder's `tensorboard/`: `tensorboard --logdir outputs/NAME`."""
+
+    def start(self, run: Tracked) -> Any:
+        """Write beside what an interrupted run wrote."""
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        try:
+            self.logger = TensorBoardLogger(run.folder, name="", version="tensorboard")
+        except ModuleNotFoundError as error:
+            raise missing("tensorboard") from error
+        return self.logger
+
+    def scored(self, run: Tracked, evaluation: Evaluation) -> None:
+        """The choices and the headline figures, to be compared in the HPARAMS tab."""
+        chosen = dict(choice.split("=", 1) for choice in run.choices)
+        self.logger.log_hyperparams(chosen, headline_values(evaluation.figures, run.bias))
+
+    def end(self, failed: bool) -> None:
+        """Flush and close the file."""
+        if logger := vars(self).pop("logger", None):
+            logger.finalize("failed" if failed else "success")
+
+
+class WeightsAndBiases(Tracker):
+    """A run of Weights & Biases: curves, figures with intervals, tables of examples, the adapter and the page.
+
+    Args:
+        project: where runs are listed.
+        entity: team or user; empty: the account's own.
+        mode: `online`, `offline` or `disabled`; empty: WANDB_MODE, else online where there is a key, else offline.
+        adapter: upload the adapter as an artifact.
+    """
+
+    def __init__(
+        self, project: str = "debias", entity: str | None = None, mode: str | None = None, adapter: bool = True
+    ) -> None:
+        if mode not in (None, "online", "offline", "disabled"):
+            raise UserError(f"logger.mode={mode!r} is unknown; choose online, offline or disabled")
+        self.project, self.entity, self.mode, self.adapter = project, entity, mode, adapter
+        self.run: Any = None
+
+    def start(self, run: Tracked) -> Any:
+        """Begin the job's run, or go on with it; never asks for a key."""
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise missing("wandb") from error
+        from pytorch_lightning.loggers import WandbLogger
+
+        mode = self.mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+        place = Path(os.environ.get("WANDB_DIR") or run.folder.parent)
+        os.environ.setdefault("WANDB_DATA_DIR", str(place / "wandb"))  # an offline run's artifacts stay beside it
+        options: dict[str, Any] = {
+            "project": self.project,
+            "entity": self.entity,
+            # An agent of a W&B sweep has named its run already.
+            "id": os.environ.get("WANDB_RUN_ID", run.id) if os.environ.get("WANDB_SWEEP_ID") else run.id,
+            "name": f"{run.group}/{run.folder.name}"[:128],
+            "group": run.group,
+            "job_type": "run",
+            "tags": [choice[:64] for choice in run.choices],
+            "config": run.config,
+            "dir": str(place),
+            "reinit": "finish_previous",
+        }
+        quiet = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True, init_timeout=30)
+        before = set(place.glob(f"wandb/run-*-{run.id}"))
+        try:
+            resume = "allow" if mode == "online" else None
+            self.run = wandb.init(**options, mode=mode, resume=resume, settings=quiet)  # type: ignore[arg-type]
+        except wandb.Error as error:
+            log.warning(
+                "Weights & Biases cannot be reached (%s): recording offline", " ".join(str(error).split())[:200]
+            )
+            wandb.teardown()  # its service still holds the run that did not begin
+            for begun in set(place.glob(f"wandb/run-*-{run.id}")) - before:
+                shutil.rmtree(begun, ignore_errors=True)
+            self.run = wandb.init(**options, mode="offline", settings=quiet)
+        self.run.define_metric("trainer/global_step")
+        self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        if self.run.settings.mode == "offline":
+            for row in curve_kept(run.folder):  # the server knows what an online run logged before it was interrupted
+                self.run.log(row)
+            log.info("Weights & Biases: offline in %s", Path(self.run.dir).parent)
+        return WandbLogger(experiment=self.run, project=self.project)
+
+    def scored(self, run: Tracked, evaluation: Evaluation) -> None:
+        """Figures as summary values and as a table, the most and least changed sentences, the page, the adapter."""
+        import wandb
+
+        self.run.summary.update({**headline_values(evaluation.figures, run.bias), **all_values(evaluation.figures)})
+        most, least = changes(evaluation)
+        logged: dict[str, Any] = {
+            "figures": wandb.Table(list(Figure._fields), [list(figure) for figure in evaluation.figures]),
+            "most_changed": wandb.Table(list(Change._fields), [list(change) for change in most]),
+            "least_changed": wandb.Table(list(Change._fields), [list(change) for change in least]),
+            "report": wandb.Html((run.folder / "report.html").read_text(encoding="utf-8"), inject=False),
+        }
+        self.run.log(logged)
+        if self.adapter:
+            artifact = wandb.Artifact(
+                f"adapter-{run.id}", "adapter", metadata={"bias": run.bias, "run": run.folder.name}
+            )
+            artifact.add_dir(str(run.folder / ADAPTER))
+            self.run.log_artifact(artifact)
+
+    def end(self, failed: bool) -> None:
+        """Finish this job's run, so that the next one gets its own; an offline one replaces its interrupted self."""
+        if self.run is None:
+            return
+        run, self.run = self.run, None
+        folder = Path(run.dir).parent
+        offline, name = run.settings.mode == "offline", f"*-{run.id}"
+        run.finish(exit_code=int(failed))
+        if offline and not failed:
+            for earlier in folder.parent.glob(f"offline-run{name}"):
+                if earlier.resolve() != folder.resolve():
+                    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def missing(extra: str) -> UserError:
+    """What to say where a tracker's package is not installed."""
+    return UserError(f"logger={extra} needs a package that is not installed: python -m pip install 'debias[{extra}]'")
+
+
+def has_key() -> bool:
+    """Whether there is a key for Weights & Biases in the environment or in the netrc file; it is not looked at."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def curve_kept(folder: Path) -> list[dict[str, float]]:
+    """Rows of the loss curve that an interrupted run need not train again."""
+    if (folder / ADAPTER).is_dir():
+        last = float("inf")
+    elif (folder / CHECKPOINT).is_file():
+        last = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["global_step"]
+    else:
+        return []
+    with (folder / "train.csv").open(newline="", encoding="utf-8") as file:
+        whole = [row for row in csv.DictReader(file) if None not in row.values()]
+    # Lightning counts a step's metrics from zero, the curve counts the steps that were taken.
+    return [
+        {"loss": float(row["loss"]), "epoch": float(row["epoch"]), "trainer/global_step": int(row["step"]) - 1}
+        for row in whole
+        if int(row["step"]) <= last
+    ]
+
+
+def headline_values(figures: Sequence[Figure], bias: str) -> dict[str, float]:
+    """SS, LMS and ICAT of the targeted bias and perplexity, base, debiased and difference, with their intervals."""
+    values: dict[str, float] = {}
+    for name, row in headlines(figures, bias).items():
+        for model, figure in (("base", row.base), ("debiased", row.debiased), ("delta", row.delta)):
+            if figure is not None:
+                values |= {f"headline/{name}/{model}{end}": value for end, value in _ends(figure)}
+    return values
+
+
+def all_values(figures: Sequence[Figure]) -> dict[str, float]:
+    """Every figure and its interval under a name of its own: benchmark/bias/metric/model."""
+    return {
+        f"{f.benchmark}/{f.protocol}/{f.bias}/{f.metric}/{f.model}{end}": value
+        for f in figures
+        for end, value in _ends(f)
+    }
+
+
+def _ends(figure: Figure) -> list[tuple[str, float]]:
+    return [("", figure.value), ("_low", figure.ci_low), ("_high", figure.ci_high)]

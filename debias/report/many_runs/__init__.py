@@ -1,0 +1,1 @@
+"""The report over many runs: tables, plots and tests."""

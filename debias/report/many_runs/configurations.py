@@ -1,0 +1,275 @@
+"""Runs -> choices: what tells runs apart, and runs that differ in nothing but the seed put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from debias.benchmarks import Benchmark
+from debias.benchmarks.evaluation import records_of
+from debias.benchmarks.statistics import Seeds, adjusted_p, over_seeds, roughly_over_seeds
+from debias.records import Figure, UserError
+from debias.report.many_runs.collection import Run
+from debias.report.many_runs.labels import Label, content, differences, ordered, words
+from debias.report.outcome import Outcome, by_adapter, outcome
+from debias.report.tables import Row, rows
+from debias.results import read_likelihoods
+
+Benchmarks = Callable[[dict[str, Any]], Sequence[Benchmark]]  # a run's config -> the benchmarks it was scored with
+HEADLINES = ("SS", "LMS", "ICAT", "perplexity")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapter of one run, or the base model alone, and what tells it apart from the other entries."""
+
+    run: Run
+    figures: list[Figure]
+    label: Label
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Entries that differ in nothing but the seed, and their mean figures."""
+
+    key: str  # what the page calls it
+    label: Label  # without the seed
+    entries: list[Entry]
+    figures: list[Figure]
+    change: Seeds | None  # the difference of StereoSet's SS for the targeted bias; None for a base model alone
+    exact: bool  # whether `change` comes from the records of all seeds, or of one run's own figures
+    outcome: Outcome
+    p_adjusted: float | None = None  # of `change`, for the number of choices
+    best: bool = False
+    pareto: bool = False
+    trouble: str = ""  # why its records could not be used, though they are there
+
+    @property
+    def run(self) -> Run:
+        """One of its runs, for what they all share."""
+        return self.entries[0].run
+
+    @property
+    def bias(self) -> str:
+        """The targeted bias."""
+        return self.run.bias
+
+    @property
+    def name(self) -> str:
+        """What tells it apart, in words."""
+        return words(self.label) or (self.run.name if len(self.entries) == 1 else self.run.folder.parent.name)
+
+    def row(self, metric: str) -> Row | None:
+        """The headline of this name (`HEADLINES`) over the seeds."""
+        return headlines(self.figures, self.bias).get(metric)
+
+    def values(self, metric: str) -> list[float]:
+        """The headline of each seed after training."""
+        found = [heads.get(metric) for heads in self._of_seeds]
+        return [row.debiased.value for row in found if row and row.debiased]
+
+    @property
+    def certain(self) -> int:
+        """The number of seeds whose own interval of the change leaves zero out."""
+        return sum("SS" in heads and heads["SS"].certain for heads in self._of_seeds)
+
+    @cached_property
+    def _of_seeds(self) -> list[dict[str, Row]]:
+        return [headlines(entry.figures, self.bias) for entry in self.entries]
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """What must be alike for choices to be ranked: the bias, and the base model's figures."""
+        bases = (self.row(metric) for metric in HEADLINES)
+        return (self.bias, *((round(row.base.value, 6), row.base.n) if row else None for row in bases))
+
+
+def entries(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
+    """The runs' adapters with their labels, and notes on runs that had to be left out.
+
+    Of runs with one and the same config the latest is kept; runs that differ in keys that not all have are told apart
+    by their folder.
+    """
+    found, notes = [], []
+    for run, label in zip(runs, differences([run.config for run in runs]), strict=True):
+        for name, figures in by_adapter(run.figures).items():
+            found.append(Entry(run, figures, _of_one(label, run, name) if name else label))
+    order = {(id(entry.run), entry.label.get("adapter")): i for i, entry in enumerate(found)}
+    result: list[Entry] = []
+    for group in _grouped(found).values():
+        kinds: dict[str, dict[str, Entry]] = {}
+        for entry in sorted(group, key=lambda e: str(e.run.status.get("ended") or "")):
+            of_kind = kinds.setdefault(content(entry.run.config), {})
+            if older := of_kind.get(entry.run.seed):
+                notes.append(f"{older.run.name} is left out: {entry.run.name} is the same choice with the same seed")
+            of_kind[entry.run.seed] = entry
+        for of_kind in kinds.values():
+            where = {"run": next(iter(of_kind.values())).run.name} if len(kinds) > 1 else {}
+            result += [Entry(e.run, e.figures, {**where, **e.label}) for e in of_kind.values()]
+    return sorted(result, key=lambda e: order[id(e.run), e.label.get("adapter")]), notes
+
+
+def _of_one(label: Label, run: Run, adapter: str) -> Label:
+    """The label of one of several adapters: its name in place of the list of all of them."""
+    paths = str(run.config.get("adapter", {}).get("path"))
+    return {**{key: value for key, value in label.items() if value != paths}, "adapter": adapter}
+
+
+def _grouped(found: Sequence[Entry]) -> dict[str, list[Entry]]:
+    groups: dict[str, list[Entry]] = {}
+    for entry in found:
+        groups.setdefault(words({k: v for k, v in entry.label.items() if k != "seed"}), []).append(entry)
+    return groups
+
+
+def choices(found: Sequence[Entry], benchmarks_of: Benchmarks) -> list[Choice]:
+    """One choice for all entries that differ in their seed alone, with p-values adjusted for the number of choices."""
+    groups = sorted(_grouped(found).values(), key=lambda group: ordered(group[0].label))
+    result = [_choice(f"c{i}", group, benchmarks_of) for i, group in enumerate(groups)]
+    tested = [i for i, c in enumerate(result) if c.change is not None and np.isfinite(c.change.p_value)]
+    p_values = adjusted_p([result[i].change.p_value for i in tested])  # type: ignore[union-attr]
+    for i, p in zip(tested, p_values, strict=True):
+        result[i] = replace(result[i], p_adjusted=p)
+    return ranked(result)
+
+
+def _choice(key: str, group: Sequence[Entry], benchmarks_of: Benchmarks) -> Choice:
+    run, label = group[0].run, {k: v for k, v in group[0].label.items() if k != "seed"}
+    figures, exact, trouble = mean_figures(group), len(group) == 1, ""
+    place = _headline_change(figures, run.bias)
+    change = None
+    if place is not None:
+        delta = figures[place]
+        change = _roughly(group, delta) if len(group) > 1 else _alone(delta)
+        if not exact and all(entry.run.records for entry in group):
+            try:
+                change, exact = difference_over_seeds(group, benchmarks_of), True
+            except UserError as error:  # made by another version: the rest needs no records
+                trouble = str(error)
+        figures[place] = delta._replace(
+            value=change.mean, ci_low=change.low, ci_high=change.high, p_value=change.p_value
+        )
+    verdict = outcome(figures, run.bias, run.bounds)
+    return Choice(key, label, list(group), figures, change, exact, verdict, trouble=trouble)
+
+
+def _headline_change(figures: Sequence[Figure], bias: str) -> int | None:
+    row = headlines(figures, bias).get("SS")
+    return None if row is None or row.delta is None else list(figures).index(row.delta)
+
+
+def _alone(delta: Figure) -> Seeds:
+    p = float("nan") if delta.p_value is None else delta.p_value
+    return Seeds(delta.value, float("nan"), delta.ci_low, delta.ci_high, 1, p)
+
+
+def _roughly(group: Sequence[Entry], delta: Figure) -> Seeds:
+    mine = [f for entry in group for f in entry.figures if f[:5] == delta[:5]]
+    return roughly_over_seeds([f.value for f in mine], [f.ci_low for f in mine], [f.ci_high for f in mine])
+
+
+def mean_figures(group: Sequence[Entry]) -> list[Figure]:
+    """Figures averaged over the seeds, with intervals put together from those of the runs (`roughly_over_seeds`)."""
+    if len(group) == 1:
+        return list(group[0].figures)
+    by: dict[tuple[str, ...], list[Figure]] = {}
+    for entry in group:
+        for f in entry.figures:
+            by.setdefault(f[:5], []).append(f)
+    return [_mean(same) for same in by.values() if len(same) == len(group)]  # what all seeds were scored on
+
+
+def _mean(same: Sequence[Figure]) -> Figure:
+    seeds = roughly_over_seeds([f.value for f in same], [f.ci_low for f in same], [f.ci_high for f in same])
+    first = same[0]._replace(value=seeds.mean, ci_low=seeds.low, ci_high=seeds.high, mde=None, p_adjusted=None)
+    return first._replace(p_value=seeds.p_value, test="seeds") if first.p_value is not None else first
+
+
+def difference_over_seeds(group: Sequence[Entry], benchmarks_of: Benchmarks) -> Seeds:
+    """The difference of StereoSet's SS for the targeted bias (else overall), over entries that differ in their seed.
+
+    Raises UserError where a run has no records.
+    """
+    found = []
+    for entry in group:
+        run, records = entry.run, records_of_entry(entry)
+        mine = records[records["benchmark"] == "stereoset"]
+        mine = mine[mine["bias"] == run.bias] if run.bias in set(mine["bias"]) else mine
+        benchmarks = scored(benchmarks_of(run.config), mine)
+        if not benchmarks:
+            raise UserError(f"{run.folder / 'likelihoods.parquet'}: its StereoSet is not the config's; run it again")
+        benchmark, by_model = benchmarks[0], records_of(benchmarks[0], mine)
+        comparisons = benchmark.comparisons(by_model["base"], by_model["debiased"])
+        found.append(next(c for c in comparisons if c.metric == "SS"))
+    return over_seeds([c.delta.value for c in found], [c.samples[2] for c in found])
+
+
+def records_of_entry(entry: Entry) -> pd.DataFrame:
+    """The records of a run, those of one of several adapters as if it were the only one.
+
+    Raises UserError where the run has none.
+    """
+    records, name = read_likelihoods(entry.run.folder), entry.label.get("adapter")
+    if not name:
+        return records
+    mine = records[records["model"].isin(["base", f"debiased:{name}"])]
+    return mine.assign(model=mine["model"].str.partition(":")[0])
+
+
+def scored(benchmarks: Sequence[Benchmark], records: pd.DataFrame) -> list[Benchmark]:
+    """The benchmarks of which there are records."""
+    known = set(zip(records["benchmark"], records["protocol"], strict=True))
+    return [b for b in benchmarks if (b.name, b.protocol_name) in known]
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def ranked(found: Sequence[Choice]) -> list[Choice]:
+    """The choices with the best and the Pareto-optimal ones among those of the same setting marked.
+
+    Best: the highest ICAT of those whose verdict is `debiased`. Pareto-optimal: no other choice is at least as good in
+    all of distance of SS from 50, LMS and perplexity, and better in one.
+    """
+    settings: dict[tuple[Any, ...], list[Choice]] = {}
+    for choice in found:
+        if choice.change is not None:
+            settings.setdefault(choice.setting, []).append(choice)
+    best = {_best(group) for group in settings.values()}
+    front = {key for group in settings.values() for key in _front(group)}
+    return [replace(c, best=c.key in best, pareto=c.key in front) for c in found]
+
+
+def _best(group: Sequence[Choice]) -> str | None:
+    good = [c for c in group if c.outcome.verdict == "debiased" and c.values("ICAT")]
+    return max(good, key=lambda c: np.mean(c.values("ICAT"))).key if len(group) > 1 and good else None
+
+
+def _front(group: Sequence[Choice]) -> Iterator[str]:
+    prices = {c.key: _prices(c) for c in group}
+    for key, mine in prices.items():
+        worse = (all(o <= m for o, m in zip(other, mine, strict=True)) and other != mine for other in prices.values())
+        if len(group) > 1 and not any(worse):
+            yield key
+
+
+def _prices(choice: Choice) -> tuple[float, ...]:
+    """What should be low: distance of SS from 50, lack of LMS, perplexity; those of a setting have the same of them."""
+    ss, lms, perplexity = (choice.values(metric) for metric in ("SS", "LMS", "perplexity"))
+    found = [abs(np.mean(ss) - 50)] + ([-np.mean(lms)] if lms else []) + ([np.mean(perplexity)] if perplexity else [])
+    return tuple(round(float(value), 9) for value in found)
+
+
+def headlines(figures: Sequence[Figure], bias: str) -> dict[str, Row]:
+    """Those of `HEADLINES` that there are: SS, LMS and ICAT of the targeted bias (else overall), and perplexity."""
+    by: dict[tuple[str, str, str], Row] = {}
+    for row in rows(figures, bias):
+        by.setdefault((row.base.benchmark, row.base.bias, row.base.metric), row)  # of several protocols the first
+    of = bias if ("stereoset", bias, "SS") in by else "overall"
+    places = {m: ("stereoset", of, m) for m in HEADLINES[:3]} | {"perplexity": ("perplexity", "all", "perplexity")}
+    return {metric: by[place] for metric, place in places.items() if place in by}

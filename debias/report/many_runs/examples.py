@@ -1,0 +1,122 @@
+"""The sentences behind the figures: pairs of a stereotype and its counterpart, and what each choice made of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from debias.benchmarks import Benchmark
+from debias.records import Tokens, UserError
+from debias.report.many_runs.configurations import Benchmarks, Choice, records_of_entry
+from debias.report.tables import TITLES
+
+log = logging.getLogger(__name__)
+
+PAIRS = {
+    "stereoset": ("stereotype", "anti-stereotype"),
+    "stereoset_intersentence": ("stereotype", "anti-stereotype"),
+    "crows_pairs": ("sent_more", "sent_less"),
+}
+MOST = 1500  # pairs on the page: those that changed most
+INDEX = ["benchmark", "bias", "target", "example"]
+
+
+class Examples(NamedTuple):
+    """Pairs with their texts, and each choice's preference for the stereotype before and after, in nats per token."""
+
+    pairs: list[dict[str, str]]  # benchmark, bias, more and less stereotyping sentence
+    before: dict[str, list[float | None]]  # by choice; None where the choice was not scored on the pair
+    after: dict[str, list[float | None]]
+    found: int  # pairs that there were, of which `pairs` are those that changed most
+
+    def data(self) -> dict[str, Any]:
+        """What the page's script reads: choices with the same base model share what was before."""
+        different = list({tuple(numbers): None for numbers in self.before.values()})
+        base = {key: different.index(tuple(numbers)) for key, numbers in self.before.items()}
+        return {"pairs": self.pairs, "before": different, "base": base, "after": self.after}
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The benchmarks of the pairs."""
+        return sorted({pair["benchmark"] for pair in self.pairs})
+
+    @property
+    def biases(self) -> list[str]:
+        """The biases of the pairs."""
+        return sorted({pair["bias"] for pair in self.pairs})
+
+
+def examples(choices: Sequence[Choice], benchmarks_of: Benchmarks) -> Examples | None:
+    """The pairs of all choices that have records, over their seeds; None where no choice has any.
+
+    A preference is the difference of two scores under the first protocol; 0 is none.
+    """
+    tables: dict[str, pd.DataFrame] = {}
+    texts: dict[tuple[str, str], tuple[str, str]] = {}
+    for choice in choices:
+        try:
+            table = preferences(choice)
+            if table is None:
+                continue
+            if not {(key[0], key[3]) for key in table.index} <= set(texts):
+                texts |= _texts(benchmarks_of(choice.run.config))
+            tables[choice.key] = table
+        except UserError as error:  # the rest of the page needs no sentences
+            log.debug("%s: no examples: %s", choice.name, error)
+    return _together(tables, texts) if tables else None
+
+
+def preferences(choice: Choice) -> pd.DataFrame | None:
+    """By pair, means over the seeds of `before` and `after`; None for a base model alone or where records are gone."""
+    if choice.change is None or not all(entry.run.records for entry in choice.entries):
+        return None
+    of_seeds = [_of_records(records_of_entry(entry)) for entry in choice.entries]
+    return pd.concat(of_seeds).groupby(level=INDEX, sort=False).mean()
+
+
+def _of_records(records: pd.DataFrame) -> pd.DataFrame:
+    tables = []
+    for benchmark, (more, less) in PAIRS.items():
+        mine = records[records["benchmark"].eq(benchmark) & records["candidate"].isin((more, less))]
+        mine = mine[mine["protocol"].eq(mine["protocol"].iloc[0])] if len(mine) else mine
+        wide = mine.pivot(index=INDEX, columns=["model", "candidate"], values="score")
+        if len(wide):
+            lean = {m: wide[m][more] - wide[m][less] for m in ("base", "debiased")}
+            tables.append(pd.DataFrame({"before": lean["base"], "after": lean["debiased"]}).dropna())
+    empty = pd.DataFrame({"before": [], "after": []}, index=pd.MultiIndex.from_arrays([[]] * 4, names=INDEX))
+    return pd.concat(tables) if tables else empty
+
+
+def _texts(benchmarks: Sequence[Benchmark]) -> dict[tuple[str, str], tuple[str, str]]:
+    """The stereotype and its counterpart by benchmark and example; the benchmark's own files say them."""
+    texts: dict[tuple[str, str], dict[str, str]] = {}
+    for benchmark in benchmarks:
+        if benchmark.name in PAIRS:
+            for c in benchmark.candidates(Tokens(None, "causal")):
+                texts.setdefault((benchmark.name, str(c.example)), {})[c.candidate] = c.text
+    return {key: (of[PAIRS[key[0]][0]], of[PAIRS[key[0]][1]]) for key, of in texts.items()}
+
+
+def _together(tables: Mapping[str, pd.DataFrame], texts: Mapping[tuple[str, str], tuple[str, str]]) -> Examples | None:
+    changes = pd.concat([(t["after"] - t["before"]).abs() for t in tables.values()])
+    ranked = changes.groupby(level=INDEX, sort=False).mean().sort_values(ascending=False, kind="stable").index
+    known = [key for key in ranked if (key[0], key[3]) in texts]
+    if not known:
+        return None
+    kept = pd.MultiIndex.from_tuples(known[:MOST], names=INDEX)
+    pairs = [
+        {"benchmark": TITLES[b], "bias": bias, "more": texts[b, example][0], "less": texts[b, example][1]}
+        for b, bias, _, example in kept
+    ]
+    before, after = (
+        {key: _numbers(table[of].reindex(kept)) for key, table in tables.items()} for of in ("before", "after")
+    )
+    return Examples(pairs, before, after, len(known))
+
+
+def _numbers(values: pd.Series[Any]) -> list[float | None]:
+    return [round(float(v), 2) if np.isfinite(v) else None for v in values]

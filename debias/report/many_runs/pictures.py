@@ -1,0 +1,252 @@
+"""Plots of many runs. Every mark knows the choices that it is about, so that the page's filters reach it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from markupsafe import Markup, escape
+
+from debias.report.many_runs.configurations import Choice
+from debias.report.many_runs.study_tables import FLAGS, Study
+from debias.report.plots import FAINT, INK, SERIES, STYLE, svg
+
+MARKERS = "os^DvPX*"
+DASHES = ("-", "--", ":", "-.")
+MOST_POINTS = 60  # of a loss curve
+SIZE = (6.4, 4.2)
+
+
+class Picture(NamedTuple):
+    """A plot with its name for links, its heading, and how to read it."""
+
+    name: str
+    title: str
+    drawing: Markup
+    note: str
+
+
+@dataclass(frozen=True)
+class Legend:
+    """A colour and a marker for each value of one key of the choices: their data source, where that differs."""
+
+    key: str
+    values: list[str]
+
+    @classmethod
+    def of(cls, study: Study) -> Legend:
+        """The legend of a study."""
+        keys = [key for key in study.keys if key != "bias"] or study.keys
+        key = "data" if "data" in keys else keys[0]
+        return cls(key, list(dict.fromkeys(choice.label.get(key, "") for choice in study.choices)))
+
+    def colour(self, choice: Choice) -> str:
+        """The colour of a choice."""
+        return SERIES[self.values.index(choice.label.get(self.key, "")) % len(SERIES)]
+
+    def marker(self, choice: Choice) -> str:
+        """The marker of a choice: it says the same as the colour."""
+        place = self.values.index(choice.label.get(self.key, ""))
+        return MARKERS[(place + place // len(SERIES)) % len(MARKERS)]
+
+    def draw(self, figure: Any, marks: bool = True) -> None:
+        """Below the axes, where there is something to tell apart."""
+        if len(self.values) < 2:
+            return
+        handles = [
+            plt.Line2D([], [], color=SERIES[i % len(SERIES)], marker=MARKERS[(i + i // 8) % 8] if marks else "",
+                       linestyle="" if marks else "-")
+            for i in range(len(self.values))
+        ]  # fmt: skip
+        labels = [_plain(value) or "none" for value in self.values]
+        figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False,
+                      ncols=2 if max(map(len, labels)) > 24 else 4)  # fmt: skip
+
+
+class Marks:
+    """Names for what is drawn: matplotlib writes them into the SVG, where `linked` turns them into attributes."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+
+    def name(self, artists: Iterable[Any], keys: Sequence[str], title: str, needs: str = "choices") -> None:
+        """Say that these artists are about choices: shown while one of them is (`choices`), or all are (`all`)."""
+        for artist in artists:
+            artist.set_gid(f"mark-{needs}-{'.'.join(keys)}-{len(self.titles)}")
+            self.titles.append(title)
+
+    def linked(self, drawing: Markup, name: str) -> Markup:
+        """The SVG with an attribute and a title for each mark, and ids that are no other plot's."""
+
+        def group(found: re.Match[str]) -> str:
+            needs, keys, place = found.groups()
+            return f'<g data-{needs}="{keys.replace(".", " ")}"><title>{escape(self.titles[int(place)])}</title>'
+
+        text = re.sub(r'<g id="mark-(\w+)-([\w.]+)-(\d+)">', group, str(drawing))
+        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+        return Markup(text)  # noqa: S704 (matplotlib's own, and titles escaped above)
+
+
+def pictures(study: Study) -> list[Picture]:
+    """All plots for which there is something to draw."""
+    legend = Legend.of(study)
+    with plt.rc_context(STYLE):
+        made = (frontier(study, legend, "LMS"), frontier(study, legend, "perplexity"), efficiency(study, legend),
+                losses(study, legend))  # fmt: skip
+    return [picture for picture in made if picture is not None]
+
+
+def _axes(across: str, up: str) -> tuple[Any, Any]:
+    figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(color=FAINT, linewidth=0.5)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _plain(text: str) -> str:
+    """A text that matplotlib does not take for mathematics, and that is not too long for a legend."""
+    shown = text if len(text) <= 40 else text[:37] + "..."
+    return shown.replace("$", r"\$")
+
+
+# ---------------------------------------------------------------- frontier
+
+
+def frontier(study: Study, legend: Legend, metric: str) -> Picture | None:
+    """What is left of the bias against what is left of the ability."""
+    shown = [choice for choice in study.choices if choice.values("SS") and choice.values(metric)]
+    if not shown:
+        return None
+    ratio = metric == "perplexity"
+    figure, axes = _axes(
+        "SS of the targeted bias (50 is unbiased)", "perplexity / base (lower is better)" if ratio else "LMS"
+    )
+    axes.axvline(50, color=FAINT, linewidth=2)
+    marks = Marks()
+    for group in _by_setting(shown):
+        base = [group[0].row(name).base.value for name in ("SS", metric)]  # type: ignore[union-attr]
+        at = (base[0], 1.0 if ratio else base[1])
+        marks.name(axes.plot(*at, "x", color=INK, markersize=9, markeredgewidth=2), [c.key for c in group],
+                   f"base model, {group[0].bias}: SS {base[0]:.1f}, {metric} {base[1]:,.1f}")  # fmt: skip
+    for choice in shown:
+        _point(axes, choice, metric, legend, marks)
+    legend.draw(figure)
+    label = f"SS against {metric} of {len(shown)} choices and their base models; the first table has the figures"
+    title = "Bias and perplexity" if ratio else "Bias and language modelling"
+    return Picture(
+        f"frontier-{metric}", title, marks.linked(svg(figure, label), f"frontier-{metric}"),
+        "×: base model. Ringed: Pareto-optimal. Hollow: broken, overshot or worse. Lines: 95% interval of the change.",
+    )  # fmt: skip
+
+
+def _by_setting(shown: Sequence[Choice]) -> Iterator[list[Choice]]:
+    settings: dict[tuple[Any, ...], list[Choice]] = {}
+    for choice in shown:
+        settings.setdefault(choice.setting, []).append(choice)
+    yield from settings.values()
+
+
+def _point(axes: Any, choice: Choice, metric: str, legend: Legend, marks: Marks) -> None:
+    ss, row, seeds = choice.row("SS"), choice.row(metric), choice.change
+    assert ss is not None
+    assert row is not None
+    assert seeds is not None
+    across, value = ss.base.value + seeds.mean, float(np.mean(choice.values(metric)))
+    up = value / row.base.value if metric == "perplexity" else value
+    colour, bad = legend.colour(choice), FLAGS.get(choice.outcome.verdict, ("", ""))[1] == "bad"
+    drawn = axes.plot([ss.base.value + seeds.low, ss.base.value + seeds.high], [up, up], color=colour, linewidth=0.8)
+    drawn += axes.plot(across, up, legend.marker(choice), color=colour, markersize=7,
+                       markerfacecolor="none" if bad else colour, markeredgewidth=1.5)  # fmt: skip
+    if choice.pareto:
+        drawn += axes.plot(across, up, "o", color=INK, markersize=13, markerfacecolor="none", markeredgewidth=1)
+    text = f"{choice.name} ({choice.bias}): SS {across:.1f}, {metric} {value:,.1f}, {choice.outcome.verdict}"
+    marks.name(drawn, [choice.key], text)
+
+
+# ---------------------------------------------------------------- curves
+
+
+def efficiency(study: Study, legend: Legend) -> Picture | None:
+    """Change of ICAT by the number of training sentences: one line for choices that differ in nothing else."""
+    lines: dict[str, list[tuple[int, Choice]]] = {}
+    for choice in study.choices:
+        n, row = choice.run.config.get("data", {}).get("n"), choice.row("ICAT")
+        if n and row and row.delta:
+            rest = " ".join(f"{k}={v}" for k, v in choice.label.items() if k not in ("n", "data.n"))
+            lines.setdefault(rest, []).append((int(n), choice))
+    lines = {rest: sorted(line, key=lambda point: point[0]) for rest, line in lines.items() if len(line) > 1}
+    if not lines:
+        return None
+    figure, axes = _axes("training sentences", "change of ICAT, points")
+    axes.axhline(0, color=FAINT, linewidth=2)
+    axes.set_xscale("log")
+    ticks = sorted({n for line in lines.values() for n, _ in line})
+    axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    axes.minorticks_off()
+    marks, drawn_of = Marks(), dict.fromkeys(legend.values, 0)
+    for rest, line in lines.items():
+        value = line[0][1].label.get(legend.key, "")
+        dashes = DASHES[drawn_of[value] % len(DASHES)]
+        drawn_of[value] += 1
+        _curve(axes, rest, line, legend, dashes, marks)
+    legend.draw(figure)
+    label = f"Change of ICAT by the number of training sentences, {len(lines)} lines; the tables have the figures"
+    return Picture("efficiency", "Data efficiency", marks.linked(svg(figure, label), "efficiency"),
+                   "Mean over seeds; upright lines: 95% interval, over seeds put together from those of the runs. A "
+                   "line joins choices that differ in their number of sentences alone.")  # fmt: skip
+
+
+def _curve(axes: Any, rest: str, line: Sequence[tuple[int, Choice]], legend: Legend, dashes: str, marks: Marks) -> None:
+    deltas = [choice.row("ICAT").delta for _, choice in line]  # type: ignore[union-attr]
+    for i, ((n, choice), delta) in enumerate(zip(line, deltas, strict=True)):
+        assert delta is not None
+        colour = legend.colour(choice)
+        drawn = axes.plot([n, n], [delta.ci_low, delta.ci_high], color=colour, linewidth=0.8)
+        drawn += axes.plot(n, delta.value, legend.marker(choice), color=colour, markersize=7)
+        marks.name(drawn, [choice.key], f"{choice.name}: ICAT {delta.value:+.1f} with {n:,} sentences")
+        if i:
+            (before, other), at = line[i - 1], deltas[i - 1]
+            joint = axes.plot([before, n], [at.value, delta.value], dashes, color=colour, linewidth=1.2)  # type: ignore[union-attr]
+            marks.name(joint, [other.key, choice.key], rest, needs="all")
+
+
+def losses(study: Study, legend: Legend) -> Picture | None:
+    """Running mean of the training loss of every run."""
+    shown = [(c, e.run) for c in study.choices for e in c.entries if len(e.run.losses) > 1]
+    if not shown:
+        return None
+    figure, axes = _axes("share of the training", "loss, nats per token (running mean)")
+    marks = Marks()
+    for choice, run in shown:
+        steps, mean = thinned(run.losses)
+        drawn = axes.plot(steps / steps[-1], mean, color=legend.colour(choice), linewidth=1.1, alpha=0.8)
+        text = f"{choice.name}, seed {run.seed}: {mean[0]:.2f} to {mean[-1]:.2f} in {int(steps[-1]):,} steps"
+        marks.name(drawn, [choice.key], text)
+    legend.draw(figure, marks=False)
+    label = f"Training loss of {len(shown)} runs"
+    return Picture("losses", "Training loss", marks.linked(svg(figure, label), "losses"), "One line per run.")
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and the running mean of the loss over a tenth of them, at `MOST_POINTS` places at most."""
+    steps, loss = np.array(points, dtype=float).T
+    window = max(1, len(loss) // 10)
+    sums = np.cumsum(np.concatenate([[0.0], loss]))
+    stop = np.arange(1, len(loss) + 1)
+    start = np.maximum(0, stop - window)
+    mean = (sums[stop] - sums[start]) / (stop - start)
+    kept = np.unique(np.linspace(0, len(loss) - 1, MOST_POINTS).round().astype(int))
+    return steps[kept], mean[kept]
+
+
+def colours() -> Mapping[str, tuple[str, str]]:
+    """The page's colours of the series, in light and in dark: told apart with the common kinds of colour blindness."""
+    light = ("#0b6e99", "#c2410c", "#1a7f4b", "#8e3fa8", "#8a6d00", "#b3261e", "#3f4db8", "#54606b")
+    dark = ("#57b8e3", "#ff9f5a", "#5fcf95", "#d69bea", "#e3c34a", "#ff8a80", "#a3adff", "#b4bec8")
+    return {f"s{i}": pair for i, pair in enumerate(zip(light, dark, strict=True))}

@@ -1,0 +1,181 @@
+"""`debias report PATH...`: many runs on the terminal, and as a page and tables in files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from debias.benchmarks.evaluation import figures_of
+from debias.records import Figure, UserError
+from debias.report.many_runs.collection import Collection, Planned, Run, collect
+from debias.report.many_runs.configurations import (
+    HEADLINES,
+    Benchmarks,
+    Choice,
+    Entry,
+    choices,
+    entries,
+    headlines,
+    scored,
+)
+from debias.report.many_runs.labels import words
+from debias.report.many_runs.page import write_page
+from debias.report.many_runs.provenance import notes_on
+from debias.report.many_runs.study_tables import Study, spread
+from debias.report.outcome import outcome
+from debias.report.tables import Row, p_text
+from debias.results import read_likelihoods
+
+FEW = 20  # up to so many runs have a line of their own
+
+
+def report(
+    paths: Sequence[Path],
+    console: Console,
+    benchmarks_of: Benchmarks,
+    recompute: bool = False,
+    out: Path | None = None,
+    planned: Planned = lambda _: None,
+) -> list[str]:
+    """Print the runs below the paths, those that differ in nothing but the seed put together, and write the page.
+
+    The page goes to `out`, else to the one path that is given, unless it is a run's own folder.
+
+    Args:
+        recompute: compute every figure of every run again from its records, and say whether they are the same.
+        planned: how many runs a sweep asks for, from its multirun.yaml.
+
+    Returns what is wrong with the files, one line each: the report is made of the runs that are whole.
+    Raises UserError when there is no run to report, or a figure is not what it should be.
+    """
+    paths = list(paths) or [Path("outputs")]
+    found = collect(paths, planned)
+    if not found.runs:
+        raise UserError(_nothing(found, paths))
+    kept, left_out = entries(found.runs)
+    made = choices(kept, benchmarks_of)
+    troubles = [f"{choice.name}: its records are not used: {choice.trouble}" for choice in made if choice.trouble]
+    study = Study(made, notes_on(found, [*left_out, *troubles]))
+    if len(kept) <= FEW:
+        console.print(_runs(kept))
+        console.print(
+            "base -> debiased; difference of SS with its 95% interval; StereoSet of the targeted bias", style="dim"
+        )
+    if any(len(choice.entries) > 1 for choice in study.choices) or len(kept) > FEW:
+        console.print(Text("\nover seeds: mean ± standard deviation", style="bold"))
+        console.print(_means(study.choices))
+        console.print("difference of SS with a 95% interval for seeds and examples alike (hierarchical bootstrap; ≈: "
+                      "from the runs' own intervals), p adjusted for the number of rows", style="dim")  # fmt: skip
+    for note in study.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    if folder := out or _folder(paths):
+        page = write_page(folder, study, benchmarks_of)
+        console.print(f"report: {page}", highlight=False, soft_wrap=True, markup=False)
+    if recompute:
+        console.print(f"\n{recomputed(found.runs, benchmarks_of)}", highlight=False, soft_wrap=True)
+    return found.faults
+
+
+def _nothing(found: Collection, paths: Sequence[Path]) -> str:
+    """Why there is nothing to report."""
+    where = ", ".join(map(str, paths))
+    if found.faults:
+        return f"no run below {where} can be read; the first: {found.faults[0]}"
+    states = [f"{len(folders)} {state}" for state, folders in found.unfinished.items() if folders]
+    others = f" ({', '.join(states)})" if states else ""
+    return f"no finished run below {where}{others}; start one with `debias run`"
+
+
+def _folder(paths: Sequence[Path]) -> Path | None:
+    """Where the page goes; a run's own report is never overwritten."""
+    if len(paths) > 1:
+        return Path("outputs")
+    return None if (paths[0] / "status.json").exists() else paths[0]
+
+
+# ---------------------------------------------------------------- proof
+
+
+def recomputed(runs: Sequence[Run], benchmarks_of: Benchmarks) -> str:
+    """Every figure from likelihoods.parquet alone, against metrics.jsonl. Raises UserError where they differ."""
+    count = 0
+    for run in runs:
+        records = read_likelihoods(run.folder)
+        fresh = {_name(f): f for f in figures_of(scored(benchmarks_of(run.config), records), records)}
+        for figure in run.figures:
+            other = fresh.get(_name(figure))
+            if other is None or not np.allclose(_numbers(other), _numbers(figure), rtol=1e-6, equal_nan=True):
+                raise UserError(f"{run.folder / 'metrics.jsonl'}: {' '.join(_name(figure))} is {figure.value}, "
+                                f"but its records give {other.value if other else 'nothing'}")  # fmt: skip
+        count += len(run.figures)
+    return f"recomputed {count:,} figures of {len(runs):,} runs from their records alone: all are the same"
+
+
+def _name(figure: Figure) -> tuple[str, ...]:
+    return figure[:5]
+
+
+def _numbers(figure: Figure) -> np.ndarray:
+    return np.array([figure.value, figure.ci_low, figure.ci_high, figure.n], dtype=float)
+
+
+# ---------------------------------------------------------------- terminal
+
+
+def _runs(kept: Sequence[Entry]) -> Table:
+    """One line per run."""
+    table = _table("run", "bias", "SS", "difference", "LMS", "ICAT", "perplexity", "verdict")
+    for entry in kept:
+        run = entry.run
+        cells = headline_cells(entry.figures, run.bias)
+        verdict = outcome(entry.figures, run.bias, run.bounds).verdict
+        name = Text(words(entry.label) or run.name)  # no markup
+        table.add_row(name, run.bias, *cells, verdict)
+    return table
+
+
+def headline_cells(figures: Sequence[Figure], bias: str) -> list[str]:
+    """SS, its change with the interval, LMS, ICAT and perplexity as text, base and debiased."""
+    heads = headlines(figures, bias)
+    ss = heads.get("SS")
+    cells = ss.named() if ss else {}
+    delta = f"{cells['difference']} ({cells['95% interval']})" if ss and ss.delta else ""
+    first, *others = (_arrow(heads.get(metric)) for metric in HEADLINES)
+    return [first, delta, *others]
+
+
+def _means(found: Sequence[Choice]) -> Table:
+    """One line per choice."""
+    table = _table("runs", "seeds", "SS", "difference", "p", "certain", "LMS", "ICAT", "perplexity", "verdict")
+    for choice in found:
+        if choice.change is None:
+            continue  # base models alone
+        seeds = choice.change
+        delta = f"{'' if choice.exact else '≈ '}{seeds.mean:+.1f} ({seeds.low:+.1f} to {seeds.high:+.1f})"
+        ss, *others = [spread(choice.values(metric)) for metric in HEADLINES]
+        p = "" if choice.p_adjusted is None else p_text(choice.p_adjusted)
+        certain = f"{choice.certain} of {len(choice.entries)}"
+        marks = ", best" if choice.best else ", Pareto" if choice.pareto else ""
+        table.add_row(
+            Text(choice.name), str(len(choice.entries)), ss, delta, p, certain, *others, choice.outcome.verdict + marks
+        )
+    return table
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        left = name in ("run", "runs", "bias", "verdict")
+        table.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    return table
+
+
+def _arrow(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{row.base.value:.1f}" + (f" -> {row.debiased.value:.1f}" if row.debiased else "")

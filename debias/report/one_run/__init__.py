@@ -1,0 +1,1 @@
+"""The report of one run, its bias card, and the pages on its training data."""

@@ -1,0 +1,1 @@
+"""Tokens meet a model: candidates -> spans -> one batch -> log-probabilities, in nats."""
