@@ -31,13 +31,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from debias.scoring.scorer import PRECISIONS, Scorer
 
 from debias import assets
 from debias.benchmarks.crows_pairs import CrowsPairs
 from debias.models.base import Base, BaseModel, bf16_is_native
 from debias.records import Candidate
 from debias.scoring.protocols import Conditional
+from debias.scoring.scorer import PRECISIONS, Scorer
 from debias.scoring.spans import start_id
 
 VARIANTS = {

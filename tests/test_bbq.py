@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from debias.scoring.scorer import Scorer
 
 from debias import assets
 from debias.benchmarks import metrics
@@ -18,6 +17,7 @@ from debias.benchmarks.evaluation import evaluate, figures_of
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
 from debias.scoring.protocols import Continuation
+from debias.scoring.scorer import Scorer
 
 NO_MODEL = Tokens(None, "causal")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from debias.scoring.scorer import Scorer
 
 from debias.benchmarks.biastestgpt import BiasTestGPT
 from debias.benchmarks.evaluation import evaluate
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
 from debias.scoring.protocols import BiasBench
+from debias.scoring.scorer import Scorer
 
 HERE = Path(os.environ.get("DEBIAS_DATA", "")) / "biastestgpt"
 needs_data = pytest.mark.skipif(

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from debias.scoring.scorer import Scorer
 
 from debias.benchmarks.blimp import Blimp
 from debias.benchmarks.evaluation import evaluate
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
 from debias.scoring.protocols import Conditional
+from debias.scoring.scorer import Scorer
 
 HERE = Path(os.environ.get("DEBIAS_DATA", "")) / "blimp/BLiMP.zip"
 needs_data = pytest.mark.skipif(

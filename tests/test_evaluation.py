@@ -10,8 +10,6 @@ import pandas as pd
 import peft
 import pytest
 import torch
-from debias.jobs.evaluate import adapter_names
-from debias.scoring.scorer import Scorer
 from rich.console import Console
 from test_run import debias, folder_of
 
@@ -20,12 +18,14 @@ from debias.benchmarks.evaluation import evaluate, figures_of, scores_of
 from debias.benchmarks.perplexity import Perplexity
 from debias.benchmarks.stereoset import StereoSet
 from debias.cli.build import benchmarks_of
+from debias.jobs.evaluate import adapter_names
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.records import Candidate, UserError
 from debias.report.many_runs.runs import report
 from debias.results import LIKELIHOODS, read_figures
 from debias.scoring.protocols import BiasBench, Conditional, Unmasked
+from debias.scoring.scorer import Scorer
 
 
 def scorer_of(base: Base, cache: Path, adapted: object = None, name: str = "debiased") -> Scorer:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from debias.scoring.scorer import Scorer
 
 from debias.benchmarks.crows_pairs import CrowsPairs
 from debias.benchmarks.stereoset import StereoSet
 from debias.models.base import BaseModel
 from debias.scoring.protocols import BiasBench
+from debias.scoring.scorer import Scorer
 
 
 @pytest.fixture(scope="module", params=["causal", "masked"])

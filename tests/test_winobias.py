@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from debias.scoring.scorer import Scorer
 
 from debias.benchmarks.evaluation import evaluate
 from debias.benchmarks.winobias import WinoBias
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
 from debias.scoring.protocols import BiasBench
+from debias.scoring.scorer import Scorer
 
 CAUSAL = Tokens(None, "causal")
 PRO = """1 [The developer] argued with the designer because [he] was tired.
