@@ -17,7 +17,7 @@ from debias.data.quality import NearDuplicates
 from debias.data.reading import read_records
 from debias.data.triplets import CORPORA, corpora
 from debias.records import UserError
-from debias.report.one_run import quality
+from debias.report.one_run import data_quality
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -211,7 +211,7 @@ def test_the_page_has_leakage_and_loss(tmp_path: Path) -> None:
     leaked = ["The old sailor on the pier was always very gentle with dogs.", "sailor", "gentle"]
     diagnosis = examine(write(tmp_path / "a.jsonl", GOOD, leaked), "gender", [planted()])
     diagnosis.loss = doctor.histogram([1.0, 1.0, 3.0], bins=2)
-    page = quality.page(diagnosis)
+    page = data_quality.page(diagnosis)
     row = next(line for line in page.splitlines() if ">planted<" in line)
     assert re.findall(r">(\d+%?)<", row) == ["1", "0", "1", "50%"]
     assert "loss on 3 attributes: mean 1.67, median 1.00 nats per token" in page

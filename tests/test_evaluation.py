@@ -22,7 +22,7 @@ from debias.jobs.evaluate import adapter_names
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.records import Candidate, UserError
-from debias.report.many_runs.runs import report
+from debias.report.many_runs.report import report
 from debias.results import LIKELIHOODS, read_figures
 from debias.scoring.protocols import BiasBench, Conditional, Unmasked
 from debias.scoring.scorer import Scorer

@@ -17,7 +17,7 @@ from debias.cli import main
 from debias.jobs import export
 from debias.models import adapter as adapters
 from debias.records import Figure, UserError
-from debias.report.one_run import card
+from debias.report.one_run import bias_card
 
 FIGURES = [
     Figure("stereoset", "bias_bench", "gender", "SS", "base", 64.1, 60.4, 67.7, 771, 50.0),
@@ -29,7 +29,7 @@ FIGURES = [
 
 
 def test_the_head_of_the_card_is_what_the_hub_reads() -> None:
-    head = card.metadata(FIGURES, "owner/model", "gender", "lora", "causal").to_yaml()
+    head = bias_card.metadata(FIGURES, "owner/model", "gender", "lora", "causal").to_yaml()
     read = huggingface_hub.ModelCard(f"---\n{head}\n---\n").data
     assert (read.base_model, read.library_name, read.pipeline_tag) == ("owner/model", "peft", "text-generation")
     assert read.tags == ["debiasing", "bias", "lora"]
@@ -48,15 +48,15 @@ def test_the_head_of_the_card_is_what_the_hub_reads() -> None:
     [("HuggingFaceTB/SmolLM2-135M-Instruct", True), ("gpt2", True), ("bert-tiny", False), ("/models/mine", False)],
 )
 def test_only_names_of_the_hub_are_linked_as_base(base: str, known: bool) -> None:
-    assert card.on_hub(base) is known
-    assert (card.metadata([], base, "gender", "lora", "causal").base_model is not None) is known
+    assert bias_card.on_hub(base) is known
+    assert (bias_card.metadata([], base, "gender", "lora", "causal").base_model is not None) is known
 
 
 def saved(tmp_path: Path, name: str, column: str = "GPT-2") -> tuple[Path, list[torch.Tensor]]:
     """A trained adapter in a folder, and the logits it gives."""
     base = base_of(column)
     model = trained(base, config_of(name), tmp_path)
-    head = card.metadata(FIGURES, base.name, "gender", name, base.kind).to_yaml()
+    head = bias_card.metadata(FIGURES, base.name, "gender", name, base.kind).to_yaml()
     (tmp_path / "adapter/README.md").write_text(
         f"---\n{head}\n---\n# Debiasing adapter for X\n\n```python\nfrom peft import PeftModel\n```\n\nSome text.\n"
     )

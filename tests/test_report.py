@@ -8,9 +8,9 @@ import pytest
 
 from debias.data.doctor import of_triplets
 from debias.records import Figure, Triplet
-from debias.report import plots, tables
+from debias.report import comparison, plots
 from debias.report.many_runs.collection import Run
-from debias.report.many_runs.configurations import choices, entries
+from debias.report.many_runs.configurations import grouped, labelled
 from debias.report.many_runs.labels import differences
 from debias.report.many_runs.study_tables import spread
 from debias.report.outcome import Bounds, outcome, outcomes
@@ -74,7 +74,7 @@ def test_bounds_are_the_users() -> None:
 def test_rows_put_the_targeted_bias_first_and_know_what_is_better() -> None:
     mixed = [*figures("stereoset", "SS", 60, 55, -8, -2, "age"), *figures("stereoset", "SS", 60, 65, 2, 8, "overall"),
              *figures("stereoset", "SS", 60, 58, -5, 1)]  # fmt: skip
-    ordered = tables.rows(mixed, "gender")
+    ordered = comparison.rows(mixed, "gender")
     assert [r.base.bias for r in ordered] == ["gender", "overall", "age"]
     assert [r.better for r in ordered] == [None, False, True]
     assert ordered[2].cells() == (
@@ -84,21 +84,24 @@ def test_rows_put_the_targeted_bias_first_and_know_what_is_better() -> None:
 
 def test_a_base_model_alone_has_no_empty_columns() -> None:
     """Eleven columns where two models are compared, seven where one stands alone."""
-    compared, alone = tables.rows(story(), "gender"), tables.rows([f for f in story() if f.model == "base"], "gender")
-    assert tables.header(compared) == list(tables.HEADER)
-    assert tables.header(alone) == ["benchmark", "bias", "metric", "ideal", "base", "95% interval", "n"]
-    title = tables.markdown(alone).splitlines()[0]
+    compared, alone = (
+        comparison.rows(story(), "gender"),
+        comparison.rows([f for f in story() if f.model == "base"], "gender"),
+    )
+    assert comparison.header(compared) == list(comparison.HEADER)
+    assert comparison.header(alone) == ["benchmark", "bias", "metric", "ideal", "base", "95% interval", "n"]
+    title = comparison.markdown(alone).splitlines()[0]
     assert title == "| benchmark | bias | metric | ideal | base | 95% interval | n |"
 
 
 def test_markdown_cells_cannot_break_the_table() -> None:
-    text = tables.markdown(tables.rows(figures("stereoset", "SS", 60, 55, -8, -2, "a|b")))
+    text = comparison.markdown(comparison.rows(figures("stereoset", "SS", 60, 55, -8, -2, "a|b")))
     assert "| a\\|b |" in text
     assert "**-5.0**" in text
 
 
 def test_plots_are_the_same_bytes_for_the_same_figures() -> None:
-    rows = tables.rows(story(), "gender")
+    rows = comparison.rows(story(), "gender")
     assert plots.before_after(rows) == plots.before_after(rows)
     assert "var(--after)" in str(plots.before_after(rows))
     assert plots.before_after([]) is None
@@ -106,16 +109,16 @@ def test_plots_are_the_same_bytes_for_the_same_figures() -> None:
 
 
 def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
-    from debias.report.filling import template
-    from debias.report.one_run.write import Change
+    from debias.report.one_run.report import Change
+    from debias.report.templating import fill
 
     evil = "<script>alert(1)</script>"
     change = Change("1", evil, evil, evil, evil, 1.0, -1.0)
-    rows = tables.rows(figures("stereoset", "SS", 60, 55, -8, -2, evil))
+    rows = comparison.rows(figures("stereoset", "SS", 60, 55, -8, -2, evil))
     facts = {
-        "title": evil, "verdict": outcome(story(), evil), "rows": rows, "header": tables.header(rows),
-        "titles": tables.titles(rows), "legend": tables.LEGEND, "notes": [evil], "protocols": [(evil,) * 6],
-        "protocols_header": tables.SENSITIVITY,
+        "title": evil, "verdict": outcome(story(), evil), "rows": rows, "header": comparison.header(rows),
+        "titles": comparison.titles(rows), "legend": comparison.LEGEND, "notes": [evil], "protocols": [(evil,) * 6],
+        "protocols_header": comparison.SENSITIVITY,
         "plot": plots.before_after(rows), "curve": None, "changed": [change], "unchanged": [change],
         "config": evil, "data": None, "base": evil, "version": "0", "identity": {"config_sha256": evil},
         "bounds": Bounds(), "status": {"started": evil, "versions": {"torch": evil}, "git_commit": evil},
@@ -123,7 +126,7 @@ def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
         "loss_plot": None,
         "quality": of_triplets(evil, [Triplet(f"A nurse, {evil}, sang.", evil, "absent", evil, evil, 0, 1)]),
     }  # fmt: skip
-    page = template("report.html.j2", facts)
+    page = fill("run.html.j2", facts)
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 14
     assert "http://" not in page.replace("http://www.w3.org/", "")  # namespaces of SVG, never fetched
@@ -132,9 +135,9 @@ def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
 
 def sizes(configs: list[dict]) -> dict[str, int]:
     """Runs by what they have in common."""
-    kept, notes = entries([Run(Path("p/j"), config, story()) for config in configs])
+    kept, notes = labelled([Run(Path("p/j"), config, story()) for config in configs])
     assert not notes
-    return {choice.name: len(choice.entries) for choice in choices(kept, lambda _: [])}
+    return {configuration.name: len(configuration.members) for configuration in grouped(kept, lambda _: [])}
 
 
 def test_runs_are_told_apart_by_what_differs() -> None:
@@ -167,7 +170,7 @@ def test_a_key_that_some_configs_have_tells_those_apart() -> None:
 
 
 def test_files_of_one_source_are_no_seeds_of_each_other() -> None:
-    """Two files of one source with two seeds each are two choices, also beside a run that has no such file."""
+    """Two files of one source with two seeds each are two configurations, also beside a run that has no such file."""
     configs = [
         *({"seed": seed, "data": {"bias": "age", "sources": {"paper": {"bias": "age", "file": file}}}}
           for seed in (1, 2) for file in ("1S", "2S")),
@@ -181,7 +184,7 @@ def test_files_of_one_source_are_no_seeds_of_each_other() -> None:
 def test_an_unknown_interval_is_no_certain_difference() -> None:
     nan = float("nan")
     unknown = [f._replace(ci_low=nan, ci_high=nan) for f in figures("stereoset", "SS", 60, 55, -8, -2)]
-    assert not tables.rows(unknown)[0].certain
+    assert not comparison.rows(unknown)[0].certain
     assert outcome(unknown, "gender").verdict == "unchanged"
 
 
@@ -194,16 +197,16 @@ def test_spread_over_seeds() -> None:
 def test_several_adapters_and_protocols_are_told_apart() -> None:
     first = figures("stereoset", "SS", 60, 55, -8, -2)
     second = [f._replace(protocol="conditional", value=f.value + 1) for f in first]
-    rows = tables.rows([*first, *second], "gender")
-    assert tables.titles(rows) == [f"StereoSet ({first[0].protocol})", "StereoSet (conditional)"]
-    lines = tables.sensitivity(rows, "gender")
+    rows = comparison.rows([*first, *second], "gender")
+    assert comparison.titles(rows) == [f"StereoSet ({first[0].protocol})", "StereoSet (conditional)"]
+    lines = comparison.sensitivity(rows, "gender")
     assert [(line[1], line[3], line[4]) for line in lines] == [
         (first[0].protocol, "60.0", "55.0"), ("conditional", "61.0", "56.0"),
     ]  # fmt: skip
-    assert tables.sensitivity(tables.rows(first, "gender"), "gender") == []
+    assert comparison.sensitivity(comparison.rows(first, "gender"), "gender") == []
 
     named = [f._replace(model=f"{f.model}:{n}") if f.model != "base" else f for n in "ab" for f in first]
-    assert [row.adapter for row in tables.rows(named, "gender")] == ["a", "b"]
+    assert [row.adapter for row in comparison.rows(named, "gender")] == ["a", "b"]
     assert [verdict.verdict for verdict in outcomes(named, "gender").values()] == ["debiased", "debiased"]
     assert list(outcomes(named, "gender")) == ["a", "b"]
     assert list(outcomes(first, "gender")) == [""]
@@ -211,4 +214,4 @@ def test_several_adapters_and_protocols_are_told_apart() -> None:
 
 def test_a_difference_that_was_not_found_has_its_detectable_size() -> None:
     lost = [f._replace(mde=4.26) for f in figures("stereoset", "SS", 60, 58, -5, 1)]
-    assert tables.rows(lost)[0].cells()[-2] == "4.3"
+    assert comparison.rows(lost)[0].cells()[-2] == "4.3"

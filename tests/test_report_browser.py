@@ -12,8 +12,8 @@ from browser import CHROMIUM, Page, chromium
 from run_folders import Sentences, config, figure, scores, write_records, write_run
 
 from debias.report.many_runs.collection import collect
-from debias.report.many_runs.configurations import choices, entries
-from debias.report.many_runs.page import write_page
+from debias.report.many_runs.configurations import grouped, labelled
+from debias.report.many_runs.study_page import write_page
 from debias.report.many_runs.study_tables import Study
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)")
@@ -28,7 +28,7 @@ def visible(selector: str) -> str:
 
 
 ROWS = f"{visible('#main tbody tr:not(.baseline)')}.map((row) => row.cells[0].textContent)"
-MARKS = f"{visible('#frontier-LMS [data-choices]')}.length"
+MARKS = f"{visible('#frontier-LMS [data-configurations]')}.length"
 JOINTS = f"{visible('#efficiency [data-all]')}.length"
 HEAT = "[...document.querySelectorAll('.heat td')].map((cell) => cell.textContent)"
 COUNT = "document.getElementById('count').textContent"
@@ -45,7 +45,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run = write_run(root / f"s/{data}{n}", config(data, n=n), [*scores(ss + (n == 8) * 2), *race])
             leans = {"a": ("gender", 1.0, 0.5), "b": ("gender", 0.2, -0.8), "c": ("race", 0.1, 0.2)}
             write_records(run, leans)
-    study = Study(choices(entries(collect([root]).runs)[0], lambda _: []), ["a note"])
+    study = Study(grouped(labelled(collect([root]).runs)[0], lambda _: []), ["a note"])
     return write_page(root, study, lambda _: [Sentences(TEXTS)])
 
 
@@ -78,13 +78,13 @@ def choose(page: Page, name: str, value: str) -> None:
 
 def test_filters_act_on_tables_plots_and_heat_map(page: Page) -> None:
     assert page.value(ROWS) == ["cda", "cda", "targeted", "targeted"]
-    assert page.value(COUNT) == "4 of 4 choices shown"
+    assert page.value(COUNT) == "4 of 4 configurations shown"
     assert page.value(HEAT) == ["-5.5", "-2.0"]  # mean of -9, -7, -4, -2
     marks = page.value(MARKS)
     assert page.value(JOINTS) == 2
     tick(page, "data", "cda")
     assert page.value(ROWS) == ["targeted", "targeted"]
-    assert page.value(COUNT) == "2 of 4 choices shown"
+    assert page.value(COUNT) == "2 of 4 configurations shown"
     assert page.value(HEAT) == ["-8.0", "-2.0"]
     assert page.value(MARKS) < marks
     assert page.value(JOINTS) == 1
@@ -92,11 +92,11 @@ def test_filters_act_on_tables_plots_and_heat_map(page: Page) -> None:
     assert page.value(ROWS) == ["targeted"]
     assert page.value(JOINTS) == 0  # a line needs both ends
     tick(page, "n", "16")
-    assert page.value(COUNT) == "0 of 4 choices shown: no choice has all that is ticked"
+    assert page.value(COUNT) == "0 of 4 configurations shown: no configuration has all that is ticked"
     assert page.value(f"{visible('#main tr.baseline')}.length") == 0
     page.value("document.querySelector('#filters [type=reset]').click()")
     page.value("new Promise((done) => setTimeout(done, 20))")
-    assert page.value(COUNT) == "4 of 4 choices shown"
+    assert page.value(COUNT) == "4 of 4 configurations shown"
     assert page.value(MARKS) == marks
 
 
@@ -112,7 +112,7 @@ def test_the_keyboard_sorts_and_filters(page: Page) -> None:
     assert page.value(values) == ["64.0", "62.0", "60.0", "57.0", "55.0"]
     page.value("document.querySelector('#filters input').focus()")
     page.press(" ", 32)
-    assert page.value(COUNT) == "2 of 4 choices shown"
+    assert page.value(COUNT) == "2 of 4 configurations shown"
 
 
 def test_examples_are_found_and_sorted(page: Page) -> None:

@@ -19,20 +19,20 @@ from debias.benchmarks.statistics import roughly_over_seeds
 from debias.cli.sweep_size import planned
 from debias.records import UserError
 from debias.report.many_runs.collection import Run, collect
-from debias.report.many_runs.configurations import choices, entries
+from debias.report.many_runs.configurations import grouped, labelled
 from debias.report.many_runs.examples import examples
-from debias.report.many_runs.formats import escape, latex, markdown, table_csv
-from debias.report.many_runs.page import write_page
-from debias.report.many_runs.pictures import thinned
 from debias.report.many_runs.provenance import notes_on
-from debias.report.many_runs.runs import report
+from debias.report.many_runs.report import report
+from debias.report.many_runs.study_files import escape, latex, markdown, table_csv
+from debias.report.many_runs.study_page import write_page
+from debias.report.many_runs.study_plots import thinned
 from debias.report.many_runs.study_tables import Study, cost, main, protocols, transfer
 
 EVIL = "<script>alert(1)</script>"
 
 
 def study_of(*runs: Run) -> Study:
-    return Study(choices(entries(runs)[0], lambda _: []), [])
+    return Study(grouped(labelled(runs)[0], lambda _: []), [])
 
 
 def two_sources(root: Path) -> Path:
@@ -53,7 +53,7 @@ def test_seeds_without_records_are_put_together_roughly() -> None:
 
 
 def test_choices_have_means_and_adjusted_p_values(tmp_path: Path) -> None:
-    cda, targeted = study_of(*collect([two_sources(tmp_path)]).runs).choices
+    cda, targeted = study_of(*collect([two_sources(tmp_path)]).runs).configurations
     assert (cda.name, targeted.name) == ("data=cda", "data=targeted")
     assert targeted.values("SS") == [55, 57]
     assert (targeted.change.mean, targeted.exact, targeted.certain) == (-8, False, 2)
@@ -66,7 +66,7 @@ def test_choices_have_means_and_adjusted_p_values(tmp_path: Path) -> None:
 def test_the_best_and_the_pareto_optimal_are_marked() -> None:
     """`b` is beaten by `a` in all; `c` is nearer to 50 but broken: on the front, and not the best."""
     ends = {"a": scores(55), "b": scores(56, ppl=41), "c": scores(51, ppl=80)}
-    marked = study_of(*(Run(Path(name), config(name), f) for name, f in ends.items())).choices
+    marked = study_of(*(Run(Path(name), config(name), f) for name, f in ends.items())).configurations
     assert {c.label["data"]: (c.outcome.verdict, c.best, c.pareto) for c in marked} == {
         "a": ("debiased", True, True), "b": ("debiased", False, False), "c": ("broken", False, True),
     }  # fmt: skip
@@ -75,11 +75,11 @@ def test_the_best_and_the_pareto_optimal_are_marked() -> None:
 def test_one_seed_twice_is_not_two_seeds() -> None:
     """The same config: the latest run counts. Other keys that not all have: told apart by the folder."""
     first, again = (Run(Path(f"s/{n}"), config(), scores(55), {"ended": e}) for n, e in (("old", "1"), ("new", "2")))
-    kept, notes = entries([again, first])
-    assert [entry.run.folder.name for entry in kept] == ["new"]
-    assert notes == ["s/old is left out: s/new is the same choice with the same seed"]
+    kept, notes = labelled([again, first])
+    assert [member.run.folder.name for member in kept] == ["new"]
+    assert notes == ["s/old is left out: s/new is the same configuration with the same seed"]
     other = Run(Path("s/x"), config(extra={"key": 1}), scores(58))
-    assert [c.name for c in study_of(first, other).choices] == ["run=s/old", "run=s/x"]
+    assert [c.name for c in study_of(first, other).configurations] == ["run=s/old", "run=s/x"]
 
 
 def test_tables_are_the_same_figures_in_every_format(tmp_path: Path) -> None:
@@ -250,8 +250,8 @@ def test_all_text_is_data(tmp_path: Path) -> None:
     assert page.count("<script") == page.count("</script>") == 3  # ours: the data, and what acts on it
     assert "&lt;script&gt;alert(1)" in page
     assert not re.findall(r"https?://(?!www\.w3\.org/)", page)  # namespaces of SVG are never fetched
-    assert '<tr data-choices="c0">' in page
-    assert '<g data-choices="c0"><title>' in page
+    assert '<tr data-configurations="c0">' in page
+    assert '<g data-configurations="c0"><title>' in page
 
 
 def test_examples_are_pairs_with_what_changed(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_examples_are_pairs_with_what_changed(tmp_path: Path) -> None:
     write_records(write_run(tmp_path / "s/c", config("cda"), scores(60)), {"a": ("gender", 1.0, 3.0)})
     write_run(tmp_path / "s/reduced", config("general"), scores(60))
     study = study_of(*collect([tmp_path]).runs)
-    found = examples(study.choices, lambda _: [Sentences(texts)])
+    found = examples(study.configurations, lambda _: [Sentences(texts)])
     assert found is not None
     assert [(pair["bias"], pair["more"]) for pair in found.pairs] == [
         ("gender", "A nurse sang. (stereotype)"), ("race", f"{EVIL} (stereotype)"),
@@ -273,7 +273,7 @@ def test_examples_are_pairs_with_what_changed(tmp_path: Path) -> None:
     page = write_page(tmp_path / "out", study, lambda _: [Sentences(texts)]).read_text()
     assert "alert(1)" in page
     assert page.count("<script") == 3
-    assert examples(study.choices, lambda _: []) is None  # the benchmark's files are not here
+    assert examples(study.configurations, lambda _: []) is None  # the benchmark's files are not here
 
 
 def test_damaged_records_are_a_fault_and_the_figures_are_shown(tmp_path: Path) -> None:

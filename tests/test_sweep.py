@@ -19,7 +19,7 @@ from debias import results
 from debias.cli import sweep
 from debias.cli.config import config_dir
 from debias.models.base import BaseModel
-from debias.report.many_runs.sweep import State, duration, markdown, state_of, summary
+from debias.report.many_runs.sweep_progress import State, duration, markdown, state_of, summary
 from debias.results import RunFolder, record_failure, running
 
 Run = Callable[..., tuple[int, str, str]]

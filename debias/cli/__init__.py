@@ -84,7 +84,7 @@ def _report(words: list[str]) -> int:
     import argparse
 
     from debias.cli.sweep_size import planned
-    from debias.report.many_runs.runs import report
+    from debias.report.many_runs.report import report
 
     def wrong(message: str) -> NoReturn:
         raise UserError(f"{message}; there are: --recompute, --out FOLDER")

@@ -80,7 +80,7 @@ def _protocols(cfg: Any) -> list[Any]:
 
 def make_report(cfg: Any) -> Any:
     """What a run's report is about: the bias on top, and when a model counts as broken."""
-    from debias.report.one_run.write import RunReport
+    from debias.report.one_run.report import RunReport
     from debias.report.outcome import Bounds
 
     return RunReport(cfg.data.bias, Bounds(cfg.outcome.max_lms_drop, cfg.outcome.max_perplexity_ratio))

@@ -78,7 +78,7 @@ def doctor_job(cfg: Any) -> int:
     from debias.data import doctor, leakage
     from debias.data.reading import read_records
     from debias.progress import bar
-    from debias.report.one_run import quality
+    from debias.report.one_run import data_quality
     from debias.results import write_text
 
     if not cfg.files:
@@ -100,9 +100,9 @@ def doctor_job(cfg: Any) -> int:
             diagnosis = replace(diagnosis, loss=_losses(make(cfg.model), records))
         diagnoses.append(diagnosis)
         if not cfg.json:
-            console.print(quality.terminal(diagnosis), highlight=False)
+            console.print(data_quality.terminal(diagnosis), highlight=False)
         if cfg.html:
-            write_text(_page(path), quality.page(diagnosis))
+            write_text(_page(path), data_quality.page(diagnosis))
             if not cfg.json:
                 console.print(f"\npage: {_page(path)}", highlight=False, soft_wrap=True)
         if cfg.fix:

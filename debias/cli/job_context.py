@@ -112,18 +112,18 @@ def tracked(cfg: DictConfig, folder: RunFolder) -> Iterator[Tracking]:
 
 def show(cfg: DictConfig, folder: RunFolder) -> None:
     """Print the figures of a finished run, its outcome, and where its report is."""
-    from debias.report import tables
+    from debias.report import comparison
     from debias.report.outcome import Bounds, outcomes
 
     figures, bias = read_figures(folder.path), cfg.data.bias
-    rows = tables.rows(figures, bias)
+    rows = comparison.rows(figures, bias)
     console.print()
-    console.print(tables.terminal(rows))
+    console.print(comparison.terminal(rows))
     if any(row.delta for row in rows):
-        console.print(f"\n{tables.LEGEND}", style="dim", highlight=False)
-    if lines := tables.sensitivity(rows, bias):
+        console.print(f"\n{comparison.LEGEND}", style="dim", highlight=False)
+    if lines := comparison.sensitivity(rows, bias):
         console.print()
-        console.print(tables.sensitivity_terminal(lines))
+        console.print(comparison.sensitivity_terminal(lines))
     console.print()
     bounds = Bounds(cfg.outcome.max_lms_drop, cfg.outcome.max_perplexity_ratio)
     for name, verdict in outcomes(figures, bias, bounds).items():

@@ -72,7 +72,7 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from debias.report.many_runs import sweep as report
+    from debias.report.many_runs import sweep_progress as progress
     from debias.results import running
 
     now = datetime.now(UTC)
@@ -87,17 +87,17 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
         log.debug("the launcher stopped", exc_info=True)
         stopped = f"the launcher stopped: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     except KeyboardInterrupt:
-        console.print(report.terminal(report.states_of(jobs, since)))
+        console.print(progress.terminal(progress.states_of(jobs, since)))
         raise
     for folder in jobs:
         if running(folder):
             console.print(f"waiting for another process that runs {folder}", highlight=False, soft_wrap=True)
             running(folder, wait=True)
-    states = report.states_of(jobs, since)
+    states = progress.states_of(jobs, since)
     _write(jobs, title, since)
     console.print()
-    console.print(report.terminal(states))
-    console.print(Text(f"\n{report.summary(states)}", style="bold"))
+    console.print(progress.terminal(states))
+    console.print(Text(f"\n{progress.summary(states)}", style="bold"))
     complete = all(s.state in ("done", "skipped") for s in states)
     if stopped:
         console.print(Text(stopped))
@@ -113,7 +113,7 @@ def _watching(jobs: Mapping[Path, str], title: str, since: datetime, every: floa
     over = threading.Event()
 
     def look() -> None:
-        from debias.report.many_runs.sweep import states_of
+        from debias.report.many_runs.sweep_progress import states_of
 
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         told = states_of(jobs, since, probe=False)
@@ -140,7 +140,7 @@ def _write(jobs: Mapping[Path, str], title: str, since: datetime) -> None:
     """Renew the sweep's page; a by-product, which stops no sweep."""
     from filelock import FileLock
 
-    from debias.report.many_runs.sweep import markdown, states_of
+    from debias.report.many_runs.sweep_progress import markdown, states_of
     from debias.results import write_text
 
     page = next(iter(jobs)).parent / "sweep.md"

@@ -102,7 +102,7 @@ def question(path: Path) -> str:
 
 def seconds_a_run(path: Path, jobs: Sequence[Path]) -> tuple[float | None, str]:
     """Seconds that one more run will take, and how that is known: from finished runs, else from the file."""
-    from debias.report.many_runs.sweep import seconds_of
+    from debias.report.many_runs.sweep_progress import seconds_of
 
     done = [seconds for folder in jobs if (seconds := seconds_of(folder)) and (folder / "metrics.jsonl").is_file()]
     if done:
@@ -113,7 +113,7 @@ def seconds_a_run(path: Path, jobs: Sequence[Path]) -> tuple[float | None, str]:
 
 def preview(path: Path, jobs: Mapping[Path, str], console: Console) -> None:
     """Print the jobs of a sweep and how long they will take; start nothing."""
-    from debias.report.many_runs.sweep import duration
+    from debias.report.many_runs.sweep_progress import duration
 
     seconds, source = seconds_a_run(path, list(jobs))
     finished = {folder for folder in jobs if _finished(folder)}
@@ -134,7 +134,7 @@ def _finished(folder: Path) -> bool:
 
 def listing(console: Console) -> None:
     """Print every question with its number of runs and how long they take in turn."""
-    from debias.report.many_runs.sweep import duration
+    from debias.report.many_runs.sweep_progress import duration
 
     table = Table(box=None, pad_edge=False)
     for title, justify in (("sweep", "left"), ("runs", "right"), ("time", "right"), ("question", "left")):

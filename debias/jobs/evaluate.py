@@ -20,7 +20,7 @@ from debias.models import composition
 from debias.models.base import Base, BaseModel
 from debias.models.placement import place
 from debias.records import Scoring
-from debias.report.one_run.write import RunReport, write_reports
+from debias.report.one_run.report import RunReport, write_reports
 from debias.results import ADAPTER, RunFolder
 from debias.scoring.scorer import Scorer
 

@@ -25,7 +25,7 @@ from debias.generation.wanted import Wanted
 from debias.progress import bar, tally
 from debias.records import UserError
 from debias.report.one_run import generated_set as report
-from debias.report.one_run.quality import page
+from debias.report.one_run.data_quality import page
 from debias.results import RunFolder, write_json, write_text
 
 log = logging.getLogger(__name__)

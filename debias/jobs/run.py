@@ -16,7 +16,7 @@ from debias.models.base import BaseModel
 from debias.models.placement import device, place
 from debias.progress import bar
 from debias.records import Scoring, Triplet, UserError
-from debias.report.one_run.write import RunReport, write_reports
+from debias.report.one_run.report import RunReport, write_reports
 from debias.results import ADAPTER, RunFolder
 from debias.scoring import likelihood
 from debias.scoring.encoding import encode

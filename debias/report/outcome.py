@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from debias.records import Figure
-from debias.report.tables import title_of
+from debias.report.comparison import title_of
 
 
 class Bounds(NamedTuple):

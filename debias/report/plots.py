@@ -12,7 +12,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 from markupsafe import Markup
 
-from debias.report.tables import Row, title_of
+from debias.report.comparison import Row, title_of
 
 matplotlib.use("Agg")
 

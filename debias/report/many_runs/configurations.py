@@ -1,4 +1,4 @@
-"""Runs -> choices: what tells runs apart, and runs that differ in nothing but the seed put together."""
+"""Runs -> configurations: what tells runs apart, and runs that differ in nothing but the seed put together."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from debias.benchmarks import Benchmark
 from debias.benchmarks.evaluation import records_of
 from debias.benchmarks.statistics import Seeds, adjusted_p, over_seeds, roughly_over_seeds
 from debias.records import Figure, UserError
+from debias.report.comparison import Row, rows
 from debias.report.many_runs.collection import Run
 from debias.report.many_runs.labels import Label, content, differences, ordered, words
 from debias.report.outcome import Outcome, by_adapter, outcome
-from debias.report.tables import Row, rows
 from debias.results import read_likelihoods
 
 Benchmarks = Callable[[dict[str, Any]], Sequence[Benchmark]]  # a run's config -> the benchmarks it was scored with
@@ -25,8 +25,8 @@ HEADLINES = ("SS", "LMS", "ICAT", "perplexity")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One adapter of one run, or the base model alone, and what tells it apart from the other entries."""
+class LabelledRun:
+    """One adapter of one run, or the base model alone, with the label that tells it apart from the others."""
 
     run: Run
     figures: list[Figure]
@@ -34,17 +34,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Configuration:
     """Entries that differ in nothing but the seed, and their mean figures."""
 
     key: str  # what the page calls it
     label: Label  # without the seed
-    entries: list[Entry]
+    members: list[LabelledRun]
     figures: list[Figure]
     change: Seeds | None  # the difference of StereoSet's SS for the targeted bias; None for a base model alone
     exact: bool  # whether `change` comes from the records of all seeds, or of one run's own figures
     outcome: Outcome
-    p_adjusted: float | None = None  # of `change`, for the number of choices
+    p_adjusted: float | None = None  # of `change`, for the number of configurations
     best: bool = False
     pareto: bool = False
     trouble: str = ""  # why its records could not be used, though they are there
@@ -52,7 +52,7 @@ class Choice:
     @property
     def run(self) -> Run:
         """One of its runs, for what they all share."""
-        return self.entries[0].run
+        return self.members[0].run
 
     @property
     def bias(self) -> str:
@@ -62,7 +62,7 @@ class Choice:
     @property
     def name(self) -> str:
         """What tells it apart, in words."""
-        return words(self.label) or (self.run.name if len(self.entries) == 1 else self.run.folder.parent.name)
+        return words(self.label) or (self.run.name if len(self.members) == 1 else self.run.folder.parent.name)
 
     def row(self, metric: str) -> Row | None:
         """The headline of this name (`HEADLINES`) over the seeds."""
@@ -80,16 +80,16 @@ class Choice:
 
     @cached_property
     def _of_seeds(self) -> list[dict[str, Row]]:
-        return [headlines(entry.figures, self.bias) for entry in self.entries]
+        return [headlines(member.figures, self.bias) for member in self.members]
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """What must be alike for choices to be ranked: the bias, and the base model's figures."""
+        """What must be alike for configurations to be ranked: the bias, and the base model's figures."""
         bases = (self.row(metric) for metric in HEADLINES)
         return (self.bias, *((round(row.base.value, 6), row.base.n) if row else None for row in bases))
 
 
-def entries(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
+def labelled(runs: Sequence[Run]) -> tuple[list[LabelledRun], list[str]]:
     """The runs' adapters with their labels, and notes on runs that had to be left out.
 
     Of runs with one and the same config the latest is kept; runs that differ in keys that not all have are told apart
@@ -98,19 +98,21 @@ def entries(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
     found, notes = [], []
     for run, label in zip(runs, differences([run.config for run in runs]), strict=True):
         for name, figures in by_adapter(run.figures).items():
-            found.append(Entry(run, figures, _of_one(label, run, name) if name else label))
-    order = {(id(entry.run), entry.label.get("adapter")): i for i, entry in enumerate(found)}
-    result: list[Entry] = []
-    for group in _grouped(found).values():
-        kinds: dict[str, dict[str, Entry]] = {}
-        for entry in sorted(group, key=lambda e: str(e.run.status.get("ended") or "")):
-            of_kind = kinds.setdefault(content(entry.run.config), {})
-            if older := of_kind.get(entry.run.seed):
-                notes.append(f"{older.run.name} is left out: {entry.run.name} is the same choice with the same seed")
-            of_kind[entry.run.seed] = entry
+            found.append(LabelledRun(run, figures, _of_one(label, run, name) if name else label))
+    order = {(id(member.run), member.label.get("adapter")): i for i, member in enumerate(found)}
+    result: list[LabelledRun] = []
+    for group in _by_label(found).values():
+        kinds: dict[str, dict[str, LabelledRun]] = {}
+        for member in sorted(group, key=lambda e: str(e.run.status.get("ended") or "")):
+            of_kind = kinds.setdefault(content(member.run.config), {})
+            if older := of_kind.get(member.run.seed):
+                notes.append(
+                    f"{older.run.name} is left out: {member.run.name} is the same configuration with the same seed"
+                )
+            of_kind[member.run.seed] = member
         for of_kind in kinds.values():
             where = {"run": next(iter(of_kind.values())).run.name} if len(kinds) > 1 else {}
-            result += [Entry(e.run, e.figures, {**where, **e.label}) for e in of_kind.values()]
+            result += [LabelledRun(e.run, e.figures, {**where, **e.label}) for e in of_kind.values()]
     return sorted(result, key=lambda e: order[id(e.run), e.label.get("adapter")]), notes
 
 
@@ -120,17 +122,17 @@ def _of_one(label: Label, run: Run, adapter: str) -> Label:
     return {**{key: value for key, value in label.items() if value != paths}, "adapter": adapter}
 
 
-def _grouped(found: Sequence[Entry]) -> dict[str, list[Entry]]:
-    groups: dict[str, list[Entry]] = {}
-    for entry in found:
-        groups.setdefault(words({k: v for k, v in entry.label.items() if k != "seed"}), []).append(entry)
+def _by_label(found: Sequence[LabelledRun]) -> dict[str, list[LabelledRun]]:
+    groups: dict[str, list[LabelledRun]] = {}
+    for member in found:
+        groups.setdefault(words({k: v for k, v in member.label.items() if k != "seed"}), []).append(member)
     return groups
 
 
-def choices(found: Sequence[Entry], benchmarks_of: Benchmarks) -> list[Choice]:
-    """One choice for all entries that differ in their seed alone, with p-values adjusted for the number of choices."""
-    groups = sorted(_grouped(found).values(), key=lambda group: ordered(group[0].label))
-    result = [_choice(f"c{i}", group, benchmarks_of) for i, group in enumerate(groups)]
+def grouped(found: Sequence[LabelledRun], benchmarks_of: Benchmarks) -> list[Configuration]:
+    """Runs that differ only by seed put together; p-values are adjusted for the number of configurations."""
+    groups = sorted(_by_label(found).values(), key=lambda group: ordered(group[0].label))
+    result = [_configuration(f"c{i}", group, benchmarks_of) for i, group in enumerate(groups)]
     tested = [i for i, c in enumerate(result) if c.change is not None and np.isfinite(c.change.p_value)]
     p_values = adjusted_p([result[i].change.p_value for i in tested])  # type: ignore[union-attr]
     for i, p in zip(tested, p_values, strict=True):
@@ -138,7 +140,7 @@ def choices(found: Sequence[Entry], benchmarks_of: Benchmarks) -> list[Choice]:
     return ranked(result)
 
 
-def _choice(key: str, group: Sequence[Entry], benchmarks_of: Benchmarks) -> Choice:
+def _configuration(key: str, group: Sequence[LabelledRun], benchmarks_of: Benchmarks) -> Configuration:
     run, label = group[0].run, {k: v for k, v in group[0].label.items() if k != "seed"}
     figures, exact, trouble = mean_figures(group), len(group) == 1, ""
     place = _headline_change(figures, run.bias)
@@ -146,7 +148,7 @@ def _choice(key: str, group: Sequence[Entry], benchmarks_of: Benchmarks) -> Choi
     if place is not None:
         delta = figures[place]
         change = _roughly(group, delta) if len(group) > 1 else _alone(delta)
-        if not exact and all(entry.run.records for entry in group):
+        if not exact and all(member.run.records for member in group):
             try:
                 change, exact = difference_over_seeds(group, benchmarks_of), True
             except UserError as error:  # made by another version: the rest needs no records
@@ -155,7 +157,7 @@ def _choice(key: str, group: Sequence[Entry], benchmarks_of: Benchmarks) -> Choi
             value=change.mean, ci_low=change.low, ci_high=change.high, p_value=change.p_value
         )
     verdict = outcome(figures, run.bias, run.bounds)
-    return Choice(key, label, list(group), figures, change, exact, verdict, trouble=trouble)
+    return Configuration(key, label, list(group), figures, change, exact, verdict, trouble=trouble)
 
 
 def _headline_change(figures: Sequence[Figure], bias: str) -> int | None:
@@ -168,18 +170,18 @@ def _alone(delta: Figure) -> Seeds:
     return Seeds(delta.value, float("nan"), delta.ci_low, delta.ci_high, 1, p)
 
 
-def _roughly(group: Sequence[Entry], delta: Figure) -> Seeds:
-    mine = [f for entry in group for f in entry.figures if f[:5] == delta[:5]]
+def _roughly(group: Sequence[LabelledRun], delta: Figure) -> Seeds:
+    mine = [f for member in group for f in member.figures if f[:5] == delta[:5]]
     return roughly_over_seeds([f.value for f in mine], [f.ci_low for f in mine], [f.ci_high for f in mine])
 
 
-def mean_figures(group: Sequence[Entry]) -> list[Figure]:
+def mean_figures(group: Sequence[LabelledRun]) -> list[Figure]:
     """Figures averaged over the seeds, with intervals put together from those of the runs (`roughly_over_seeds`)."""
     if len(group) == 1:
         return list(group[0].figures)
     by: dict[tuple[str, ...], list[Figure]] = {}
-    for entry in group:
-        for f in entry.figures:
+    for member in group:
+        for f in member.figures:
             by.setdefault(f[:5], []).append(f)
     return [_mean(same) for same in by.values() if len(same) == len(group)]  # what all seeds were scored on
 
@@ -190,14 +192,14 @@ def _mean(same: Sequence[Figure]) -> Figure:
     return first._replace(p_value=seeds.p_value, test="seeds") if first.p_value is not None else first
 
 
-def difference_over_seeds(group: Sequence[Entry], benchmarks_of: Benchmarks) -> Seeds:
+def difference_over_seeds(group: Sequence[LabelledRun], benchmarks_of: Benchmarks) -> Seeds:
     """The difference of StereoSet's SS for the targeted bias (else overall), over entries that differ in their seed.
 
     Raises UserError where a run has no records.
     """
     found = []
-    for entry in group:
-        run, records = entry.run, records_of_entry(entry)
+    for member in group:
+        run, records = member.run, records_of_run(member)
         mine = records[records["benchmark"] == "stereoset"]
         mine = mine[mine["bias"] == run.bias] if run.bias in set(mine["bias"]) else mine
         benchmarks = scored(benchmarks_of(run.config), mine)
@@ -209,12 +211,12 @@ def difference_over_seeds(group: Sequence[Entry], benchmarks_of: Benchmarks) -> 
     return over_seeds([c.delta.value for c in found], [c.samples[2] for c in found])
 
 
-def records_of_entry(entry: Entry) -> pd.DataFrame:
+def records_of_run(member: LabelledRun) -> pd.DataFrame:
     """The records of a run, those of one of several adapters as if it were the only one.
 
     Raises UserError where the run has none.
     """
-    records, name = read_likelihoods(entry.run.folder), entry.label.get("adapter")
+    records, name = read_likelihoods(member.run.folder), member.label.get("adapter")
     if not name:
         return records
     mine = records[records["model"].isin(["base", f"debiased:{name}"])]
@@ -230,27 +232,27 @@ def scored(benchmarks: Sequence[Benchmark], records: pd.DataFrame) -> list[Bench
 # ---------------------------------------------------------------- ranks
 
 
-def ranked(found: Sequence[Choice]) -> list[Choice]:
-    """The choices with the best and the Pareto-optimal ones among those of the same setting marked.
+def ranked(found: Sequence[Configuration]) -> list[Configuration]:
+    """The configurations with the best and the Pareto-optimal ones among those of the same setting marked.
 
-    Best: the highest ICAT of those whose verdict is `debiased`. Pareto-optimal: no other choice is at least as good in
-    all of distance of SS from 50, LMS and perplexity, and better in one.
+    Best: the highest ICAT of those whose verdict is `debiased`. Pareto-optimal: no other configuration is at least as
+    good in all of distance of SS from 50, LMS and perplexity, and better in one.
     """
-    settings: dict[tuple[Any, ...], list[Choice]] = {}
-    for choice in found:
-        if choice.change is not None:
-            settings.setdefault(choice.setting, []).append(choice)
+    settings: dict[tuple[Any, ...], list[Configuration]] = {}
+    for configuration in found:
+        if configuration.change is not None:
+            settings.setdefault(configuration.setting, []).append(configuration)
     best = {_best(group) for group in settings.values()}
     front = {key for group in settings.values() for key in _front(group)}
     return [replace(c, best=c.key in best, pareto=c.key in front) for c in found]
 
 
-def _best(group: Sequence[Choice]) -> str | None:
+def _best(group: Sequence[Configuration]) -> str | None:
     good = [c for c in group if c.outcome.verdict == "debiased" and c.values("ICAT")]
     return max(good, key=lambda c: np.mean(c.values("ICAT"))).key if len(group) > 1 and good else None
 
 
-def _front(group: Sequence[Choice]) -> Iterator[str]:
+def _front(group: Sequence[Configuration]) -> Iterator[str]:
     prices = {c.key: _prices(c) for c in group}
     for key, mine in prices.items():
         worse = (all(o <= m for o, m in zip(other, mine, strict=True)) and other != mine for other in prices.values())
@@ -258,9 +260,9 @@ def _front(group: Sequence[Choice]) -> Iterator[str]:
             yield key
 
 
-def _prices(choice: Choice) -> tuple[float, ...]:
+def _prices(configuration: Configuration) -> tuple[float, ...]:
     """What should be low: distance of SS from 50, lack of LMS, perplexity; those of a setting have the same of them."""
-    ss, lms, perplexity = (choice.values(metric) for metric in ("SS", "LMS", "perplexity"))
+    ss, lms, perplexity = (configuration.values(metric) for metric in ("SS", "LMS", "perplexity"))
     found = [abs(np.mean(ss) - 50)] + ([-np.mean(lms)] if lms else []) + ([np.mean(perplexity)] if perplexity else [])
     return tuple(round(float(value), 9) for value in found)
 

@@ -1,4 +1,4 @@
-"""The sentences behind the figures: pairs of a stereotype and its counterpart, and what each choice made of them."""
+"""The sentences behind the figures: a stereotype and its counterpart, and what each configuration made of them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pandas as pd
 
 from debias.benchmarks import Benchmark
 from debias.records import Tokens, UserError
-from debias.report.many_runs.configurations import Benchmarks, Choice, records_of_entry
-from debias.report.tables import TITLES
+from debias.report.comparison import TITLES
+from debias.report.many_runs.configurations import Benchmarks, Configuration, records_of_run
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +26,15 @@ INDEX = ["benchmark", "bias", "target", "example"]
 
 
 class Examples(NamedTuple):
-    """Pairs with their texts, and each choice's preference for the stereotype before and after, in nats per token."""
+    """Pairs of texts, and how much each configuration prefers the stereotype before and after, in nats per token."""
 
     pairs: list[dict[str, str]]  # benchmark, bias, more and less stereotyping sentence
-    before: dict[str, list[float | None]]  # by choice; None where the choice was not scored on the pair
+    before: dict[str, list[float | None]]  # by configuration; None where the configuration was not scored on the pair
     after: dict[str, list[float | None]]
     found: int  # pairs that there were, of which `pairs` are those that changed most
 
     def data(self) -> dict[str, Any]:
-        """What the page's script reads: choices with the same base model share what was before."""
+        """What the page's script reads: configurations with the same base model share what was before."""
         different = list({tuple(numbers): None for numbers in self.before.values()})
         base = {key: different.index(tuple(numbers)) for key, numbers in self.before.items()}
         return {"pairs": self.pairs, "before": different, "base": base, "after": self.after}
@@ -50,31 +50,31 @@ class Examples(NamedTuple):
         return sorted({pair["bias"] for pair in self.pairs})
 
 
-def examples(choices: Sequence[Choice], benchmarks_of: Benchmarks) -> Examples | None:
-    """The pairs of all choices that have records, over their seeds; None where no choice has any.
+def examples(configurations: Sequence[Configuration], benchmarks_of: Benchmarks) -> Examples | None:
+    """The pairs of all configurations that have records, over their seeds; None where no configuration has any.
 
     A preference is the difference of two scores under the first protocol; 0 is none.
     """
     tables: dict[str, pd.DataFrame] = {}
     texts: dict[tuple[str, str], tuple[str, str]] = {}
-    for choice in choices:
+    for configuration in configurations:
         try:
-            table = preferences(choice)
+            table = preferences(configuration)
             if table is None:
                 continue
             if not {(key[0], key[3]) for key in table.index} <= set(texts):
-                texts |= _texts(benchmarks_of(choice.run.config))
-            tables[choice.key] = table
+                texts |= _texts(benchmarks_of(configuration.run.config))
+            tables[configuration.key] = table
         except UserError as error:  # the rest of the page needs no sentences
-            log.debug("%s: no examples: %s", choice.name, error)
+            log.debug("%s: no examples: %s", configuration.name, error)
     return _together(tables, texts) if tables else None
 
 
-def preferences(choice: Choice) -> pd.DataFrame | None:
+def preferences(configuration: Configuration) -> pd.DataFrame | None:
     """By pair, means over the seeds of `before` and `after`; None for a base model alone or where records are gone."""
-    if choice.change is None or not all(entry.run.records for entry in choice.entries):
+    if configuration.change is None or not all(member.run.records for member in configuration.members):
         return None
-    of_seeds = [_of_records(records_of_entry(entry)) for entry in choice.entries]
+    of_seeds = [_of_records(records_of_run(member)) for member in configuration.members]
     return pd.concat(of_seeds).groupby(level=INDEX, sort=False).mean()
 
 

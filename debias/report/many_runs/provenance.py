@@ -11,18 +11,18 @@ from debias.report.many_runs.study_tables import Cell, Grid, Line, Study
 
 def provenance(study: Study) -> Grid:
     """One line per run: what made it."""
-    names = ("run", "choice", "seed", "finished", "debias", "git commit", "code", "config", "data")
+    names = ("run", "configuration", "seed", "finished", "debias", "git commit", "code", "config", "data")
     lines = []
-    for choice in study.choices:
-        for entry in choice.entries:
-            run = entry.run
+    for configuration in study.configurations:
+        for member in configuration.members:
+            run = member.run
             status = run.status
             shas = [str(status.get(f"{what}_sha256") or "")[:12] for what in ("code", "config", "data")]
             commit = str(status.get("git_commit") or "none")
             version = str(status.get("versions", {}).get("debias", ""))
-            texts = (run.name, choice.name, run.seed, str(status.get("ended") or ""), version,
+            texts = (run.name, configuration.name, run.seed, str(status.get("ended") or ""), version,
                      commit[:12] + ("+" if commit.endswith("+") else ""), *shas)  # fmt: skip
-            lines.append(Line((choice.key,), tuple(Cell(text) for text in texts)))
+            lines.append(Line((configuration.key,), tuple(Cell(text) for text in texts)))
     return Grid("provenance", "Runs", tuple((name, True) for name in names), lines,
                 "Code, config, data: the first digits of their SHA-256. +: with changes not committed.")  # fmt: skip
 

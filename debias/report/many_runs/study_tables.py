@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from debias.report.comparison import SENSITIVITY, Row, p_text, rows, sensitivity, title_of
 from debias.report.many_runs.collection import Run
-from debias.report.many_runs.configurations import HEADLINES, Choice
-from debias.report.tables import SENSITIVITY, Row, p_text, rows, sensitivity, title_of
+from debias.report.many_runs.configurations import HEADLINES, Configuration
 
 SIGNIFICANT = 0.05
 FLAGS = {"debiased": ("✓", "good"), "broken": ("⚠", "bad"), "overshot": ("⚠", "bad"), "worse": ("⚠", "bad")}
@@ -25,9 +25,9 @@ class Cell(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A row of a table, and the choices that it is about: it is shown while one of them is."""
+    """A row of a table, and the configurations that it is about: it is shown while one of them is."""
 
-    choices: tuple[str, ...]
+    configurations: tuple[str, ...]
     cells: tuple[Cell, ...]
     baseline: bool = False
 
@@ -44,31 +44,37 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that the page shows: the choices, and what is to be said on top."""
+    """Everything that the page shows: the configurations, and what is to be said on top."""
 
-    choices: list[Choice]
+    configurations: list[Configuration]
     notes: list[str]
 
     @property
     def keys(self) -> list[str]:
-        """What the choices differ in; `run` where there is nothing."""
+        """What the configurations differ in; `run` where there is nothing."""
         found: dict[str, set[str]] = {}
-        for choice in self.choices:
-            for key, value in choice.label.items():
+        for configuration in self.configurations:
+            for key, value in configuration.label.items():
                 found.setdefault(key, set()).add(value)
         return [key for key, values in found.items() if values != {"None"}] or ["run"]
 
     @property
     def runs(self) -> list[Run]:
         """The runs, each once."""
-        return list({entry.run.folder: entry.run for choice in self.choices for entry in choice.entries}.values())
+        return list(
+            {
+                member.run.folder: member.run
+                for configuration in self.configurations
+                for member in configuration.members
+            }.values()
+        )
 
-    def label(self, choice: Choice) -> list[str]:
-        """The choice's value of each of `keys`."""
+    def label(self, configuration: Configuration) -> list[str]:
+        """The configuration's value of each of `keys`."""
         return (
-            [choice.label.get("run", choice.name)]
+            [configuration.label.get("run", configuration.name)]
             if self.keys == ["run"]
-            else [choice.label.get(key, "") for key in self.keys]
+            else [configuration.label.get(key, "") for key in self.keys]
         )
 
     def grids(self) -> list[Grid]:
@@ -86,8 +92,8 @@ def spread(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):{form}}"
 
 
-def _of_label(study: Study, choice: Choice) -> Iterator[Cell]:
-    for text in study.label(choice):
+def _of_label(study: Study, configuration: Configuration) -> Iterator[Cell]:
+    for text in study.label(configuration):
         yield Cell(text, _number(text))
 
 
@@ -102,55 +108,56 @@ def _number(text: str) -> float | None:
 
 
 def main(study: Study) -> Grid:
-    """One line per choice, and one per base model that they start from."""
+    """One line per configuration, and one per base model that they start from."""
     names = ("SS", "change of SS", "p", "LMS", "ICAT", "perplexity", "seeds", "certain")
     columns = [(key, True) for key in study.keys] + [("verdict", True)] + [(name, False) for name in names]
-    biases = list(dict.fromkeys(choice.bias for choice in study.choices))
-    shown = [choice for choice in study.choices if choice.row("SS")]
+    biases = list(dict.fromkeys(configuration.bias for configuration in study.configurations))
+    shown = [configuration for configuration in study.configurations if configuration.row("SS")]
     lines = [*_bases(study, shown), *(_main_line(study, c) for c in shown if c.change is not None)]
     return Grid(
         "main", f"StereoSet of the targeted bias ({', '.join(biases)}) and perplexity: mean ± standard deviation",
         tuple(columns), lines,
         "SS: 50 is unbiased; LMS, ICAT: 100 is best; perplexity: lower is better. Change of SS with its 95% interval, "
         "over seeds and examples alike; ≈: put together from the runs' own intervals, for want of records. p: adjusted "
-        "for the number of choices (Benjamini-Hochberg); *: below .05. Certain: the seeds whose own interval leaves "
-        "zero out. ★ best: the highest ICAT of the debiased. ◆ Pareto: no other choice "
+        "for the number of configurations (Benjamini-Hochberg); *: below .05. Certain: the seeds whose own interval "
+        "leaves zero out. ★ best: the highest ICAT of the debiased. ◆ Pareto: no other configuration "
         "on the same bias and base model is as good in SS, LMS and perplexity and better in one.",
     )  # fmt: skip
 
 
-def _main_line(study: Study, choice: Choice) -> Line:
-    seeds, p = choice.change, choice.p_adjusted
+def _main_line(study: Study, configuration: Configuration) -> Line:
+    seeds, p = configuration.change, configuration.p_adjusted
     assert seeds is not None
-    means = {metric: choice.values(metric) for metric in HEADLINES}
+    means = {metric: configuration.values(metric) for metric in HEADLINES}
     cells = {metric: Cell(spread(v), float(np.mean(v)) if v else None) for metric, v in means.items()}
     significant = p is not None and p < SIGNIFICANT
-    base = choice.row("SS").base.value  # type: ignore[union-attr]
+    base = configuration.row("SS").base.value  # type: ignore[union-attr]
     kind = ("good" if abs(base + seeds.mean - 50) < abs(base - 50) else "bad") if significant else ""
     star = "*" if significant else ""
-    change = f"{'' if choice.exact else '≈ '}{seeds.mean:+.1f}{star} ({seeds.low:+.1f} to {seeds.high:+.1f})"
+    change = f"{'' if configuration.exact else '≈ '}{seeds.mean:+.1f}{star} ({seeds.low:+.1f} to {seeds.high:+.1f})"
     return Line(
-        (choice.key,),
-        (*_of_label(study, choice), verdict(choice), cells["SS"], Cell(change, seeds.mean, kind),
+        (configuration.key,),
+        (*_of_label(study, configuration), verdict(configuration), cells["SS"], Cell(change, seeds.mean, kind),
          Cell("" if p is None else p_text(p), p), cells["LMS"], cells["ICAT"], cells["perplexity"],
-         Cell(str(seeds.number), seeds.number), Cell(f"{choice.certain} of {seeds.number}", choice.certain)),
+         Cell(str(seeds.number), seeds.number),
+         Cell(f"{configuration.certain} of {seeds.number}", configuration.certain)),
     )  # fmt: skip
 
 
-def verdict(choice: Choice) -> Cell:
-    """The verdict with its sign, and the marks of the best and the Pareto-optimal choices."""
-    sign, kind = FLAGS.get(choice.outcome.verdict, ("", ""))
-    marks = [f"{sign} {choice.outcome.verdict}".strip()]
-    marks += ["★ best"] if choice.best else []
-    marks += ["◆ Pareto"] if choice.pareto else []
+def verdict(configuration: Configuration) -> Cell:
+    """The verdict with its sign, and the marks of the best and the Pareto-optimal configurations."""
+    sign, kind = FLAGS.get(configuration.outcome.verdict, ("", ""))
+    marks = [f"{sign} {configuration.outcome.verdict}".strip()]
+    marks += ["★ best"] if configuration.best else []
+    marks += ["◆ Pareto"] if configuration.pareto else []
     return Cell(", ".join(marks), None, kind)
 
 
-def _bases(study: Study, shown: Sequence[Choice]) -> Iterator[Line]:
+def _bases(study: Study, shown: Sequence[Configuration]) -> Iterator[Line]:
     """The base model of each setting."""
-    settings: dict[tuple[Any, ...], list[Choice]] = {}
-    for choice in shown:
-        settings.setdefault(choice.setting, []).append(choice)
+    settings: dict[tuple[Any, ...], list[Configuration]] = {}
+    for configuration in shown:
+        settings.setdefault(configuration.setting, []).append(configuration)
     for group in settings.values():
         heads = {metric: row.base for metric in HEADLINES if (row := group[0].row(metric))}
         cells = {m: Cell(spread([f.value]), f.value) for m, f in heads.items()}
@@ -161,8 +168,8 @@ def _bases(study: Study, shown: Sequence[Choice]) -> Iterator[Line]:
         yield Line(tuple(c.key for c in group), line, baseline=True)
 
 
-def _shared(group: Sequence[Choice], key: str) -> Cell:
-    values = {choice.label.get(key, "") for choice in group}
+def _shared(group: Sequence[Configuration], key: str) -> Cell:
+    values = {configuration.label.get(key, "") for configuration in group}
     return Cell(values.pop()) if key == "bias" and len(values) == 1 else Cell("")
 
 
@@ -172,17 +179,17 @@ def _shared(group: Sequence[Choice], key: str) -> Cell:
 def others(study: Study) -> Grid:
     """Base -> debiased of the other benchmarks: of the targeted bias where there is one, else over all."""
     found: dict[str, dict[tuple[str, str], Row]] = {}
-    for choice in study.choices:
-        of_choice = found.setdefault(choice.key, {})
-        rank = {choice.bias: 0, "overall": 1, "all": 2}
-        for row in sorted(rows(choice.figures), key=lambda r: rank.get(r.base.bias, 3)):
+    for configuration in study.configurations:
+        of_choice = found.setdefault(configuration.key, {})
+        rank = {configuration.bias: 0, "overall": 1, "all": 2}
+        for row in sorted(rows(configuration.figures), key=lambda r: rank.get(r.base.bias, 3)):
             of_choice.setdefault((title_of(row.base), row.base.metric), row)
     headline = {("StereoSet", m) for m in HEADLINES[:3]} | {("Perplexity", "perplexity")}
     names = [name for name in dict.fromkeys(n for of in found.values() for n in of) if name not in headline]
     columns = [(key, True) for key in study.keys] + [(f"{title} {metric}", False) for title, metric in names]
     lines = [
         Line((c.key,), (*_of_label(study, c), *(_arrow(found[c.key].get(name)) for name in names)))
-        for c in study.choices
+        for c in study.configurations
     ]
     return Grid("others", "Other figures: base → debiased, mean over seeds", tuple(columns), lines if names else [],
                 "Of the targeted bias where the benchmark has it, else over all; *: the change is certain, its 95% "
@@ -200,7 +207,7 @@ def _arrow(row: Row | None) -> Cell:
 
 
 class Transfer(NamedTuple):
-    """Changes of SS by trained and scored bias, each by choice: what training on one bias does to the others."""
+    """Changes of SS by trained and scored bias, each by configuration: what training on one bias does to the others."""
 
     benchmark: str
     trained: list[str]
@@ -208,7 +215,7 @@ class Transfer(NamedTuple):
     changes: Mapping[tuple[str, str], Mapping[str, float]]
 
     def grid(self) -> Grid:
-        """Means over the choices."""
+        """Means over the configurations."""
         columns = (("trained on", True), *((bias, False) for bias in self.scored))
         lines = []
         for trained in self.trained:
@@ -217,7 +224,9 @@ class Transfer(NamedTuple):
             keys = dict.fromkeys(key for values in of for key in values)
             lines.append(Line(tuple(keys), (Cell(trained), *cells)))
         caption = f"Transfer: change of SS ({self.benchmark}) by the bias trained on and the bias scored"
-        return Grid("transfer", caption, columns, lines, "Points, mean over choices and seeds; below 0: SS fell.")
+        return Grid(
+            "transfer", caption, columns, lines, "Points, mean over configurations and seeds; below 0: SS fell."
+        )
 
 
 def transfer(study: Study) -> Transfer:
@@ -225,12 +234,12 @@ def transfer(study: Study) -> Transfer:
     for benchmark in ("stereoset", "crows_pairs"):
         changes: dict[tuple[str, str], dict[str, float]] = {}
         scored: dict[str, None] = {}
-        for choice in study.choices:
-            for row in rows(choice.figures):
+        for configuration in study.configurations:
+            for row in rows(configuration.figures):
                 if (row.base.benchmark, row.base.metric) == (benchmark, "SS") and row.delta:
                     scored[row.base.bias] = None
-                    of = changes.setdefault((choice.run.trained_on, row.base.bias), {})
-                    of.setdefault(choice.key, row.delta.value)  # of several protocols the first
+                    of = changes.setdefault((configuration.run.trained_on, row.base.bias), {})
+                    of.setdefault(configuration.key, row.delta.value)  # of several protocols the first
         if changes:
             trained = sorted({name for name, _ in changes})
             return Transfer(
@@ -241,7 +250,7 @@ def transfer(study: Study) -> Transfer:
 
 def row_of(study: Study, benchmark: str) -> Row:
     """Any row of a benchmark."""
-    return next(r for c in study.choices for r in rows(c.figures) if r.base.benchmark == benchmark)
+    return next(r for c in study.configurations for r in rows(c.figures) if r.base.benchmark == benchmark)
 
 
 def _overall_last(bias: str) -> tuple[bool, str]:
@@ -254,24 +263,24 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 def cost(study: Study) -> Grid:
-    """What each choice cost, and what a point of ICAT did."""
+    """What each configuration cost, and what a point of ICAT did."""
     names = ("training tokens", "training s", "all s", "dollars", "ICAT gained", "training s per point",
              "dollars per point")  # fmt: skip
     columns = [(key, True) for key in study.keys] + [(name, False) for name in names]
-    chosen = [c for c in study.choices if any(e.run.cost for e in c.entries) and c.change is not None]
+    chosen = [c for c in study.configurations if any(e.run.cost for e in c.members) and c.change is not None]
     lines = [Line((c.key,), (*_of_label(study, c), *_cost_cells(c))) for c in chosen]
     return Grid("cost", "Cost per ICAT point, mean over seeds", tuple(columns), lines,
                 "ICAT of the targeted bias; no gain: there is nothing to divide by. Dollars are those of the runs; "
                 "what a generated set cost stands in its own folder.")  # fmt: skip
 
 
-def _cost_cells(choice: Choice) -> Iterator[Cell]:
-    costs = [entry.run.cost for entry in choice.entries if entry.run.cost]
+def _cost_cells(configuration: Configuration) -> Iterator[Cell]:
+    costs = [member.run.cost for member in configuration.members if member.run.cost]
     trained = [of.get("stages", {}).get("train", {}) for of in costs]
     tokens = _mean(float(stage["tokens"]) for stage in trained if "tokens" in stage)
     seconds = _mean(float(stage["seconds"]) for stage in trained if "seconds" in stage)
     dollars = _mean(float(of.get("dollars") or 0) for of in costs)
-    row = choice.row("ICAT")
+    row = configuration.row("ICAT")
     gain = row.delta.value if row and row.delta else None
     yield _amount(tokens, ",.0f")
     yield _amount(seconds, ",.1f")
@@ -288,11 +297,11 @@ def _amount(value: float | None, form: str) -> Cell:
 
 
 def protocols(study: Study) -> Grid:
-    """How much of a figure is protocol: a line per choice, figure and protocol where there are several."""
+    """How much of a figure is protocol: a line per configuration, figure and protocol where there are several."""
     columns = [(key, True) for key in study.keys] + [(n, i < 3) for i, n in enumerate(SENSITIVITY)]
     lines = [
         Line((c.key,), (*_of_label(study, c), *(Cell(text, _number(text)) for text in line)))
-        for c in study.choices
+        for c in study.configurations
         for line in sensitivity(rows(c.figures, c.bias), c.bias)
     ]
     return Grid("protocols", "Protocol sensitivity: the same models under other protocols", tuple(columns), lines,

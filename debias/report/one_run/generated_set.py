@@ -17,7 +17,7 @@ from debias.data.doctor import Diagnosis
 from debias.generation.exchange import LLM, Spent
 from debias.generation.harvest import Harvest
 from debias.generation.strategies import Strategy, Task
-from debias.report.filling import template
+from debias.report.templating import fill
 
 TOKENS_A_TRIPLET = 45  # of an answer: 15 words, three names of fields, brackets and quotes
 
@@ -167,7 +167,7 @@ def card(product: Product) -> str:
     }
     header = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000)
     facts = {"head": header, "p": product, "labels": labels, "dollars": dollars, "version": __version__}
-    return template("dataset.md.j2", facts)
+    return fill("data_card.md.j2", facts)
 
 
 def _quoted(word: str) -> str:

@@ -24,8 +24,8 @@
   }
 
   function matching() {
-    const { words, bias, benchmark, choice, order } = Object.fromEntries(new FormData(form));
-    const of = choice ? [choice] : keys;
+    const { words, bias, benchmark, configuration, order } = Object.fromEntries(new FormData(form));
+    const of = configuration ? [configuration] : keys;
     const before = of.map((key) => data.examples.before[data.examples.base[key]]);
     const after = of.map((key) => data.examples.after[key]);
     const wanted = words.trim().toLowerCase().split(/\s+/).filter(Boolean);
@@ -65,11 +65,11 @@
   }
 
   document.addEventListener("chosen", (event) => {
-    const select = form.elements.choice;
+    const select = form.elements.configuration;
     const before = select.value;
-    keys = data.choices.map((choice) => choice.key).filter((key) => event.detail.has(key) && key in data.examples.after);
-    const names = new Map(data.choices.map((choice) => [choice.key, choice.name]));
-    select.replaceChildren(new Option("mean of the choices shown", ""), ...keys.map((key) => new Option(names.get(key), key)));
+    keys = data.configurations.map((configuration) => configuration.key).filter((key) => event.detail.has(key) && key in data.examples.after);
+    const names = new Map(data.configurations.map((configuration) => [configuration.key, configuration.name]));
+    select.replaceChildren(new Option("mean of the configurations shown", ""), ...keys.map((key) => new Option(names.get(key), key)));
     select.value = keys.includes(before) ? before : "";
     start();
   });

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from debias.records import UserError
-from debias.report.many_runs.runs import headline_cells
+from debias.report.many_runs.report import headline_cells
 from debias.results import INTERRUPTED, REFUSED, read_figures, read_status, running
 
 STATES = ("done", "skipped", "failed", "running", "missing")

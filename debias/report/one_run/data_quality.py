@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from debias.data.doctor import Diagnosis, Finding
-from debias.report.filling import template
+from debias.report.templating import fill
 
 STYLES = {"error": "red", "warning": "yellow", "ok": ""}
 
@@ -24,7 +24,7 @@ def terminal(diagnosis: Diagnosis) -> RenderableType:
 
 
 def facts(diagnosis: Diagnosis | None) -> dict[str, Any]:
-    """What `quality.html.j2` shows; None: there is nothing to show."""
+    """What `data_quality_section.html.j2` shows; None: there is nothing to show."""
     from debias.report import plots  # matplotlib is not needed for the terminal
 
     return {
@@ -35,7 +35,7 @@ def facts(diagnosis: Diagnosis | None) -> dict[str, Any]:
 
 def page(diagnosis: Diagnosis) -> str:
     """The diagnosis as an HTML page."""
-    return template("diagnosis.html.j2", facts(diagnosis))
+    return fill("data_quality.html.j2", facts(diagnosis))
 
 
 def _tables(diagnosis: Diagnosis) -> Iterator[RenderableType]:

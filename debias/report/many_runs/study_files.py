@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from debias.report.many_runs.configurations import HEADLINES, Choice
+from debias.report.many_runs.configurations import HEADLINES, Configuration
 from debias.report.many_runs.study_tables import Grid, Study
 
 TEX = {
@@ -43,8 +43,8 @@ def _cell(text: str) -> str:
 
 def title(study: Study) -> str:
     """The heading of a study."""
-    runs, choices = len(study.runs), len(study.choices)
-    return f"debias: {runs} run{'s' if runs != 1 else ''}, {choices} choice{'s' if choices != 1 else ''}"
+    runs, groups = len(study.runs), len(study.configurations)
+    return f"debias: {runs} run{'s' if runs != 1 else ''}, {groups} configuration{'s' if groups != 1 else ''}"
 
 
 def latex(study: Study, grids: Sequence[Grid]) -> str:
@@ -77,8 +77,8 @@ def escape(text: str) -> str:
 
 
 def table_csv(study: Study) -> str:
-    """One line per choice with every number of the main table unrounded."""
-    lines = [_numbers(study, choice) for choice in study.choices]
+    """One line per configuration with every number of the main table unrounded."""
+    lines = [_numbers(study, configuration) for configuration in study.configurations]
     names = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -87,11 +87,15 @@ def table_csv(study: Study) -> str:
     return text.getvalue()
 
 
-def _numbers(study: Study, choice: Choice) -> dict[str, Any]:
-    line: dict[str, Any] = dict(zip(study.keys, study.label(choice), strict=False))
-    line |= {"targeted_bias": choice.bias, "trained_on": choice.run.trained_on, "seeds": len(choice.entries)}
+def _numbers(study: Study, configuration: Configuration) -> dict[str, Any]:
+    line: dict[str, Any] = dict(zip(study.keys, study.label(configuration), strict=False))
+    line |= {
+        "targeted_bias": configuration.bias,
+        "trained_on": configuration.run.trained_on,
+        "seeds": len(configuration.members),
+    }
     for metric in HEADLINES:
-        row, values = choice.row(metric), choice.values(metric)
+        row, values = configuration.row(metric), configuration.values(metric)
         if row is None:
             continue
         line |= {f"{metric}_base": row.base.value, f"{metric}_n": row.base.n}
@@ -99,7 +103,8 @@ def _numbers(study: Study, choice: Choice) -> dict[str, Any]:
             sd = np.std(values, ddof=1) if len(values) > 1 else ""
             line |= {metric: np.mean(values), f"{metric}_sd": sd, f"{metric}_change": row.delta.value}
             line |= {f"{metric}_change_low": row.delta.ci_low, f"{metric}_change_high": row.delta.ci_high}
-    if choice.change is not None:
-        line |= {"p": choice.change.p_value, "p_adjusted": choice.p_adjusted, "certain_seeds": choice.certain,
-                 "interval": "exact" if choice.exact else "approximate"}  # fmt: skip
-    return line | {"verdict": choice.outcome.verdict, "best": choice.best, "pareto": choice.pareto}
+    if configuration.change is not None:
+        line |= {"p": configuration.change.p_value, "p_adjusted": configuration.p_adjusted,
+                 "certain_seeds": configuration.certain,
+                 "interval": "exact" if configuration.exact else "approximate"}  # fmt: skip
+    return line | {"verdict": configuration.outcome.verdict, "best": configuration.best, "pareto": configuration.pareto}

@@ -12,10 +12,10 @@ from debias import __version__
 from debias.benchmarks.evaluation import Evaluation
 from debias.data.doctor import of_triplets
 from debias.data.triplets import Checked
-from debias.report import plots, tables
-from debias.report.filling import template
-from debias.report.one_run import card, quality
+from debias.report import comparison, plots
+from debias.report.one_run import bias_card, data_quality
 from debias.report.outcome import Bounds, Outcome, outcomes
+from debias.report.templating import fill
 from debias.results import RunFolder, write_text
 
 
@@ -47,7 +47,7 @@ def write_reports(
     adapter: Path | None,
 ) -> None:
     """Write report.md and report.html, and the bias card into the adapter's folder where one was trained."""
-    rows = tables.rows(evaluation.figures, report.bias)
+    rows = comparison.rows(evaluation.figures, report.bias)
     verdict = _together(outcomes(evaluation.figures, report.bias, report.bounds))
     cost = json.loads((folder.path / "cost.json").read_text(encoding="utf-8"))
     status = json.loads((folder.path / "status.json").read_text(encoding="utf-8"))
@@ -59,13 +59,13 @@ def write_reports(
         "title": f"{folder.path.parent.name}/{folder.path.name}",
         "verdict": verdict,
         "rows": rows,
-        "titles": tables.titles(rows),
-        "header": tables.header(rows),
-        "legend": tables.LEGEND,
-        "protocols": tables.sensitivity(rows, report.bias),
-        "protocols_header": tables.SENSITIVITY,
+        "titles": comparison.titles(rows),
+        "header": comparison.header(rows),
+        "legend": comparison.LEGEND,
+        "protocols": comparison.sensitivity(rows, report.bias),
+        "protocols_header": comparison.SENSITIVITY,
         "notes": (*(data.notes if data else ()), *evaluation.notes),
-        "markdown": tables.markdown(rows),
+        "markdown": comparison.markdown(rows),
         "plot": plots.before_after(rows),
         "curve": plots.loss_curve(curve) if curve else None,
         "losses": curve,
@@ -75,18 +75,18 @@ def write_reports(
         "cost": cost,
         "status": status,
         "data": data,
-        **quality.facts(diagnosis),
+        **data_quality.facts(diagnosis),
         "base": base_name,
         "bias": report.bias,
         "bounds": report.bounds,
         "version": __version__,
         "identity": folder.identity,
     }
-    write_text(folder.path / "report.md", template("report.md.j2", facts))
-    write_text(folder.path / "report.html", template("report.html.j2", facts))
+    write_text(folder.path / "report.md", fill("run.md.j2", facts))
+    write_text(folder.path / "report.html", fill("run.html.j2", facts))
     if adapter is not None:
-        of_card = card.facts(adapter, base_name, report.bias, evaluation.figures)
-        write_text(adapter / "README.md", template("card.md.j2", facts | of_card))
+        of_card = bias_card.facts(adapter, base_name, report.bias, evaluation.figures)
+        write_text(adapter / "README.md", fill("bias_card.md.j2", facts | of_card))
 
 
 def _together(verdicts: Mapping[str, Outcome]) -> Outcome:

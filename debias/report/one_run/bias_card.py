@@ -15,7 +15,7 @@ from debias.models.adapter import PROVENANCE
 from debias.models.bert_tiny import NAME as BERT_TINY
 from debias.models.bottleneck import BOTTLENECK
 from debias.records import Figure
-from debias.report.tables import title_of
+from debias.report.comparison import title_of
 
 TASKS = {"causal": "text-generation", "masked": "fill-mask"}
 CLASSES = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}

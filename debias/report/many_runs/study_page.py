@@ -9,17 +9,18 @@ from markupsafe import Markup
 
 from debias import __version__
 from debias.records import UserError
-from debias.report.filling import TEMPLATES, template
-from debias.report.many_runs.configurations import Benchmarks, Choice
+from debias.report.many_runs.configurations import Benchmarks, Configuration
 from debias.report.many_runs.examples import Examples, examples
-from debias.report.many_runs.formats import latex, markdown, table_csv, title
-from debias.report.many_runs.pictures import colours, pictures
 from debias.report.many_runs.provenance import provenance, versions
+from debias.report.many_runs.study_files import latex, markdown, table_csv, title
+from debias.report.many_runs.study_plots import colours, pictures
 from debias.report.many_runs.study_tables import Study, transfer
+from debias.report.templating import TEMPLATES, fill
 from debias.results import write_text
 
 HEADINGS = {
-    "main": "Choices", "others": "Other figures", "transfer": "Transfer", "cost": "Cost", "protocols": "Protocols",
+    "main": "Configurations", "others": "Other figures", "transfer": "Transfer", "cost": "Cost",
+    "protocols": "Protocols",
 }  # fmt: skip
 TYPES = {"report.csv": "text/csv", "report.md": "text/markdown", "report.tex": "application/x-tex"}
 
@@ -37,7 +38,7 @@ def write_page(folder: Path, study: Study, benchmarks_of: Benchmarks) -> Path:
         "report.md": markdown(study, grids),
         "report.tex": latex(study, grids),
     }
-    files["report.html"] = page(study, examples(study.choices, benchmarks_of), files)
+    files["report.html"] = page(study, examples(study.configurations, benchmarks_of), files)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -66,26 +67,28 @@ def page(study: Study, pairs: Examples | None, files: dict[str, str]) -> str:
         "version": __version__,
         "examples": pairs,
         "data": {
-            "choices": [{"key": c.key, "name": c.name, "values": values(study, c)} for c in study.choices],
+            "configurations": [
+                {"key": c.key, "name": c.name, "values": values(study, c)} for c in study.configurations
+            ],
             "examples": pairs.data() if pairs else None,
         },
-        "css": _ours("runs.css"),
-        "scripts": [_ours("examples.js"), _ours("runs.js")],  # the second tells the first what is chosen
+        "css": _ours("study.css"),
+        "scripts": [_ours("examples.js"), _ours("study.js")],  # the second tells the first what is chosen
     }
-    return template("runs.html.j2", facts)
+    return fill("study.html.j2", facts)
 
 
-def values(study: Study, choice: Choice) -> dict[str, str]:
-    """What a choice can be filtered by: what the choices differ in, and what came of them."""
-    label = dict(zip(study.keys, study.label(choice), strict=False))
-    return {**label, "targeted bias": choice.bias, "verdict": choice.outcome.verdict}
+def values(study: Study, configuration: Configuration) -> dict[str, str]:
+    """What a configuration can be filtered by: what the configurations differ in, and what came of them."""
+    label = dict(zip(study.keys, study.label(configuration), strict=False))
+    return {**label, "targeted bias": configuration.bias, "verdict": configuration.outcome.verdict}
 
 
 def filters(study: Study) -> dict[str, list[str]]:
     """The keys that have several values, with these values."""
     found: dict[str, list[str]] = {}
-    for choice in study.choices:
-        for key, value in values(study, choice).items():
+    for configuration in study.configurations:
+        for key, value in values(study, configuration).items():
             if value not in found.setdefault(key, []):
                 found[key].append(value)
     if found.get("bias") == found.get("targeted bias"):

@@ -1,4 +1,4 @@
-"""Plots of many runs. Every mark knows the choices that it is about, so that the page's filters reach it."""
+"""Plots of many runs. Every mark knows the configurations that it is about, so that the page's filters reach it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from markupsafe import Markup, escape
 
-from debias.report.many_runs.configurations import Choice
+from debias.report.many_runs.configurations import Configuration
 from debias.report.many_runs.study_tables import FLAGS, Study
 from debias.report.plots import FAINT, INK, SERIES, STYLE, svg
 
@@ -32,7 +32,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Legend:
-    """A colour and a marker for each value of one key of the choices: their data source, where that differs."""
+    """A colour and a marker for each value of one key of the configurations: their data source, where that differs."""
 
     key: str
     values: list[str]
@@ -42,15 +42,15 @@ class Legend:
         """The legend of a study."""
         keys = [key for key in study.keys if key != "bias"] or study.keys
         key = "data" if "data" in keys else keys[0]
-        return cls(key, list(dict.fromkeys(choice.label.get(key, "") for choice in study.choices)))
+        return cls(key, list(dict.fromkeys(configuration.label.get(key, "") for configuration in study.configurations)))
 
-    def colour(self, choice: Choice) -> str:
-        """The colour of a choice."""
-        return SERIES[self.values.index(choice.label.get(self.key, "")) % len(SERIES)]
+    def colour(self, configuration: Configuration) -> str:
+        """The colour of a configuration."""
+        return SERIES[self.values.index(configuration.label.get(self.key, "")) % len(SERIES)]
 
-    def marker(self, choice: Choice) -> str:
-        """The marker of a choice: it says the same as the colour."""
-        place = self.values.index(choice.label.get(self.key, ""))
+    def marker(self, configuration: Configuration) -> str:
+        """The marker of a configuration: it says the same as the colour."""
+        place = self.values.index(configuration.label.get(self.key, ""))
         return MARKERS[(place + place // len(SERIES)) % len(MARKERS)]
 
     def draw(self, figure: Any, marks: bool = True) -> None:
@@ -73,8 +73,8 @@ class Marks:
     def __init__(self) -> None:
         self.titles: list[str] = []
 
-    def name(self, artists: Iterable[Any], keys: Sequence[str], title: str, needs: str = "choices") -> None:
-        """Say that these artists are about choices: shown while one of them is (`choices`), or all are (`all`)."""
+    def name(self, artists: Iterable[Any], keys: Sequence[str], title: str, needs: str = "configurations") -> None:
+        """Name the artists' configurations; they show while one of them does (`configurations`) or all do (`all`)."""
         for artist in artists:
             artist.set_gid(f"mark-{needs}-{'.'.join(keys)}-{len(self.titles)}")
             self.titles.append(title)
@@ -120,7 +120,11 @@ def _plain(text: str) -> str:
 
 def frontier(study: Study, legend: Legend, metric: str) -> Picture | None:
     """What is left of the bias against what is left of the ability."""
-    shown = [choice for choice in study.choices if choice.values("SS") and choice.values(metric)]
+    shown = [
+        configuration
+        for configuration in study.configurations
+        if configuration.values("SS") and configuration.values(metric)
+    ]
     if not shown:
         return None
     ratio = metric == "perplexity"
@@ -134,10 +138,10 @@ def frontier(study: Study, legend: Legend, metric: str) -> Picture | None:
         at = (base[0], 1.0 if ratio else base[1])
         marks.name(axes.plot(*at, "x", color=INK, markersize=9, markeredgewidth=2), [c.key for c in group],
                    f"base model, {group[0].bias}: SS {base[0]:.1f}, {metric} {base[1]:,.1f}")  # fmt: skip
-    for choice in shown:
-        _point(axes, choice, metric, legend, marks)
+    for configuration in shown:
+        _point(axes, configuration, metric, legend, marks)
     legend.draw(figure)
-    label = f"SS against {metric} of {len(shown)} choices and their base models; the first table has the figures"
+    label = f"SS against {metric} of {len(shown)} configurations and their base models; the first table has the figures"
     title = "Bias and perplexity" if ratio else "Bias and language modelling"
     return Picture(
         f"frontier-{metric}", title, marks.linked(svg(figure, label), f"frontier-{metric}"),
@@ -145,41 +149,42 @@ def frontier(study: Study, legend: Legend, metric: str) -> Picture | None:
     )  # fmt: skip
 
 
-def _by_setting(shown: Sequence[Choice]) -> Iterator[list[Choice]]:
-    settings: dict[tuple[Any, ...], list[Choice]] = {}
-    for choice in shown:
-        settings.setdefault(choice.setting, []).append(choice)
+def _by_setting(shown: Sequence[Configuration]) -> Iterator[list[Configuration]]:
+    settings: dict[tuple[Any, ...], list[Configuration]] = {}
+    for configuration in shown:
+        settings.setdefault(configuration.setting, []).append(configuration)
     yield from settings.values()
 
 
-def _point(axes: Any, choice: Choice, metric: str, legend: Legend, marks: Marks) -> None:
-    ss, row, seeds = choice.row("SS"), choice.row(metric), choice.change
+def _point(axes: Any, configuration: Configuration, metric: str, legend: Legend, marks: Marks) -> None:
+    ss, row, seeds = configuration.row("SS"), configuration.row(metric), configuration.change
     assert ss is not None
     assert row is not None
     assert seeds is not None
-    across, value = ss.base.value + seeds.mean, float(np.mean(choice.values(metric)))
+    across, value = ss.base.value + seeds.mean, float(np.mean(configuration.values(metric)))
     up = value / row.base.value if metric == "perplexity" else value
-    colour, bad = legend.colour(choice), FLAGS.get(choice.outcome.verdict, ("", ""))[1] == "bad"
+    colour, bad = legend.colour(configuration), FLAGS.get(configuration.outcome.verdict, ("", ""))[1] == "bad"
     drawn = axes.plot([ss.base.value + seeds.low, ss.base.value + seeds.high], [up, up], color=colour, linewidth=0.8)
-    drawn += axes.plot(across, up, legend.marker(choice), color=colour, markersize=7,
+    drawn += axes.plot(across, up, legend.marker(configuration), color=colour, markersize=7,
                        markerfacecolor="none" if bad else colour, markeredgewidth=1.5)  # fmt: skip
-    if choice.pareto:
+    if configuration.pareto:
         drawn += axes.plot(across, up, "o", color=INK, markersize=13, markerfacecolor="none", markeredgewidth=1)
-    text = f"{choice.name} ({choice.bias}): SS {across:.1f}, {metric} {value:,.1f}, {choice.outcome.verdict}"
-    marks.name(drawn, [choice.key], text)
+    verdict = configuration.outcome.verdict
+    text = f"{configuration.name} ({configuration.bias}): SS {across:.1f}, {metric} {value:,.1f}, {verdict}"
+    marks.name(drawn, [configuration.key], text)
 
 
 # ---------------------------------------------------------------- curves
 
 
 def efficiency(study: Study, legend: Legend) -> Picture | None:
-    """Change of ICAT by the number of training sentences: one line for choices that differ in nothing else."""
-    lines: dict[str, list[tuple[int, Choice]]] = {}
-    for choice in study.choices:
-        n, row = choice.run.config.get("data", {}).get("n"), choice.row("ICAT")
+    """Change of ICAT by the number of training sentences: one line for configurations that differ in nothing else."""
+    lines: dict[str, list[tuple[int, Configuration]]] = {}
+    for configuration in study.configurations:
+        n, row = configuration.run.config.get("data", {}).get("n"), configuration.row("ICAT")
         if n and row and row.delta:
-            rest = " ".join(f"{k}={v}" for k, v in choice.label.items() if k not in ("n", "data.n"))
-            lines.setdefault(rest, []).append((int(n), choice))
+            rest = " ".join(f"{k}={v}" for k, v in configuration.label.items() if k not in ("n", "data.n"))
+            lines.setdefault(rest, []).append((int(n), configuration))
     lines = {rest: sorted(line, key=lambda point: point[0]) for rest, line in lines.items() if len(line) > 1}
     if not lines:
         return None
@@ -199,35 +204,37 @@ def efficiency(study: Study, legend: Legend) -> Picture | None:
     label = f"Change of ICAT by the number of training sentences, {len(lines)} lines; the tables have the figures"
     return Picture("efficiency", "Data efficiency", marks.linked(svg(figure, label), "efficiency"),
                    "Mean over seeds; upright lines: 95% interval, over seeds put together from those of the runs. A "
-                   "line joins choices that differ in their number of sentences alone.")  # fmt: skip
+                   "line joins configurations that differ in their number of sentences alone.")  # fmt: skip
 
 
-def _curve(axes: Any, rest: str, line: Sequence[tuple[int, Choice]], legend: Legend, dashes: str, marks: Marks) -> None:
-    deltas = [choice.row("ICAT").delta for _, choice in line]  # type: ignore[union-attr]
-    for i, ((n, choice), delta) in enumerate(zip(line, deltas, strict=True)):
+def _curve(
+    axes: Any, rest: str, line: Sequence[tuple[int, Configuration]], legend: Legend, dashes: str, marks: Marks
+) -> None:
+    deltas = [configuration.row("ICAT").delta for _, configuration in line]  # type: ignore[union-attr]
+    for i, ((n, configuration), delta) in enumerate(zip(line, deltas, strict=True)):
         assert delta is not None
-        colour = legend.colour(choice)
+        colour = legend.colour(configuration)
         drawn = axes.plot([n, n], [delta.ci_low, delta.ci_high], color=colour, linewidth=0.8)
-        drawn += axes.plot(n, delta.value, legend.marker(choice), color=colour, markersize=7)
-        marks.name(drawn, [choice.key], f"{choice.name}: ICAT {delta.value:+.1f} with {n:,} sentences")
+        drawn += axes.plot(n, delta.value, legend.marker(configuration), color=colour, markersize=7)
+        marks.name(drawn, [configuration.key], f"{configuration.name}: ICAT {delta.value:+.1f} with {n:,} sentences")
         if i:
             (before, other), at = line[i - 1], deltas[i - 1]
             joint = axes.plot([before, n], [at.value, delta.value], dashes, color=colour, linewidth=1.2)  # type: ignore[union-attr]
-            marks.name(joint, [other.key, choice.key], rest, needs="all")
+            marks.name(joint, [other.key, configuration.key], rest, needs="all")
 
 
 def losses(study: Study, legend: Legend) -> Picture | None:
     """Running mean of the training loss of every run."""
-    shown = [(c, e.run) for c in study.choices for e in c.entries if len(e.run.losses) > 1]
+    shown = [(c, e.run) for c in study.configurations for e in c.members if len(e.run.losses) > 1]
     if not shown:
         return None
     figure, axes = _axes("share of the training", "loss, nats per token (running mean)")
     marks = Marks()
-    for choice, run in shown:
+    for configuration, run in shown:
         steps, mean = thinned(run.losses)
-        drawn = axes.plot(steps / steps[-1], mean, color=legend.colour(choice), linewidth=1.1, alpha=0.8)
-        text = f"{choice.name}, seed {run.seed}: {mean[0]:.2f} to {mean[-1]:.2f} in {int(steps[-1]):,} steps"
-        marks.name(drawn, [choice.key], text)
+        drawn = axes.plot(steps / steps[-1], mean, color=legend.colour(configuration), linewidth=1.1, alpha=0.8)
+        text = f"{configuration.name}, seed {run.seed}: {mean[0]:.2f} to {mean[-1]:.2f} in {int(steps[-1]):,} steps"
+        marks.name(drawn, [configuration.key], text)
     legend.draw(figure, marks=False)
     label = f"Training loss of {len(shown)} runs"
     return Picture("losses", "Training loss", marks.linked(svg(figure, label), "losses"), "One line per run.")

@@ -12,23 +12,23 @@ from rich.text import Text
 
 from debias.benchmarks.evaluation import figures_of
 from debias.records import Figure, UserError
+from debias.report.comparison import Row, p_text
 from debias.report.many_runs.collection import Collection, Planned, Run, collect
 from debias.report.many_runs.configurations import (
     HEADLINES,
     Benchmarks,
-    Choice,
-    Entry,
-    choices,
-    entries,
+    Configuration,
+    LabelledRun,
+    grouped,
     headlines,
+    labelled,
     scored,
 )
 from debias.report.many_runs.labels import words
-from debias.report.many_runs.page import write_page
 from debias.report.many_runs.provenance import notes_on
+from debias.report.many_runs.study_page import write_page
 from debias.report.many_runs.study_tables import Study, spread
 from debias.report.outcome import outcome
-from debias.report.tables import Row, p_text
 from debias.results import read_likelihoods
 
 FEW = 20  # up to so many runs have a line of their own
@@ -57,18 +57,22 @@ def report(
     found = collect(paths, planned)
     if not found.runs:
         raise UserError(_nothing(found, paths))
-    kept, left_out = entries(found.runs)
-    made = choices(kept, benchmarks_of)
-    troubles = [f"{choice.name}: its records are not used: {choice.trouble}" for choice in made if choice.trouble]
+    kept, left_out = labelled(found.runs)
+    made = grouped(kept, benchmarks_of)
+    troubles = [
+        f"{configuration.name}: its records are not used: {configuration.trouble}"
+        for configuration in made
+        if configuration.trouble
+    ]
     study = Study(made, notes_on(found, [*left_out, *troubles]))
     if len(kept) <= FEW:
         console.print(_runs(kept))
         console.print(
             "base -> debiased; difference of SS with its 95% interval; StereoSet of the targeted bias", style="dim"
         )
-    if any(len(choice.entries) > 1 for choice in study.choices) or len(kept) > FEW:
+    if any(len(configuration.members) > 1 for configuration in study.configurations) or len(kept) > FEW:
         console.print(Text("\nover seeds: mean ± standard deviation", style="bold"))
-        console.print(_means(study.choices))
+        console.print(_means(study.configurations))
         console.print("difference of SS with a 95% interval for seeds and examples alike (hierarchical bootstrap; ≈: "
                       "from the runs' own intervals), p adjusted for the number of rows", style="dim")  # fmt: skip
     for note in study.notes:
@@ -127,14 +131,14 @@ def _numbers(figure: Figure) -> np.ndarray:
 # ---------------------------------------------------------------- terminal
 
 
-def _runs(kept: Sequence[Entry]) -> Table:
+def _runs(kept: Sequence[LabelledRun]) -> Table:
     """One line per run."""
     table = _table("run", "bias", "SS", "difference", "LMS", "ICAT", "perplexity", "verdict")
-    for entry in kept:
-        run = entry.run
-        cells = headline_cells(entry.figures, run.bias)
-        verdict = outcome(entry.figures, run.bias, run.bounds).verdict
-        name = Text(words(entry.label) or run.name)  # no markup
+    for member in kept:
+        run = member.run
+        cells = headline_cells(member.figures, run.bias)
+        verdict = outcome(member.figures, run.bias, run.bounds).verdict
+        name = Text(words(member.label) or run.name)  # no markup
         table.add_row(name, run.bias, *cells, verdict)
     return table
 
@@ -149,20 +153,27 @@ def headline_cells(figures: Sequence[Figure], bias: str) -> list[str]:
     return [first, delta, *others]
 
 
-def _means(found: Sequence[Choice]) -> Table:
-    """One line per choice."""
+def _means(found: Sequence[Configuration]) -> Table:
+    """One line per configuration."""
     table = _table("runs", "seeds", "SS", "difference", "p", "certain", "LMS", "ICAT", "perplexity", "verdict")
-    for choice in found:
-        if choice.change is None:
+    for configuration in found:
+        if configuration.change is None:
             continue  # base models alone
-        seeds = choice.change
-        delta = f"{'' if choice.exact else '≈ '}{seeds.mean:+.1f} ({seeds.low:+.1f} to {seeds.high:+.1f})"
-        ss, *others = [spread(choice.values(metric)) for metric in HEADLINES]
-        p = "" if choice.p_adjusted is None else p_text(choice.p_adjusted)
-        certain = f"{choice.certain} of {len(choice.entries)}"
-        marks = ", best" if choice.best else ", Pareto" if choice.pareto else ""
+        seeds = configuration.change
+        delta = f"{'' if configuration.exact else '≈ '}{seeds.mean:+.1f} ({seeds.low:+.1f} to {seeds.high:+.1f})"
+        ss, *others = [spread(configuration.values(metric)) for metric in HEADLINES]
+        p = "" if configuration.p_adjusted is None else p_text(configuration.p_adjusted)
+        certain = f"{configuration.certain} of {len(configuration.members)}"
+        marks = ", best" if configuration.best else ", Pareto" if configuration.pareto else ""
         table.add_row(
-            Text(choice.name), str(len(choice.entries)), ss, delta, p, certain, *others, choice.outcome.verdict + marks
+            Text(configuration.name),
+            str(len(configuration.members)),
+            ss,
+            delta,
+            p,
+            certain,
+            *others,
+            configuration.outcome.verdict + marks,
         )
     return table
 

@@ -1,5 +1,5 @@
 "use strict";
-// Filters act on whatever says which choices it is about: rows and marks that have data-choices are shown while one of
+// Filters act on whatever says which configurations it is about: rows and marks that have data-configurations are shown while one of
 // them is chosen, joints that have data-all while all are; the heat map takes its means from the chosen ones.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -8,20 +8,20 @@
 
   function chosen() {
     const wanted = all("fieldset", form).map((set) => [set.dataset.key, new Set(all("input:checked", set).map((box) => box.value))]);
-    return new Set(data.choices.filter((choice) => wanted.every(([key, values]) => values.has(choice.values[key]))).map((choice) => choice.key));
+    return new Set(data.configurations.filter((configuration) => wanted.every(([key, values]) => values.has(configuration.values[key]))).map((configuration) => configuration.key));
   }
 
   function show(keys) {
-    for (const element of all("[data-choices]")) {
-      element.toggleAttribute("hidden", !element.dataset.choices.split(" ").some((key) => keys.has(key)));
+    for (const element of all("[data-configurations]")) {
+      element.toggleAttribute("hidden", !element.dataset.configurations.split(" ").some((key) => keys.has(key)));
     }
     for (const element of all("[data-all]")) {
       element.toggleAttribute("hidden", !element.dataset.all.split(" ").every((key) => keys.has(key)));
     }
     heat(keys);
     document.dispatchEvent(new CustomEvent("chosen", { detail: keys }));
-    const count = `${keys.size} of ${data.choices.length} choices shown`;
-    document.getElementById("count").textContent = keys.size ? count : `${count}: no choice has all that is ticked`;
+    const count = `${keys.size} of ${data.configurations.length} configurations shown`;
+    document.getElementById("count").textContent = keys.size ? count : `${count}: no configuration has all that is ticked`;
   }
 
   function heat(keys) {
@@ -70,5 +70,5 @@
   form.addEventListener("reset", () => setTimeout(() => show(chosen()))); // the boxes are ticked after this event
   form.hidden = !form.querySelector("fieldset");
   if (matchMedia("(max-width: 40rem)").matches) form.querySelector("details").open = false;
-  show(new Set(data.choices.map((choice) => choice.key)));
+  show(new Set(data.configurations.map((configuration) => configuration.key)));
 })();

@@ -10,7 +10,7 @@ import jinja2
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
-def template(name: str, facts: dict[str, Any]) -> str:
+def fill(name: str, facts: dict[str, Any]) -> str:
     """Fill a template; whatever goes into HTML is escaped, for it comes from data."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
