@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -156,7 +157,8 @@ def table() -> str:
         cells = [cell(row, column) for column in COLUMNS]
         marks = [c if c == "works" else f"error ({notes.setdefault(c, len(notes) + 1)})" for c in cells]
         lines.append(f"| `{row}` | {' | '.join(marks)} |")
-    below = [f"{number}. {note}" for note, number in notes.items()]
+    wrap = partial(textwrap.fill, width=100, subsequent_indent="   ", break_on_hyphens=False, break_long_words=False)
+    below = [wrap(f"{number}. {note}") for note, number in notes.items()]
     return "\n".join([*lines, "", *below, ""] if below else [*lines, ""])
 
 
