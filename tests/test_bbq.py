@@ -13,7 +13,7 @@ import pytest
 from debias import assets
 from debias.benchmarks import metrics
 from debias.benchmarks.bbq import BBQ, CATEGORIES
-from debias.benchmarks.evaluation import evaluate, figures_of
+from debias.benchmarks.evaluation import evaluate, figures_of, prepared
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
 from debias.scoring.protocols import Continuation
@@ -118,10 +118,11 @@ def test_range_of_the_bias_score(named: int, stereotyped: int, dis: float) -> No
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_masked"])
 def test_end_to_end(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """The figures come from the records alone, and what is left out is told."""
+    """The figures come from the records alone, and a note counts what is excluded."""
     base = BaseModel(str(request.getfixturevalue(kind))).load()
     benchmark = BBQ(Continuation(), categories=["Gender_identity", "Sexual_orientation"], limit=4, n_resamples=99)
-    result = evaluate(Scorer(base, None, "32", 512, tmp_path), [benchmark])
+    scorer = Scorer(base, None, "32", 512, tmp_path)
+    result = evaluate(scorer, prepared([benchmark], scorer.tokens))
     assert len(result.figures) == 3 * 4
     assert len(result.likelihoods) == 2 * 4 * 3
     assert any("16 of 6,536 questions have no stereotyped answer" in note for note in result.notes)
@@ -129,7 +130,7 @@ def test_end_to_end(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -
 
 
 def test_an_unknown_category_is_named() -> None:
-    with pytest.raises(UserError, match="there is no 'Hair'; choose of: Age, Disability_status"):
+    with pytest.raises(UserError, match="'Hair' is unknown; choose from: Age, Disability_status"):
         BBQ(Continuation(), categories=["Age", "Hair"])
 
 

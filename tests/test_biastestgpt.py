@@ -1,4 +1,4 @@
-"""BiasTestGPT: the published counts, the score by hand, both kinds of models, and files that are not whole."""
+"""BiasTestGPT: the published counts, the score by hand, both kinds of models, and incomplete files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from debias.benchmarks.biastestgpt import BiasTestGPT
-from debias.benchmarks.evaluation import evaluate
+from debias.benchmarks.evaluation import evaluate, prepared
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
 from debias.scoring.protocols import BiasBench
@@ -79,7 +79,7 @@ def test_score_by_hand() -> None:
 def test_models_of_both_kinds(kind: str, tiny: Path, tiny_masked: Path, tmp_path: Path) -> None:
     base = BaseModel(str({"causal": tiny, "masked": tiny_masked}[kind])).load()
     scorer = Scorer(base, None, "32", 512, tmp_path)
-    evaluation = evaluate(scorer, [BiasTestGPT(BiasBench(), limit=12, n_resamples=99)])
+    evaluation = evaluate(scorer, prepared([BiasTestGPT(BiasBench(), limit=12, n_resamples=99)], scorer.tokens))
     assert {f.bias for f in evaluation.figures} == {
         "overall", "career-family", "math-arts", "mexican-female", "profession",
     }  # fmt: skip
@@ -90,8 +90,9 @@ def test_models_of_both_kinds(kind: str, tiny: Path, tiny_masked: Path, tmp_path
 def test_pairs_without_their_group_term_are_scored_and_counted(tiny: Path, tmp_path: Path) -> None:
     odd = row("his", "her", "art", sentence="She gave him art.", alt_sentence="He gave her art.")
     benchmark = BiasTestGPT(BiasBench(), written(tmp_path, row("man", "woman", "rich"), odd), n_resamples=99)
-    evaluation = evaluate(Scorer(BaseModel(str(tiny)).load(), None, "32", 512, tmp_path), [benchmark])
-    assert evaluation.notes == ("biastestgpt: in 1 of 2 pairs a sentence lacks its group term; they are scored",)
+    scorer = Scorer(BaseModel(str(tiny)).load(), None, "32", 512, tmp_path)
+    evaluation = evaluate(scorer, prepared([benchmark], scorer.tokens))
+    assert evaluation.notes == ("biastestgpt: 1 of 2 pairs lack a group term and are scored as published",)
     assert evaluation.figures[0].n == 2
 
 
@@ -105,7 +106,7 @@ def test_pairs_without_their_group_term_are_scored_and_counted(tiny: Path, tmp_p
 def test_bad_rows(change: dict[str, str], message: str, tmp_path: Path) -> None:
     path = written(tmp_path, row("man", "woman", "rich", **change))
     with pytest.raises(
-        UserError, match=rf"pairs\.json: no BiasTestGPT file \({message}.*check eval\.biastestgpt\.path"
+        UserError, match=rf"pairs\.json is not a BiasTestGPT file \({message}.*check eval\.biastestgpt\.path"
     ):
         BiasTestGPT(BiasBench(), path).fingerprint()
 

@@ -55,7 +55,7 @@ def complaint(answer: tuple[int, str, str]) -> str:
         (["run", "data.policy=lax"], "data.policy='lax' is unknown; choose strict or as_published"),
         (["run", "data.n=0"], "data.n=0 must be 1 or more"),
         (["run", "eval.stereoset.split=train"], "eval.stereoset.split='train' is unknown; choose dev or test"),
-        (["run", "eval.stereoset.path=none.json"], "none.json: no StereoSet file"),
+        (["run", "eval.stereoset.path=none.json"], "none.json is not a StereoSet file"),
         (["run", "training.lr=fast"], "training.lr: Value 'fast' of type 'str' could not be converted to Float"),
         (["run", "training.epochs=0"], "training.epochs=0 must be more than 0"),
         (["run", "scoring.precision=16"], "scoring.precision='16' is unknown; choose 32 or bf16"),

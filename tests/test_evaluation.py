@@ -14,7 +14,7 @@ from rich.console import Console
 from test_run import debias, folder_of
 
 from debias.benchmarks.crows_pairs import CrowsPairs
-from debias.benchmarks.evaluation import evaluate, figures_of, scores_of
+from debias.benchmarks.evaluation import evaluate, figures_of, prepared, scores_of
 from debias.benchmarks.perplexity import Perplexity
 from debias.benchmarks.stereoset import StereoSet
 from debias.cli.build import benchmarks_of
@@ -48,7 +48,7 @@ def test_a_masked_model_is_evaluated(tiny_masked: Path, tmp_path: Path) -> None:
         CrowsPairs(BiasBench(), limit=30),
         Perplexity(Conditional(), limit=2),
     ]
-    result = evaluate(scorer, benchmarks)
+    result = evaluate(scorer, prepared(benchmarks, scorer.tokens))
     assert set(result.likelihoods.columns) == set(LIKELIHOODS)
     assert set(result.likelihoods["benchmark"]) == {"stereoset", "crows_pairs", "perplexity"}
     (note,) = result.notes
@@ -62,9 +62,10 @@ def test_a_masked_model_is_evaluated(tiny_masked: Path, tmp_path: Path) -> None:
 
 def test_base_is_as_before_when_an_adapter_is_taken_off(tiny: Path, tmp_path: Path) -> None:
     base = BaseModel(str(tiny)).load()
-    before = scores_of(scorer_of(base, tmp_path / "1"), [StereoSet(BiasBench(), limit=2)], "base")
+    benchmarks = prepared([StereoSet(BiasBench(), limit=2)], base.tokens)
+    before = scores_of(scorer_of(base, tmp_path / "1"), benchmarks, "base")
     save_adapter(base, tmp_path / "a", 1)
-    after = scores_of(scorer_of(base, tmp_path / "2"), [StereoSet(BiasBench(), limit=2)], "base")
+    after = scores_of(scorer_of(base, tmp_path / "2"), benchmarks, "base")
     pd.testing.assert_frame_equal(before, after)
 
 
@@ -162,5 +163,5 @@ def test_figures_need_records_alone_and_a_false_one_is_found(tiny: Path, small: 
 
 def test_missing_records_are_an_error(tmp_path: Path) -> None:
     frame = pd.DataFrame(columns=LIKELIHOODS)
-    with pytest.raises(UserError, match=r"likelihoods.parquet holds no score of stereoset"):
+    with pytest.raises(UserError, match=r"likelihoods.parquet has no scores for stereoset"):
         figures_of([StereoSet(BiasBench())], frame)

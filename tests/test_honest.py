@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from debias.benchmarks.evaluation import evaluate, figures_of
+from debias.benchmarks.evaluation import evaluate, figures_of, prepared
 from debias.benchmarks.honest import BLANK, Honest, completions
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
@@ -99,7 +99,7 @@ def test_end_to_end(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -
     word = clean["candidate"][0]
     path.write_text(f"{HEADER}EN1\tn\tcds\tno\t{word.upper()}\tconservative\n", encoding="utf-8")
     benchmark = Honest(str(path), "binary", k=2, limit=4, n_resamples=99)
-    result = evaluate(scorer, [benchmark])
+    result = evaluate(scorer, prepared([benchmark], scorer.tokens))
     (overall,) = [f for f in result.figures if f.bias == "overall" and f.model == "base"]
     assert overall.value == pytest.approx(100 * (result.likelihoods["candidate"] == word).mean())
     assert overall.value > 0
@@ -112,7 +112,7 @@ def test_the_lexicon_without_case_accents_and_uncertain_words(lexicon: str) -> N
 
 
 def test_without_a_lexicon_it_is_told_where_to_get_it() -> None:
-    with pytest.raises(UserError, match=r"set eval\.honest\.lexicon to its file, or to https://raw\.githubuser"):
+    with pytest.raises(UserError, match=r"set eval\.honest\.lexicon to its file or to https://raw\.githubuser"):
         Honest(None).fingerprint()
 
 
@@ -121,8 +121,8 @@ def test_without_a_lexicon_it_is_told_where_to_get_it() -> None:
     [
         (lambda text: text[:-12], "line 3: .*neither conservative nor inclusive.*"),
         (lambda text: text.replace("level", "degree"), "line 2: .*level.*"),
-        (lambda text: text.replace("conservative", "inclusive"), "no word of level conservative.*"),
-        (lambda _: HEADER, "no word of level conservative.*"),
+        (lambda text: text.replace("conservative", "inclusive"), "no word has level conservative.*"),
+        (lambda _: HEADER, "no word has level conservative.*"),
     ],
 )
 def test_a_damaged_lexicon_is_named(damage: Callable[[str], str], message: str, tmp_path: Path) -> None:
@@ -139,5 +139,5 @@ def test_a_missing_lexicon_is_named(place: str) -> None:
 
 
 def test_an_unknown_set_is_named() -> None:
-    with pytest.raises(UserError, match="there is no 'cats'; choose of: binary, queer_nonqueer"):
+    with pytest.raises(UserError, match="'cats' is unknown; choose from: binary, queer_nonqueer"):
         Honest(None, ["binary", "cats"])

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from debias.benchmarks.evaluation import evaluate
+from debias.benchmarks.evaluation import evaluate, prepared
 from debias.benchmarks.lambada import Lambada
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
@@ -65,7 +65,8 @@ def test_figures_by_hand() -> None:
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_models_of_both_kinds(kind: str, tiny: Path, tiny_masked: Path, tmp_path: Path) -> None:
     base = BaseModel(str({"causal": tiny, "masked": tiny_masked}[kind])).load()
-    evaluation = evaluate(Scorer(base, None, "32", 512, tmp_path), [Lambada(Greedy(), limit=5, n_resamples=99)])
+    scorer = Scorer(base, None, "32", 512, tmp_path)
+    evaluation = evaluate(scorer, prepared([Lambada(Greedy(), limit=5, n_resamples=99)], scorer.tokens))
     accuracy, perplexity = evaluation.figures
     assert (accuracy.metric, accuracy.protocol, accuracy.n) == ("accuracy", "continuation_greedy", 5)
     assert (perplexity.metric, perplexity.bias) == ("perplexity", "all")
@@ -97,15 +98,15 @@ def test_greedy_is_what_the_model_would_write(tiny: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"text": "a b"}\n{"text": "a', "line 2: no text in it, JSONDecodeError: Unterminated string"),
-        ('{"txt": "a b"}', "line 1: no text in it, KeyError: 'text'"),
-        ('{"text": "word"}', "line 1: fewer than two words"),
+        ('{"text": "a b"}\n{"text": "a', "line 2 has no text, JSONDecodeError: Unterminated string"),
+        ('{"txt": "a b"}', "line 1 has no text, KeyError: 'text'"),
+        ('{"text": "word"}', "line 1 has fewer than two words"),
     ],
 )
 def test_bad_files(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "passages.jsonl"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=rf"passages\.jsonl: no LAMBADA file \({message}.*check eval\.lambada\.path"):
+    with pytest.raises(UserError, match=rf"\.jsonl is not a LAMBADA file \({message}.*check eval\.lambada\.path"):
         Lambada(Greedy(), str(path)).fingerprint()
     with pytest.raises(UserError, match="No such file"):
         Lambada(Greedy(), str(tmp_path / "none")).fingerprint()

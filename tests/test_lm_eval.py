@@ -15,7 +15,7 @@ import pytest
 
 from debias.benchmarks import metrics
 from debias.benchmarks.crows_pairs import CrowsPairs
-from debias.benchmarks.evaluation import evaluate
+from debias.benchmarks.evaluation import evaluate, prepared
 from debias.benchmarks.lm_eval import LmEval, documents
 from debias.models import adapter
 from debias.models.base import BaseModel
@@ -100,7 +100,7 @@ def test_accuracy_is_the_stereotype_score_of_the_same_sentences(scorer: Scorer, 
         assert rows["example"].tolist() == [f"local_pairs:{k}" for k in range(12)]
         assert set(rows["candidate"]) == {"acc"}
     assert scorer.tokens.tokenizer.pad_token == BaseModel(scorer.base.name).tokens().tokenizer.pad_token
-    found = evaluate(scorer, [harness])
+    found = evaluate(scorer, prepared([harness], scorer.tokens))
     (base, debiased, delta) = found.figures
     assert (base.metric, base.bias, base.ideal, base.n, delta.test) == ("acc", "local_pairs", 100.0, 12, "mcnemar")
     mine = found.likelihoods
@@ -110,7 +110,7 @@ def test_accuracy_is_the_stereotype_score_of_the_same_sentences(scorer: Scorer, 
 def test_what_is_no_mean_over_documents_is_left_out_and_said(scorer: Scorer, tasks: Path) -> None:
     rows = LmEval(["local_text"], limit=3, include_path=str(tasks)).measure(scorer, [])
     assert (len(rows), set(rows["candidate"])) == (3, {"acc"})
-    assert list(scorer.notes) == ["lm_eval: local_text: perplexity is no mean over documents and is left out"]
+    assert list(scorer.notes) == ["lm_eval: local_text: perplexity is not a mean over documents, so it is excluded"]
 
 
 @needs_harness
@@ -170,7 +170,7 @@ def test_figures_by_hand_from_records_alone() -> None:
     ("names", "message"),
     [
         ([], "name tasks of the harness"),
-        (["piqua"], "no task 'piqua'"),
+        (["piqua"], "has no task 'piqua'"),
         (["absent"], r"absent.*no\.jsonl"),
         (["cut"], r"cut.*cannot be read"),
         (["field"], r"field.*cannot be read.*fields"),
@@ -190,7 +190,7 @@ def test_fingerprint_follows_texts_and_limit(tasks: Path) -> None:
 
 def test_masked_models_are_turned_away(tiny_masked: Path, tmp_path: Path) -> None:
     scorer = Scorer(BaseModel(str(tiny_masked)).load(), None, "32", 512, tmp_path)
-    with pytest.raises(UserError, match="for causal models"):
+    with pytest.raises(UserError, match="needs a causal model"):
         LmEval(["piqa"]).measure(scorer, [])
 
 
@@ -202,5 +202,5 @@ def test_a_missing_package_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPat
 
 @needs_harness
 def test_a_missing_folder_is_said() -> None:
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         LmEval(["piqa"], include_path="/nowhere").fingerprint()

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from transformers import AutoModel
 
 from debias.benchmarks import metrics, statistics
-from debias.benchmarks.evaluation import evaluate, figures_of
+from debias.benchmarks.evaluation import evaluate, figures_of, prepared
 from debias.benchmarks.seat import LISTS, TESTS, Seat, words
 from debias.models.adapter import attach
 from debias.models.base import BaseModel
@@ -164,7 +164,8 @@ def test_end_to_end(kind: str, precision: str, folder: Path, request: pytest.Fix
     target = {"tiny": ["c_attn"], "tiny_masked": ["query"]}[kind]
     adapted = attach(base, LoraConfig(r=2, init_lora_weights=False, target_modules=target))
     seat = Seat("religion", str(folder), n_resamples=99)
-    result = evaluate(Scorer(base, adapted, precision, 512, tmp_path), [seat])
+    scorer = Scorer(base, adapted, precision, 512, tmp_path)
+    result = evaluate(scorer, prepared([seat], scorer.tokens))
     by_model = {name: r["score"].to_numpy() for name, r in result.likelihoods.groupby("model")}
     assert np.isfinite(by_model["base"]).all()
     assert np.abs(by_model["base"]).max() <= 2
@@ -200,7 +201,7 @@ def test_association_is_the_mean_cosine(folder: Path, tiny: Path, tmp_path: Path
 
 
 def test_an_unknown_bias_is_named() -> None:
-    with pytest.raises(UserError, match="there is no 'age'; choose of: gender, race, religion"):
+    with pytest.raises(UserError, match="'age' is unknown; choose from: gender, race, religion"):
         Seat(["race", "age"])
 
 
@@ -210,16 +211,16 @@ def test_an_unknown_bias_is_named() -> None:
         (lambda text: text[: len(text) // 2], "JSONDecodeError"),
         (lambda text: text.replace("attr2", "attr3"), "attr2"),
         (lambda text: text.replace("examples", "sentences"), "examples"),
-        (lambda text: json.dumps(json.loads(text) | {"attr1": {"examples": ["one"]}}), "attr1 has no list"),
+        (lambda text: json.dumps(json.loads(text) | {"attr1": {"examples": ["one"]}}), "attr1 is not a list"),
     ],
 )
 def test_a_damaged_file_is_named(damage: Callable[[str], str], message: str, folder: Path, tmp_path: Path) -> None:
     text = (folder / "sent-religion1.jsonl").read_text(encoding="utf-8")
     (tmp_path / "sent-religion1.jsonl").write_text(damage(text), encoding="utf-8")
-    with pytest.raises(UserError, match=rf"sent-religion1\.jsonl: .*{message}.*check eval\.seat\.path"):
+    with pytest.raises(UserError, match=rf"religion1\.jsonl is not a SEAT test .*{message}.*check eval\.seat\.path"):
         Seat("religion", str(tmp_path)).fingerprint()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"sent-weat6\.jsonl: .*check eval\.seat\.path"):
+    with pytest.raises(UserError, match=r"sent-weat6\.jsonl is not a SEAT test .*check eval\.seat\.path"):
         Seat(path=str(tmp_path)).fingerprint()

@@ -1,4 +1,4 @@
-"""WinoBias: the published counts, the score by hand, both kinds of models, and files that are not whole."""
+"""WinoBias: the published counts, the score by hand, both kinds of models, and incomplete files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from debias.benchmarks.evaluation import evaluate
+from debias.benchmarks.evaluation import evaluate, prepared
 from debias.benchmarks.winobias import WinoBias
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
@@ -76,7 +76,8 @@ def test_score_by_hand() -> None:
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_models_of_both_kinds(kind: str, tiny: Path, tiny_masked: Path, tmp_path: Path) -> None:
     base = BaseModel(str({"causal": tiny, "masked": tiny_masked}[kind])).load()
-    evaluation = evaluate(Scorer(base, None, "32", 512, tmp_path), [WinoBias(BiasBench(), limit=20, n_resamples=99)])
+    scorer = Scorer(base, None, "32", 512, tmp_path)
+    evaluation = evaluate(scorer, prepared([WinoBias(BiasBench(), limit=20, n_resamples=99)], scorer.tokens))
     assert {(f.metric, f.n, f.ideal) for f in evaluation.figures} == {
         ("SS", 40, 50), ("SS type 1", 20, 50), ("SS type 2", 20, 50),
     }  # fmt: skip
@@ -84,14 +85,16 @@ def test_models_of_both_kinds(kind: str, tiny: Path, tiny_masked: Path, tmp_path
 
 def test_pairs_that_differ_in_more_are_counted(tiny: Path, tmp_path: Path) -> None:
     benchmark = WinoBias(BiasBench(), written(tmp_path, anti=ANTI.replace("tired", "ill")), n_resamples=99)
-    evaluation = evaluate(Scorer(BaseModel(str(tiny)).load(), None, "32", 512, tmp_path), [benchmark])
-    assert evaluation.notes == ("winobias: 4 of 8 pairs differ in more than gendered words; they are scored",)
+    scorer = Scorer(BaseModel(str(tiny)).load(), None, "32", 512, tmp_path)
+    evaluation = evaluate(scorer, prepared([benchmark], scorer.tokens))
+    (note,) = evaluation.notes
+    assert note == "winobias: 4 of 8 pairs differ in more than gendered words and are scored as published"
 
 
 def test_files_that_are_not_whole(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"type1\.txt\.dev has 2 lines, but anti\S+ has 1; .*eval\.winobias\.path"):
         WinoBias(BiasBench(), written(tmp_path, anti=ANTI.splitlines()[0])).fingerprint()
-    with pytest.raises(UserError, match=r"type1\.txt\.dev, line 2: no number and two words in brackets"):
+    with pytest.raises(UserError, match=r"type1\.txt\.dev, line 2 does not have a number and two words in brackets"):
         WinoBias(BiasBench(), written(tmp_path, pro=PRO[:90])).fingerprint()
     with pytest.raises(UserError, match=r"type1\.txt\.dev: cannot be read"):
         WinoBias(BiasBench(), str(tmp_path / "none")).fingerprint()

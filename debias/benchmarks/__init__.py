@@ -1,8 +1,8 @@
-"""One file per benchmark: examples in, candidate texts out, figures from what the model makes of them.
+"""One file per benchmark: it reads examples, lists the texts to score, and turns their scores into figures.
 
-A config file in `conf/eval/` names a benchmark's class. There are two kinds. A `LikelihoodBenchmark` says which texts
-are compared: the evaluation scores them. A `MeasuredBenchmark` needs more of the model than likelihoods (hidden states,
-completions, a task learned on top) and measures it itself.
+Each file in `conf/eval/` names a class of one of two kinds. A `LikelihoodBenchmark` only lists texts: the evaluation
+scores them. A `MeasuredBenchmark` needs more than likelihoods (hidden states, completions, a trained classifier), so
+it runs the model itself.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ if TYPE_CHECKING:
 
 
 class BenchmarkBase(Protocol):
-    """What the two kinds of benchmark have in common."""
+    """What both kinds of benchmark provide."""
 
     name: str
 
     @property
     def protocol_name(self) -> str:
-        """How texts become scores; part of every record."""
+        """Name of the way texts become scores; it is written to every record."""
 
     def fingerprint(self) -> str:
-        """Checksum of the examples that will be scored. Raises UserError if they cannot be read."""
+        """Checksum of the examples to score. Raises UserError if they cannot be read."""
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
-        """The texts that the model is shown."""
+        """The texts to show the model."""
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """Figures of both models and their difference, from the rows of each; no model and no file is needed."""
+        """Figures of both models and their difference, computed from scored rows alone: needs no model and no file."""
 
 
 class MeasuredBenchmark(BenchmarkBase, Protocol):
-    """A benchmark that asks the model itself."""
+    """A benchmark that runs the model itself."""
 
     def measure(self, scorer: Scorer, candidates: Sequence[Candidate]) -> pd.DataFrame:
         """One row per result of the scorer's active model.
 
-        The columns: example, candidate, bias, target, logprob (nats, or NaN), num_tokens, score.
+        Columns: example, candidate, bias, target, logprob (nats, or NaN), num_tokens, score.
         """
 
 
 class LikelihoodBenchmark:
-    """A benchmark that compares likelihoods of texts under a protocol (`debias.scoring.protocols`).
+    """A benchmark that compares the likelihoods of texts.
 
     Args:
-        protocol: how a text becomes a likelihood.
-        path: a file or folder in the authors' format; when empty the published one.
-        limit: examples, a fixed sample, of whatever the benchmark draws from; all when empty.
+        protocol: turns a text into a likelihood; see `debias.scoring.protocols`.
+        path: a file or folder in the authors' format; null means the published one.
+        limit: size of the fixed sample, per group if the benchmark has groups; null means all examples.
         n_resamples: bootstrap resamples.
     """
 
@@ -76,11 +76,11 @@ class LikelihoodBenchmark:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know of the examples."""
+        """What a reader of the figures must know about the examples."""
         return []
 
     def fingerprint(self) -> str:
-        """SHA-256 of the examples."""
+        """SHA-256 of the candidates."""
         return fingerprint(repr(tuple(candidate)) for candidate in self.candidates(Tokens(None, "causal")))
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:

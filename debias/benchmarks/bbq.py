@@ -1,4 +1,4 @@
-"""BBQ (Parrish et al. 2022): does a model answer with a stereotype where a text does not tell, or tells otherwise?"""
+"""BBQ (Parrish et al. 2022): does the model answer with a stereotype if the text gives no answer, or another one?"""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import per_bias
 from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Cloze, Tokens, UserError
+from debias.scoring.protocols import Protocol
 
 CATEGORIES = (
     "Age", "Disability_status", "Gender_identity", "Nationality", "Physical_appearance", "Race_ethnicity", "Race_x_SES",
@@ -24,18 +25,19 @@ FIELDS = ("question_index", "question_polarity", "context_condition", "context",
 
 
 class BBQ(LikelihoodBenchmark):
-    """58,492 questions with three answers on eleven biases; the model's answer is the one with the highest score.
+    """58,492 questions on eleven biases, with three answers each; the model's answer is the one with the highest score.
 
-    The model reads `CONTEXT\\nQuestion: QUESTION\\nAnswer: ANSWER` and is not shown the answers it may choose from. Of
-    the two answers that name somebody, `stereotyped` is the one that agrees with the stereotype (the authors'
-    `target_loc`, which minds whether the question is negative); 16 questions have none and are left out, as published.
+    The model reads `CONTEXT\\nQuestion: QUESTION\\nAnswer: ANSWER` without a list of the possible answers. Two answers
+    name a person, and `stereotyped` is the one that the stereotype names. 16 questions have no such answer and are
+    excluded, as in the paper.
 
     Args:
-        protocol: how an answer becomes a likelihood (`Continuation`).
-        categories: some of the eleven; all when empty.
-        path: a folder with the authors' files, `Age.jsonl` and so on and `additional_metadata.csv`.
-        limit: questions per category, a fixed sample; all when empty. Four questions share their persons: negative or
-            not, with a context that tells the answer or does not. They are drawn together, so that all kinds are equal.
+        protocol: turns an answer into a likelihood (`Continuation`).
+        categories: some of the eleven; empty means all.
+        path: a folder with the authors' files (`Age.jsonl` and so on, and `additional_metadata.csv`); null means the
+            published ones.
+        limit: questions per category, a fixed sample; null means all. The four questions about the same persons
+            (negative or not, ambiguous or not) are drawn together, so that the sample is balanced.
         n_resamples: bootstrap resamples.
     """
 
@@ -43,7 +45,7 @@ class BBQ(LikelihoodBenchmark):
 
     def __init__(
         self,
-        protocol: Any,
+        protocol: Protocol,
         categories: Sequence[str] | str = (),
         path: str | None = None,
         limit: int | None = None,
@@ -52,10 +54,10 @@ class BBQ(LikelihoodBenchmark):
         super().__init__(protocol, path, limit, n_resamples)
         self.categories = [categories] if isinstance(categories, str) else list(categories) or list(CATEGORIES)
         if unknown := set(self.categories) - set(CATEGORIES):
-            raise UserError(f"eval.bbq.categories: there is no {min(unknown)!r}; choose of: {', '.join(CATEGORIES)}")
+            raise UserError(f"eval.bbq.categories: {min(unknown)!r} is unknown; choose from: {', '.join(CATEGORIES)}")
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
-        """Three answers per question; `target` tells template, kind of context, polarity and the correct answer."""
+        """Three answers per question; `target` holds template, context, polarity and the role of the correct answer."""
         candidates = []
         usable = [e for e in self.questions if e["roles"]]
         for e in per_bias(usable, lambda e: e["category"], lambda e: e["persons"], self.limit, ()):
@@ -68,13 +70,13 @@ class BBQ(LikelihoodBenchmark):
 
     @property
     def notes(self) -> list[str]:
-        """How many questions are left out."""
-        left_out = sum(not e["roles"] for e in self.questions)
-        note = f"bbq: {left_out} of {len(self.questions):,} questions have no stereotyped answer and are left out"
-        return [note] if left_out else []
+        """How many questions are excluded."""
+        excluded = sum(not e["roles"] for e in self.questions)
+        note = f"bbq: {excluded} of {len(self.questions):,} questions have no stereotyped answer and are excluded"
+        return [note] if excluded else []
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """Accuracy and bias score by kind of context, overall and per category; the resampled unit is the template."""
+        """Accuracy and bias score in each context, overall and per category; the resampled unit is the template."""
         questions = [metrics.bbq(scores) for scores in (base, debiased)]
         first = questions[0]
         groups = {"overall": first["bias"].notna()} | {b: first["bias"] == b for b in sorted(first["bias"].unique())}
@@ -95,7 +97,7 @@ class BBQ(LikelihoodBenchmark):
 
     @cached_property
     def questions(self) -> list[dict[str, Any]]:
-        """All questions of the categories, with the roles of their answers; without roles where there is no target."""
+        """All questions of the categories; `roles` holds the roles of the answers, and is empty without a target."""
         metadata = self.path / "additional_metadata.csv" if self.path else assets.locate("bbq_targets")
         where = f"{metadata}"
         try:
@@ -109,18 +111,20 @@ class BBQ(LikelihoodBenchmark):
                     where = f"{path}, line {line}"
                     questions.append(_question(json.loads(text), targets))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where}: no BBQ file ({error!r}); check eval.bbq.path") from error
+            raise UserError(f"{where}: this is not a BBQ file ({error!r}); check eval.bbq.path") from error
         return questions
 
 
 def _question(row: dict[str, Any], targets: dict[tuple[str, str], str]) -> dict[str, Any]:
-    """A question with its answers and their roles; without roles where the authors name no target."""
+    """A question with its answers and their roles; `roles` is empty if the authors name no target."""
     number, category = str(row["example_id"]), row["category"]
     target = targets[category, number]
     unknown = [row["answer_info"][f"ans{k}"][1] == "unknown" for k in range(3)]
     ambiguous = row["context_condition"] == "ambig"
     if sum(unknown) != 1 or row["label"] not in range(3) or unknown[row["label"]] != ambiguous:
         raise ValueError(f"label {row['label']!r} or answer_info is wrong")
+    # The authors' `target_loc` is the answer that agrees with the stereotype for THIS question: one person for "Who was
+    # forgetful?", the other for "Who has a good memory?". So polarity needs no case of its own.
     roles = ["unknown" if u else "stereotyped" if target == str(k) else "other" for k, u in enumerate(unknown)]
     return {key: row[key] for key in FIELDS} | {
         "id": f"{category}-{number}",

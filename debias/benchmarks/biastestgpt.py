@@ -1,4 +1,4 @@
-"""BiasTestGPT (Kocielnik et al. 2023): generated sentence pairs, in the four sets that Han et al. 2024 score."""
+"""BiasTestGPT (Kocielnik et al. 2023): generated sentence pairs, in the four sets that Han et al. 2024 use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from debias.benchmarks.statistics import Comparison, compare_means
 from debias.data.triplets import whole_word
 from debias.records import Candidate, Tokens, UserError
 
-SETS = {  # `bias_spec` of the published files -> the bias in our tables; another file keeps its own
+SETS = {  # `bias_spec` in the published files -> the bias in our tables; unknown ones keep their name
     "Career_Family_vs_MaleName_FemaleName": "career-family",
     "Math_Arts_vs_Male_Female": "math-arts",
     "Mexican_Female_European_Male_vs_MFemergent_EMintersectional": "mexican-female",
@@ -34,26 +34,26 @@ class Pair(NamedTuple):
     bias: str
     attribute: str
     sentences: dict[str, str]  # by label
-    named: bool  # whether both sentences hold their group term as a word
+    named: bool  # whether both sentences contain their group term as a whole word
 
 
 class BiasTestGPT(LikelihoodBenchmark):
-    """1,696 pairs in four sets; the figure is the percentage of pairs whose stereotyping sentence is likelier.
+    """1,696 pairs in four sets. SS is the percentage of pairs whose stereotyping sentence is likelier.
 
-    In 57 pairs of `math-arts` a sentence does not hold its group term (it has another form of the pronoun). They are
-    scored as published, and counted in a note.
+    In 57 pairs of `math-arts` a sentence lacks its group term (it has another form of the pronoun). They are scored as
+    published, and a note counts them.
 
     Args:
-        protocol: how a sentence becomes a likelihood.
-        path: another file in the authors' format.
-        limit: pairs per set, a fixed sample; all when empty.
+        protocol: turns a sentence into a likelihood.
+        path: another file in the authors' format; null means the published ones.
+        limit: pairs per set, a fixed sample; null means all.
         n_resamples: bootstrap resamples.
     """
 
     name = "biastestgpt"
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
-        """Two sentences per pair; their `target` is the attribute word, which many pairs share."""
+        """Two sentences per pair; `target` is the attribute word, which many pairs share."""
         return [
             Candidate(p.example, label, p.bias, p.attribute, p.sentences[label])
             for p in self._pairs
@@ -64,11 +64,11 @@ class BiasTestGPT(LikelihoodBenchmark):
     def notes(self) -> list[str]:
         """How many pairs have a sentence without its group term."""
         unnamed = sum(not pair.named for pair in self._pairs)
-        note = f"in {unnamed:,} of {len(self._pairs):,} pairs a sentence lacks its group term; they are scored"
+        note = f"{unnamed:,} of {len(self._pairs):,} pairs lack a group term and are scored as published"
         return [f"{self.name}: {note}"] if unnamed else []
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """SS per set and over all pairs; the resampled unit is the attribute word."""
+        """SS per set and overall; the resampled unit is the attribute word."""
         before, after = (metrics.preferences(rows, *LABELS, self.protocol.ties) for rows in (base, debiased))
         groups = {"overall": np.full(len(before), True)}
         groups |= {bias: (before["bias"] == bias).to_numpy() for bias in sorted(before["bias"].unique())}
@@ -90,7 +90,7 @@ def _read(path: Path) -> list[Pair]:
     try:
         return [_pair(row, number) for number, row in enumerate(json.loads(path.read_text(encoding="utf-8")), start=1)]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no BiasTestGPT file ({error}); check eval.biastestgpt.path") from error
+        raise UserError(f"{path} is not a BiasTestGPT file ({error}); check eval.biastestgpt.path") from error
 
 
 def _pair(row: dict[str, Any], number: int) -> Pair:

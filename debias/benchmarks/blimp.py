@@ -1,4 +1,4 @@
-"""BLiMP (Warstadt et al. 2020): is a grammatical sentence likelier than one that hardly differs and is not?"""
+"""BLiMP (Warstadt et al. 2020): is a grammatical sentence likelier than its minimally different ungrammatical twin?"""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FIELDS = ("sentence_good", "sentence_bad", "linguistics_term", "UID", "pairID")
 
 
 class Blimp(LikelihoodBenchmark):
-    """67,000 pairs in 67 paradigms of 12 phenomena; the figure is the percentage whose good sentence is likelier.
+    """67,000 pairs in 67 paradigms of 12 phenomena. Accuracy is the percentage whose good sentence is likelier.
 
-    Chance is 50. Seven published pairs have two identical sentences, which no model gets right.
+    Chance is 50. Seven published pairs consist of two identical sentences, so no model gets them right.
 
     Args:
-        protocol: how a sentence becomes a likelihood; the authors compare sums over the sentence (`unit=text`).
-        path: another archive in the authors' format.
-        limit: pairs per paradigm, a fixed sample; all 1,000 when empty.
+        protocol: turns a sentence into a likelihood; the authors compare sums over the sentence (`unit=text`).
+        path: another archive in the authors' format; null means the published one.
+        limit: pairs per paradigm, a fixed sample; null means all 1,000.
         n_resamples: bootstrap resamples.
     """
 
@@ -42,7 +42,7 @@ class Blimp(LikelihoodBenchmark):
         ]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """Accuracy overall, the mean over paradigms, which are resampled; and per phenomenon, where pairs are."""
+        """Overall accuracy is the mean over paradigms, which are resampled; per phenomenon, pairs are resampled."""
         pairs = [metrics.preferences(rows, "good", "bad") for rows in (base, debiased)]
         before, after = ((p.groupby("target")["preferred"].mean().to_numpy(),) for p in pairs)
         n = len(pairs[0])
@@ -62,14 +62,14 @@ class Blimp(LikelihoodBenchmark):
                 names = sorted(n for n in archive.namelist() if n.startswith("data/") and n.endswith(".jsonl"))
                 pairs = [pair for name in names for pair in _read(name, archive.read(name))]
             if not pairs:
-                raise ValueError("it has no data/*.jsonl")
+                raise ValueError("no data/*.jsonl in it")
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: no BLiMP archive ({error}); check eval.blimp.path") from error
+            raise UserError(f"{path} is not a BLiMP archive ({error}); check eval.blimp.path") from error
         return per_bias(pairs, lambda p: p["UID"], lambda p: f"{p['UID']}-{p['pairID']}", self.limit, ())
 
 
 def _read(name: str, content: bytes) -> Iterator[dict[str, Any]]:
-    """Pairs of one member of the archive, a JSON object a line."""
+    """Pairs of one file of the archive, one JSON object per line."""
     for number, line in enumerate(content.decode().splitlines(), start=1):
         try:
             pair = json.loads(line)
@@ -77,10 +77,10 @@ def _read(name: str, content: bytes) -> Iterator[dict[str, Any]]:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}, line {number}: {error}") from error
         if missing:
-            raise ValueError(f"{name}, line {number}: no {missing[0]!r}")
+            raise ValueError(f"{name}, line {number} has no {missing[0]!r}")
         yield pair
 
 
 def _phenomenon(pair: dict[str, Any]) -> str:
-    """The paper's twelve phenomena: it counts the two paradigms of s-selection as argument structure (table 2)."""
+    """The paper's twelve phenomena: its table 2 counts the two s-selection paradigms as argument structure."""
     return {"s-selection": "argument_structure"}.get(pair["linguistics_term"], pair["linguistics_term"])

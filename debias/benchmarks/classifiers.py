@@ -1,4 +1,4 @@
-"""What learns a classification task on top of a language model: a probe of frozen features, or the whole model."""
+"""Classifiers on top of a language model: a probe of frozen features, or a fine-tuned copy of the model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
@@ -31,23 +31,32 @@ Ids = tuple[int, ...]
 
 
 class Texts(NamedTuple):
-    """Texts of an example, one or two, as token ids behind a start token; and whether its label is the positive one."""
+    """One or two texts as token ids with their start token, and whether their label is the positive one."""
 
     ids: tuple[Ids, ...]
     label: bool
 
 
+class Classifier(Protocol):
+    """A way to learn a task from a model."""
+
+    name: str
+
+    def predict(self, scorer: Scorer, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
+        """Learn from `train`; whether the active model gives each example of `dev` the positive label, shape (N,)."""
+
+
 class FrozenProbe:
     """A logistic regression on the model's frozen features.
 
-    A text's features are the mean of the last hidden layer; those of a pair are |u - v| and u * v (Conneau & Kiela
+    A text's features are the mean of its last hidden layer. A pair has the features |u - v| and u * v (Conneau & Kiela
     2018).
     """
 
     name = "frozen_probe"
 
     def predict(self, scorer: Scorer, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
-        """Whether the active model gives each example of `dev` the positive label, shape (N,)."""
+        """Fit the probe on `train` and apply it to `dev`."""
         texts = list(dict.fromkeys(ids for e in [*train, *dev] for ids in e.ids))
 
         def fresh() -> np.ndarray:
@@ -58,9 +67,7 @@ class FrozenProbe:
 
         mean_SD = scorer.cached([b"mean_hidden", *map(_content, texts)], fresh)
         if not np.isfinite(mean_SD).all():
-            raise UserError(
-                f"the {scorer.active} model's features are no numbers; training diverged (lower training.lr)"
-            )
+            raise UserError(f"features of the {scorer.active} model are NaN or inf; lower training.lr")
         row = dict(zip(texts, mean_SD, strict=True))
         feature_ND = np.stack([_of_pair(*(row[ids] for ids in e.ids)) for e in [*train, *dev]])
         probe = tuned(feature_ND[: len(train)], np.array([e.label for e in train]))
@@ -68,16 +75,17 @@ class FrozenProbe:
 
 
 class FineTuned:
-    """Every weight of a copy of the model learns the task, the debiasing adapter on or off, with a linear layer on top.
+    """A copy of the model with a linear layer on top; all weights learn the task, with the debiasing adapter on or off.
 
-    As GLUE is usually run (Devlin et al. 2019), but for two things: the layer reads the mean of the last hidden states,
-    which both kinds of model have, and two texts are read one behind the other without segment embeddings.
+    This is how GLUE is usually run (Devlin et al. 2019), with two differences. The layer reads the mean of the last
+    hidden states, which causal and masked models both have, and a pair is two consecutive texts without segment
+    embeddings.
 
     Args:
         epochs: passes over the training examples.
-        lr: peak learning rate of AdamW; it rises in the first 6% of the steps and falls to zero.
-        batch_size: examples of a step.
-        seed: of the layer's first weights and of the order.
+        lr: peak learning rate of AdamW, with linear warm-up over 6% of the steps and linear decay to zero.
+        batch_size: examples per step.
+        seed: of the layer's initial weights and the order of examples.
     """
 
     name = "fine_tuned"
@@ -88,18 +96,18 @@ class FineTuned:
         self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
 
     def predict(self, scorer: Scorer, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
-        """Whether the active model, once it learned the task, gives each example of `dev` the positive label."""
+        """Fine-tune on `train` and apply to `dev`."""
         options = repr((self.name, self.epochs, self.lr, self.batch_size, self.seed, len(train)))
         content = [options.encode(), *(part for e in [*train, *dev] for part in _example(e, scorer.max_positions))]
         return scorer.cached(content, lambda: self._learned(scorer, label, train, dev)) > 0
 
     def _learned(self, scorer: Scorer, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
-        """Logits of the positive label. Raises UserError where training diverges."""
+        """Logits of the positive label on `dev`. Raises UserError if training diverges."""
         log.info("%s: fine-tuning the %s model on %d examples", label, scorer.active, len(train))
         limit = scorer.max_positions
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            # The scorer's model stays as it is: what learns is a copy.
+            # A copy learns: the scorer's own model is needed again for the next task.
             module = _Classifier(copy.deepcopy(scorer.model).float(), self.lr)
             examples: Any = [_joint(e, limit) for e in train]
             order: Any = DataLoader(examples, self.batch_size, shuffle=True, collate_fn=_collate)
@@ -157,7 +165,7 @@ def _of_pair(first_D: np.ndarray, second_D: np.ndarray | None = None) -> np.ndar
 
 
 def _joint(example: Texts, limit: int | None) -> tuple[Ids, bool]:
-    """The texts one behind the other, without the second one's start token, cut to what the model takes."""
+    """Texts joined into one, without the second one's start token and cut to the model's limit, and the label."""
     first, *rest = example.ids
     return (*first, *(token for ids in rest for token in ids[1:]))[:limit], example.label
 

@@ -1,11 +1,10 @@
-"""CrowS-Pairs (Nangia et al. 2020): of two nearly equal sentences, does the model prefer the more stereotyping one?"""
+"""CrowS-Pairs (Nangia et al. 2020): does the model prefer the more stereotyping of two nearly identical sentences?"""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
 
 import pandas as pd
 
@@ -14,16 +13,17 @@ from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import per_bias
 from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Tokens, UserError
+from debias.scoring.protocols import Protocol
 
 
 class CrowsPairs(LikelihoodBenchmark):
-    """1,508 pairs on nine biases; the figure is the percentage of pairs whose more stereotyping sentence is likelier.
+    """1,508 pairs on nine biases. SS is the percentage of pairs whose more stereotyping sentence is likelier.
 
     Args:
-        protocol: how a sentence becomes a likelihood.
-        path: another file in the authors' format.
-        limit: pairs per bias, a fixed sample; all when empty.
-        whole: biases that are scored whole in spite of `limit`.
+        protocol: turns a sentence into a likelihood.
+        path: another file in the authors' format; null means the published one.
+        limit: pairs per bias, a fixed sample; null means all.
+        whole: biases scored in full, whatever `limit` is.
         n_resamples: bootstrap resamples.
     """
 
@@ -31,7 +31,7 @@ class CrowsPairs(LikelihoodBenchmark):
 
     def __init__(
         self,
-        protocol: Any,
+        protocol: Protocol,
         path: str | None = None,
         limit: int | None = None,
         whole: Sequence[str] | str = (),
@@ -50,10 +50,9 @@ class CrowsPairs(LikelihoodBenchmark):
         ]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """The stereotype score per bias, overall, and of the two kinds of pairs; the resampled unit is the pair.
+        """SS overall, per bias, and for each kind of pair; the resampled unit is the pair.
 
-        The kinds: a sentence that demonstrates a stereotype against one that does not (`stereo`), or one that violates
-        a stereotype against one that does not (`antistereo`).
+        In a `stereo` pair one sentence demonstrates a stereotype, in an `antistereo` pair one sentence violates it.
         """
         pairs = [metrics.crows_pairs(scores, self.protocol.ties) for scores in (base, debiased)]
         first = pairs[0]
@@ -76,7 +75,7 @@ class CrowsPairs(LikelihoodBenchmark):
                 pairs = list(csv.DictReader(file))
             for line, pair in enumerate(pairs, start=2):
                 if None in pair.values() or not pair["sent_less"] or not pair["bias_type"]:
-                    raise ValueError(f"row {line} is not whole")
+                    raise ValueError(f"row {line} is incomplete")
             return per_bias(pairs, lambda p: p["bias_type"], lambda p: p[""], self.limit, self.whole)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path}: no CrowS-Pairs file ({error}); check eval.crows_pairs.path") from error
+            raise UserError(f"{path} is not a CrowS-Pairs file ({error}); check eval.crows_pairs.path") from error

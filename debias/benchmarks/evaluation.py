@@ -1,4 +1,4 @@
-"""Benchmarks x models -> scored candidates and figures."""
+"""Scores every benchmark under every model and computes the figures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
-    """Everything that was measured: figures, one row per scored text, and the texts themselves."""
+    """Result of an evaluation: the figures, one row per scored text, and the texts themselves."""
 
     figures: list[Figure]
     likelihoods: pd.DataFrame  # the columns of likelihoods.parquet
-    texts: pd.Series  # by (benchmark, example, candidate)
-    positions: int  # tokens that were scored afresh, not taken from the cache
-    notes: tuple[str, ...] = ()  # what could not be scored
+    texts: pd.Series  # indexed by (benchmark, example, candidate)
+    positions: int  # tokens scored in this run; cached scores do not count
+    notes: tuple[str, ...] = ()  # what could not be scored, and oddities of the data
 
     def write(self, folder: RunFolder) -> None:
         """Write likelihoods.parquet and metrics.jsonl, and log the notes."""
@@ -35,14 +35,14 @@ class Evaluation(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A benchmark with its candidates, which are built once and shown to every model."""
+    """A benchmark with its candidates, built once for all models."""
 
     benchmark: Benchmark
     candidates: list[Candidate]
 
 
 def prepared(benchmarks: Sequence[Benchmark], tokens: Tokens) -> list[Prepared]:
-    """Each benchmark with the candidates that a model with this tokenizer is shown."""
+    """Build each benchmark's candidates for models with this tokenizer."""
     return [Prepared(benchmark, benchmark.candidates(tokens)) for benchmark in benchmarks]
 
 
@@ -53,7 +53,7 @@ def evaluate(scorer: Scorer, benchmarks: Sequence[Prepared]) -> Evaluation:
 
 
 def scores_of(scorer: Scorer, benchmarks: Sequence[Prepared], model: str) -> pd.DataFrame:
-    """Scores of one model, one row per candidate: the columns of likelihoods.parquet."""
+    """Score one model: one row per candidate, with the columns of likelihoods.parquet."""
     frames = []
     with scorer.using(model):
         for benchmark, candidates in benchmarks:
@@ -69,7 +69,7 @@ def scores_of(scorer: Scorer, benchmarks: Sequence[Prepared], model: str) -> pd.
 def evaluation_of(
     benchmarks: Sequence[Prepared], frames: Sequence[pd.DataFrame], positions: int, notes: Iterable[str]
 ) -> Evaluation:
-    """Scores of all models -> figures and texts."""
+    """Combine the scores of all models into figures and texts."""
     likelihoods = pd.concat(frames, ignore_index=True)
     shown = pd.DataFrame(
         [(b.name, c.example, c.candidate, c.text) for b, candidates in benchmarks for c in candidates],
@@ -81,11 +81,13 @@ def evaluation_of(
 
 
 def figures_of(benchmarks: Sequence[Benchmark], likelihoods: pd.DataFrame) -> list[Figure]:
-    """Every figure of a run from its records alone: no model and no benchmark file is needed."""
+    """Compute every figure of a run from its records alone, without a model or a benchmark file."""
     figures: list[Figure] = []
     for benchmark in benchmarks:
         by_model = records_of(benchmark, likelihoods)
         base = by_model["base"]
+        # Without an adapter the base is compared with itself, and only its own lines are kept. With several adapters
+        # every comparison gives the base's line again, so the first one counts.
         others = {name: rows for name, rows in by_model.items() if name != "base"} or {"base": base}
         lines: dict[tuple[str, str, str], Figure] = {}
         for model, rows in others.items():
@@ -98,11 +100,14 @@ def figures_of(benchmarks: Sequence[Benchmark], likelihoods: pd.DataFrame) -> li
 
 
 def records_of(benchmark: Benchmark, likelihoods: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """A benchmark's rows by model, without the examples that have a candidate without a score."""
+    """A benchmark's rows by model, without examples in which any candidate has no score."""
     mine = likelihoods["benchmark"].eq(benchmark.name) & likelihoods["protocol"].eq(benchmark.protocol_name)
     rows = likelihoods[mine]
+    # An example that one model cannot score is dropped for all models: a paired difference needs the same examples.
     broken = rows.loc[rows["score"].isna(), "example"].unique()
     rows = rows[~rows["example"].isin(broken)]
     if "base" not in set(rows["model"]):
-        raise UserError(f"likelihoods.parquet holds no score of {benchmark.name} ({benchmark.protocol_name})")
+        raise UserError(
+            f"likelihoods.parquet has no scores for {benchmark.name} ({benchmark.protocol_name}); evaluate it again"
+        )
     return {str(model): rows[rows["model"] == model] for model in rows["model"].unique()}

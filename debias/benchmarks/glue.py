@@ -1,34 +1,34 @@
-"""GLUE (Wang et al. 2019): what does debiasing cost in downstream tasks? Four of its tasks."""
+"""GLUE (Wang et al. 2019), four of its tasks: what does debiasing cost downstream?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from debias import assets
 from debias.benchmarks import metrics
-from debias.benchmarks.classifiers import FrozenProbe, Texts
+from debias.benchmarks.classifiers import Classifier, FrozenProbe, Texts
 from debias.benchmarks.sampling import fingerprint, per_bias
-from debias.benchmarks.statistics import Comparison, compare
+from debias.benchmarks.statistics import Comparison, Statistic, compare
 from debias.records import Candidate, Tokens, UserError
 from debias.scoring.scorer import Scorer
 from debias.scoring.spans import start_id
 
 
 class Task(NamedTuple):
-    """Files of a task, and where label and sentences stand in a row."""
+    """Files of a task, and the columns of its label and sentences."""
 
     train: tuple[str, ...]
     dev: tuple[str, ...]
     columns: int
     label: int
     sentences: tuple[int, ...]
-    labels: tuple[str, str] = ("0", "1")  # the negative one, the positive one
+    labels: tuple[str, str] = ("0", "1")  # negative, positive
     header: bool = True
     metrics: tuple[str, ...] = ("accuracy",)
 
@@ -40,7 +40,8 @@ TASKS = {
         header=False, metrics=("Matthews",),
     ),
     "rte": Task(("RTE/train.tsv",), ("RTE/dev.tsv",), 4, 3, (1, 2), ("not_entailment", "entailment")),
-    # GLUE cut its own dev part out of the training part; here the corpus's test part is what is predicted.
+    # GLUE takes its dev part from the corpus's training part. Here that part is used whole, and the corpus's test part
+    # is what is predicted.
     "mrpc": Task(
         ("MRPC/msr_paraphrase_train.txt",), ("MRPC/msr_paraphrase_test.txt",), 5, 0, (3, 4),
         metrics=("accuracy", "F1"),
@@ -49,11 +50,11 @@ TASKS = {
 
 
 class Example(NamedTuple):
-    """A sentence or two and their label."""
+    """One or two sentences and their label."""
 
     task: str
     part: str  # train or dev
-    number: str  # in its part
+    number: str  # within its part
     label: str
     sentences: tuple[str, ...]
 
@@ -62,13 +63,13 @@ class Glue:
     """SST-2, CoLA, RTE and MRPC, learned on top of the model with the adapter on or off.
 
     Args:
-        classifier: what learns a task (`debias.benchmarks.classifiers`): a probe of frozen features, whose figures are
-            lower than published ones and whose differences count, or a fine-tuned copy of the model.
-        tasks: of sst2, cola, rte, mrpc.
-        limit_train: examples that are learned from, a fixed sample; all when empty.
-        limit: examples that are predicted, a fixed sample; all when empty.
-        path: a folder with files in the same format; when empty the published ones.
+        tasks: some of sst2, cola, rte, mrpc.
+        limit_train: examples to learn from, a fixed sample; null means all.
+        limit: examples to predict, a fixed sample; null means all.
+        path: a folder with files in the same format; null means the published ones.
         n_resamples: bootstrap resamples of examples.
+        classifier: a probe of frozen features (null) or a fine-tuned copy of the model. A probe's figures are lower
+            than published ones; only differences between models are of interest.
     """
 
     name = "glue"
@@ -80,26 +81,26 @@ class Glue:
         limit: int | None = None,
         path: str | None = None,
         n_resamples: int = 9999,
-        classifier: Any = None,
+        classifier: Classifier | None = None,
     ) -> None:
         self.tasks, self.n_resamples = list(tasks), n_resamples
-        self.classifier = classifier or FrozenProbe()
+        self.classifier: Classifier = classifier or FrozenProbe()
         self.path = Path(path).expanduser() if path else None
         self.limits = {"train": limit_train, "dev": limit}
         if unknown := [name for name in self.tasks if name not in TASKS] or ([] if self.tasks else ["no task"]):
-            raise UserError(f"eval.glue.tasks: {unknown[0]!r} is unknown; choose of: {', '.join(TASKS)}")
+            raise UserError(f"eval.glue.tasks: {unknown[0]!r} is unknown; choose from: {', '.join(TASKS)}")
 
     @property
     def protocol_name(self) -> str:
-        """How a task is learned."""
+        """Name of the classifier."""
         return self.classifier.name
 
     def fingerprint(self) -> str:
-        """SHA-256 of the examples of both parts."""
+        """SHA-256 of the training and dev examples."""
         return fingerprint(repr(tuple(example)) for example in self._examples)
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
-        """The sentences of the examples that are predicted."""
+        """The sentences of the dev examples."""
         return [
             Candidate(f"{e.task}:{e.number}", f"sentence {k}", e.task, e.label, sentence)
             for e in self._examples
@@ -127,8 +128,8 @@ class Glue:
             rows = [scores[scores["bias"] == task].sort_values("example") for scores in (base, debiased)]
             for metric in TASKS[task].metrics:
                 if metric == "accuracy":
-                    statistic: Any = metrics.mean_of_first
-                    columns: list[Any] = [(100.0 * r["score"].to_numpy(),) for r in rows]
+                    statistic: Statistic = metrics.mean_of_first
+                    columns: list[tuple[np.ndarray, ...]] = [(100.0 * r["score"].to_numpy(),) for r in rows]
                 else:
                     statistic = {"F1": metrics.f1, "Matthews": metrics.matthews}[metric]
                     columns = [_cells(r, TASKS[task].labels[1]) for r in rows]
@@ -138,7 +139,7 @@ class Glue:
                 )  # fmt: skip
 
     def _texts(self, scorer: Scorer, task: str, examples: Sequence[Example]) -> list[Texts]:
-        """The examples as token ids, each text cut to what the model takes; how many are cut is noted."""
+        """Examples as token ids, each text cut to the model's limit; a note counts the cut ones."""
         sentences = list(dict.fromkeys(s for e in examples for s in e.sentences))
         limit = scorer.max_positions
         texts = _encoded(sentences, scorer.tokens)
@@ -154,7 +155,7 @@ class Glue:
         return [e for task in self.tasks for part in ("train", "dev") for e in self._read(task, part)]
 
     def _read(self, name: str, part: str) -> list[Example]:
-        """A fixed sample of one part of a task."""
+        """The fixed sample of one part of a task."""
         task = TASKS[name]
         rows = [row for path in self._paths(getattr(task, part)) for row in _rows(path, task)]
         examples = [
@@ -163,20 +164,20 @@ class Glue:
         ]
         sample = per_bias(examples, lambda e: e.task, lambda e: e.number, self.limits[part], ())
         if len({e.label for e in sample}) < 2:
-            raise UserError(f"glue: {name}: the {len(sample)} examples of {part} have one label only; use more of them")
+            raise UserError(f"glue: {name}: all {len(sample)} examples of {part} have the same label; use more of them")
         return sample
 
     def _paths(self, names: Iterable[str]) -> list[Path]:
         if self.path:
             return [self.path / name for name in names]
         remote = [assets.REMOTE[f"glue/{name}"] for name in names]
-        if names == ("SST-2/train.tsv",) and assets.held(remote[0]) is None:  # two files on the web
+        if names == ("SST-2/train.tsv",) and assets.held(remote[0]) is None:  # published in two files
             remote = [assets.REMOTE[f"glue/SST-2/train_{k}.tsv"] for k in (1, 2)]
         return [assets.fetch(r) for r in remote]
 
 
 def _rows(path: Path, task: Task) -> list[list[str]]:
-    """Fields of each line, with quoting off. Raises UserError for a line that is not whole."""
+    """Fields of each line; quotes have no meaning. Raises UserError for an incomplete line."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
@@ -185,14 +186,14 @@ def _rows(path: Path, task: Task) -> list[list[str]]:
     for number, row in enumerate(rows[task.header :], start=1 + task.header):
         if len(row) != task.columns or row[task.label] not in task.labels:
             raise UserError(
-                f"{path}: line {number} is no row of {task.columns} fields with a label of {' or '.join(task.labels)}; "
-                "get the file again, or check eval.glue.path"
+                f"{path}: line {number} does not have {task.columns} fields and the label {' or '.join(task.labels)}; "
+                "download the file again or check eval.glue.path"
             )
     return rows[task.header :]
 
 
 def _encoded(sentences: Sequence[str], tokens: Tokens) -> list[tuple[int, ...]]:
-    """Token ids behind a start token (causal) or between special ones (masked)."""
+    """Token ids after a start token (causal models) or between special tokens (masked models)."""
     causal = tokens.kind == "causal"
     ids = tokens.tokenizer(list(sentences), add_special_tokens=not causal, verbose=False).input_ids
     start = (start_id(tokens.tokenizer),) if causal else ()
@@ -200,6 +201,6 @@ def _encoded(sentences: Sequence[str], tokens: Tokens) -> list[tuple[int, ...]]:
 
 
 def _cells(rows: pd.DataFrame, positive: str) -> tuple[np.ndarray, ...]:
-    """Columns for `metrics.f1` and `metrics.matthews`."""
+    """Columns of the confusion matrix for `metrics.f1` and `metrics.matthews`."""
     true, called = ((rows[column] == positive).to_numpy() for column in ("target", "candidate"))
     return tuple(cell.astype(float) for cell in (true & called, ~true & called, true & ~called, ~true & ~called))

@@ -1,4 +1,4 @@
-"""HONEST (Nozza et al. 2021, 2022): how often does a model complete a sentence about somebody with a hurtful word?"""
+"""HONEST (Nozza et al. 2021, 2022): how often does a model complete a sentence about people with a hurtful word?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from debias import assets
 from debias.benchmarks.sampling import fingerprint, per_bias
 from debias.benchmarks.statistics import Comparison, compare, per_cluster, ratio
 from debias.progress import bar
-from debias.records import Candidate, Masked, Span, Tokens, UserError
+from debias.records import Candidate, Masked, Scored, Span, Tokens, UserError
 from debias.scoring import likelihood
 from debias.scoring.scorer import Scorer
 from debias.scoring.spans import mask_id, start_id
@@ -24,21 +23,21 @@ from debias.scoring.spans import mask_id, start_id
 SETS = ("binary", "queer_nonqueer")
 BLANK = "[M]"
 HURTLEX = "https://raw.githubusercontent.com/valeriobasile/hurtlex/10ae72a48a4d9266d0d0d72ed2f90d63ae6fdcae/lexica/EN/1.2/hurtlex_EN.tsv"
-LONGEST = 6  # tokens of a word; a longer one is cut
+LONGEST = 6  # tokens of a word; longer words are cut
 
 
 class Honest:
     """Percentage of hurtful words among the k likeliest completions of 1,515 English sentences on ten groups of people.
 
-    A masked model fills the blank with its k likeliest tokens. A causal one, which reads what stands before the blank,
-    goes on with the k likeliest tokens that begin a word, each made a whole word with the likeliest tokens. A word is
-    hurtful when it is a lemma of HurtLex's level `conservative`; case and accents do not count.
+    A masked model fills the blank with its k likeliest tokens. A causal model reads the text before the blank and
+    continues with the k likeliest tokens that begin a word; each is completed greedily to a whole word. A word is
+    hurtful if it is a lemma of HurtLex's level `conservative`, ignoring case and accents.
 
     Args:
-        lexicon: HurtLex: a file or a URL.
+        lexicon: file or URL of HurtLex.
         sets: `binary` (810 sentences) and `queer_nonqueer` (705).
-        k: completions of each sentence.
-        limit: sentences per group, a fixed sample; all when empty.
+        k: completions per sentence.
+        limit: sentences per group, a fixed sample; null means all.
         n_resamples: bootstrap resamples.
     """
 
@@ -54,24 +53,24 @@ class Honest:
     ) -> None:
         self.sets = [sets] if isinstance(sets, str) else list(sets)
         if unknown := set(self.sets) - set(SETS):
-            raise UserError(f"eval.honest.sets: there is no {min(unknown)!r}; choose of: {', '.join(SETS)}")
+            raise UserError(f"eval.honest.sets: {min(unknown)!r} is unknown; choose from: {', '.join(SETS)}")
         self.lexicon, self.k, self.limit, self.n_resamples = lexicon, k, limit, n_resamples
 
     @property
     def protocol_name(self) -> str:
-        """How many completions."""
+        """`top_k`: the number of completions."""
         return f"top_{self.k}"
 
     def fingerprint(self) -> str:
-        """SHA-256 of the sentences and of the hurtful words."""
+        """SHA-256 of the sentences and the hurtful words."""
         return fingerprint([*(repr(c) for c in self._sentences), *sorted(self._hurtful)])
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
-        """The sentences with their blank; `target` is the template, the same sentence about anybody."""
+        """The sentences with their blank; `target` is the template, which sentences about different people share."""
         return self._sentences
 
     def measure(self, scorer: Scorer, candidates: Sequence[Candidate]) -> pd.DataFrame:
-        """One row per completion, which is the `candidate`; its score is 1 where it is hurtful."""
+        """One row per completion, named in `candidate`; its score is 1 if it is hurtful, else 0."""
         hurtful, rows = self._hurtful, []
         words = completions(scorer, [c.text for c in candidates], self.k)
         for sentence, found in zip(candidates, words, strict=True):
@@ -81,7 +80,7 @@ class Honest:
         return pd.DataFrame(rows, columns=["example", "candidate", "bias", "target", "logprob", "num_tokens", "score"])
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """Hurtful completions in percent per group and overall; the resampled unit is the template."""
+        """Percentage of hurtful completions overall and per group; the resampled unit is the template."""
         for bias in ("overall", *sorted(base["bias"].unique())):
             of = [rows if bias == "overall" else rows[rows["bias"] == bias] for rows in (base, debiased)]
             before, after = (per_cluster(100.0 * rows["score"].to_numpy(), rows["target"].to_numpy()) for rows in of)
@@ -101,7 +100,7 @@ class Honest:
     @cached_property
     def _hurtful(self) -> frozenset[str]:
         if not self.lexicon:
-            raise UserError(f"HONEST needs HurtLex: set eval.honest.lexicon to its file, or to {HURTLEX}")
+            raise UserError(f"HONEST needs HurtLex: set eval.honest.lexicon to its file or to {HURTLEX}")
         path = assets.download(self.lexicon) if "://" in self.lexicon else Path(self.lexicon).expanduser()
         where = f"{path}"
         words = set()
@@ -114,14 +113,14 @@ class Honest:
                     if row["level"] == "conservative":
                         words.add(_plain(row["lemma"]))
             if not words:
-                raise ValueError("no word of level conservative")
+                raise ValueError("no word has level conservative")
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{where}: no HurtLex file ({error!r}); check eval.honest.lexicon") from error
+            raise UserError(f"{where}: this is not a HurtLex file ({error!r}); check eval.honest.lexicon") from error
         return frozenset(words)
 
 
 def completions(scorer: Scorer, texts: Sequence[str], k: int) -> list[list[tuple[str, int]]]:
-    """The k likeliest words at the blank of each text, and how many tokens each has."""
+    """The k likeliest words at the blank of each text, each with its number of tokens."""
     tokens = scorer.tokens
     complete = _filled if tokens.kind == "masked" else _continued
     ids_NKL = scorer.cached([f"completions {k} {LONGEST} {list(texts)}".encode()], lambda: complete(scorer, texts, k))
@@ -132,7 +131,7 @@ def completions(scorer: Scorer, texts: Sequence[str], k: int) -> list[list[tuple
 
 
 def _filled(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
-    """Tokens at the mask, shape (N, K, 1)."""
+    """Likeliest tokens at the mask, shape (N, K, 1)."""
     mask = mask_id(scorer.tokens.tokenizer)
     shown = [text.replace(BLANK, scorer.tokens.tokenizer.mask_token) for text in texts]
     spans = [Masked(tuple(ids), (ids.index(mask),), (0,)) for ids in scorer.tokens.tokenizer(shown).input_ids]
@@ -140,19 +139,20 @@ def _filled(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
 
 
 def _continued(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
-    """Words behind what stands before the blank, shape (N, K, LONGEST); -1 behind a word's last token."""
+    """Likeliest words after the text before the blank, shape (N, K, LONGEST), padded with -1."""
     tokenizer = scorer.tokens.tokenizer
+    # "Ġ" (byte-level BPE) and "▁" (SentencePiece) mark a token that begins a word.
     pieces = tokenizer.convert_ids_to_tokens(range(likelihood.vocabulary(scorer.model)))
     begins = np.array([bool(p) and p[0] in "Ġ▁" and p[1:].isalpha() for p in pieces])
     goes_on = np.array([bool(p) and p.isalpha() and p[0] not in "Ġ▁" for p in pieces])
     if not begins.any():
-        raise UserError("honest: this tokenizer does not tell where a word begins; use a masked model")
+        raise UserError("honest: this tokenizer does not mark where a word begins; use a masked model")
     start = start_id(tokenizer)
     before = [text.partition(BLANK)[0].rstrip() for text in texts]
     prefixes = [(start, *ids) for ids in tokenizer(before, add_special_tokens=False).input_ids]
     first_NK = _likeliest(scorer, [Span((*ids, 0), len(ids)) for ids in prefixes], k, begins)
     words = [[token] for token in first_NK.flat]
-    open_words = list(range(len(words)))
+    open_words = list(range(len(words)))  # words that the next token may still lengthen
     for _ in range(LONGEST - 1):
         texts_ids = [(*prefixes[i // k], *words[i]) for i in open_words]
         next_M = _likeliest(scorer, [Span((*ids, 0), len(ids)) for ids in texts_ids], 1, None)[:, 0]
@@ -164,12 +164,12 @@ def _continued(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
     return np.array([w + [-1] * (LONGEST - len(w)) for w in words]).reshape(len(texts), k, LONGEST)
 
 
-def _likeliest(scorer: Scorer, spans: Sequence[Any], k: int, allowed: np.ndarray | None) -> np.ndarray:
+def _likeliest(scorer: Scorer, spans: Sequence[Scored], k: int, allowed: np.ndarray | None) -> np.ndarray:
     progress = bar(f"honest, {scorer.active}")
     scorer.positions += len(spans)
     return likelihood.likeliest(scorer.model, spans, k, scorer.layout, scorer.token_budget, allowed, progress)
 
 
 def _plain(word: str) -> str:
-    """Without case and accents."""
+    """A word in lower case without accents."""
     return "".join(c for c in unicodedata.normalize("NFKD", word.casefold()) if not unicodedata.combining(c)).strip()

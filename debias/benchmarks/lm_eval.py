@@ -1,4 +1,4 @@
-"""A bridge to lm-evaluation-harness (Gao et al. 2021): any of its tasks, on the base and the debiased model."""
+"""Any task of lm-evaluation-harness (Gao et al. 2021), run on the base and the debiased model."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from debias.records import Candidate, Tokens, UserError
 from debias.scoring.scorer import Scorer
 
 INSTALL = "python -m pip install lm-eval==0.4.13"
-FEWSHOT_SEED = 1234  # the harness's own default, so that its few-shot examples are the ones we see
-# Metrics that are shares: shown as percentages. A task's own `f1` or `em` per document is one too.
+FEWSHOT_SEED = 1234  # the harness's default: the prompts we fingerprint have the same few-shot examples as its own
+# Metrics between 0 and 1, shown as percentages. This holds for a task's own `f1` or `em` per document too.
 SHARES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "pct_stereotype"}
-IDEAL = {"pct_stereotype": 50.0}  # the harness says that less is better
+IDEAL = {"pct_stereotype": 50.0}  # the harness says that lower is better
 
 
 class LmEval:
-    """Tasks of an installed lm-evaluation-harness; its models, prompts and metrics are used as they are.
+    """Tasks of an installed lm-evaluation-harness, with its own models, prompts and metrics.
 
-    Only metrics that are means over documents are taken, so that a figure can be computed again from the records;
-    which were left out is said in a note.
+    Only metrics that are means over documents are used, so that every figure can be recomputed from the records. A note
+    names the excluded ones.
 
     Args:
         tasks: names of tasks, groups or tags.
-        limit: the first documents of each task; all when empty.
-        include_path: a folder with task files of your own.
-        num_fewshot: examples in the prompt; when empty what each task says.
-        batch_size: of the harness: requests of one forward pass, or `auto`.
+        limit: number of documents per task, from the first on; null means all.
+        include_path: a folder with your own task files.
+        num_fewshot: examples in the prompt; null means the task's own number.
+        batch_size: the harness's batch size: a number or `auto`.
         n_resamples: bootstrap resamples of documents.
     """
 
@@ -58,7 +58,7 @@ class LmEval:
         self.batch_size, self.n_resamples = batch_size, n_resamples
 
     def fingerprint(self) -> str:
-        """SHA-256 of the harness's version, the tasks' configs and all texts that the model is shown."""
+        """SHA-256 of the harness's version, the tasks' configs and all texts shown to the model."""
         configs = [json.dumps(task.dump_config(), default=repr, sort_keys=True) for task in self._loaded.values()]
         return fingerprint([_harness().__version__, *configs, *map(repr, self._requests)])
 
@@ -67,9 +67,9 @@ class LmEval:
         return self._requests
 
     def measure(self, scorer: Scorer, candidates: Sequence[Candidate]) -> pd.DataFrame:
-        """One row per document and metric: the metric's name stands in `candidate`, its direction in `target`."""
+        """One row per document and metric: `candidate` is the metric's name, `target` its direction."""
         if scorer.tokens.kind != "causal":
-            raise UserError("eval=lm_eval is for causal models, and this one is masked; choose other benchmarks")
+            raise UserError("eval=lm_eval needs a causal model and this one is masked; choose other benchmarks")
         content = f"lm_eval {self.num_fewshot} {self.batch_size} {self.fingerprint()}".encode()
         answer = json.loads(scorer.cached([content], lambda: self._evaluate(scorer)).tobytes())
         scorer.notes |= dict.fromkeys(answer["notes"])
@@ -101,6 +101,7 @@ class LmEval:
             batch_size=self.batch_size,
             softmax_dtype="float32",
         )
+        # JSON, because the scorer's cache holds arrays: this one is bytes.
         found = _harness().simple_evaluate(
             model, tasks=list(self._loaded.values()), num_fewshot=self.num_fewshot, limit=self.limit,
             bootstrap_iters=0, log_samples=True, task_manager=_manager(self.include_path),
@@ -108,9 +109,9 @@ class LmEval:
         rows: list[tuple[str, str, str, str, float]] = []
         notes: list[str] = []
         for task in self._loaded:
-            taken, left_out = documents(self._loaded[task], found["samples"][task])
+            taken, excluded = documents(self._loaded[task], found["samples"][task])
             rows += taken
-            notes += [f"lm_eval: {task}: {name} is no mean over documents and is left out" for name in left_out]
+            notes += [f"lm_eval: {task}: {name} is not a mean over documents, so it is excluded" for name in excluded]
         if not rows:
             raise UserError(f"{'; '.join(notes)}; choose tasks with accuracies")
         return np.frombuffer(json.dumps({"rows": rows, "notes": notes}).encode(), np.uint8)
@@ -118,18 +119,18 @@ class LmEval:
     @cached_property
     def _loaded(self) -> dict[str, Any]:
         if not self.tasks:
-            raise UserError("eval.lm_eval.tasks is empty: name tasks of the harness, as in eval.lm_eval.tasks=[piqa]")
+            raise UserError("eval.lm_eval.tasks is empty; name tasks of the harness, as in eval.lm_eval.tasks=[piqa]")
         manager = _manager(self.include_path)
         for name in self.tasks:
             if name not in manager.all_tasks:
                 where = f" and {self.include_path}" if self.include_path else ""
                 raise UserError(
-                    f"eval.lm_eval.tasks: no task {name!r} in lm-eval {_harness().__version__}{where}; "
-                    "check the name, or name a folder with its file: eval.lm_eval.include_path"
+                    f"eval.lm_eval.tasks: lm-eval {_harness().__version__}{where} has no task {name!r}; "
+                    "check the name, or set eval.lm_eval.include_path to the folder with its file"
                 )
         try:
             return manager.load(self.tasks)["tasks"]
-        except Exception as error:  # a task's file is code of anybody's, and reads data from anywhere
+        except Exception as error:  # a task file is third-party code that may raise anything
             raise self._unreadable(error) from error
 
     @cached_property
@@ -152,16 +153,16 @@ class LmEval:
         reason = " ".join(f"{error.__cause__ or error}".split())[:300]
         return UserError(
             f"eval.lm_eval.tasks={self.tasks}: the data cannot be read ({type(error).__name__}: {reason}); "
-            "check its dataset_path, data_files and fields, or go online once where it lies on the hub"
+            "check its dataset_path, data_files and fields, or go online once if the data is on the hub"
         )
 
 
 def documents(task: Any, samples: Sequence[dict[str, Any]]) -> tuple[list[tuple[str, str, str, str, float]], list[str]]:
-    """Example, metric, task, direction and value of each document, and the names of metrics that are no means.
+    """Rows (example, metric, task, direction, value), and the names of metrics that are not means over documents.
 
     Args:
-        task: the harness's task, which knows how a metric is aggregated and whether higher is better.
-        samples: what the harness logged: a document (under one filter) with the values of its metrics.
+        task: a task of the harness; it knows how a metric is aggregated and whether higher is better.
+        samples: the harness's log: one document under one filter, with the values of its metrics.
     """
     from lm_eval.api.metrics import mean
 
@@ -170,7 +171,7 @@ def documents(task: Any, samples: Sequence[dict[str, Any]]) -> tuple[list[tuple[
     for sample in samples:
         for metric in sample["metrics"]:
             values.setdefault((metric, sample["filter"]), []).append((sample["doc_id"], sample[metric]))
-    rows, left_out = [], []
+    rows, excluded = [], []
     for (metric, chosen), column in values.items():
         label = metric if chosen == "none" else f"{metric},{chosen}"
         numbers = [value for _, value in column if isinstance(value, int | float | np.number)]
@@ -178,25 +179,25 @@ def documents(task: Any, samples: Sequence[dict[str, Any]]) -> tuple[list[tuple[
             better = {True: "higher", False: "lower"}.get(direction.get(metric), "")
             rows += [(f"{name}:{doc}", label, name, better, float(value)) for doc, value in column]
         else:
-            left_out.append(label)
-    return rows, left_out
+            excluded.append(label)
+    return rows, excluded
 
 
 def _harness() -> Any:
     try:
         import lm_eval
     except ImportError as error:
-        raise UserError(f"eval=lm_eval needs lm-evaluation-harness ({error}); get it with: {INSTALL}") from error
+        raise UserError(f"eval=lm_eval needs lm-evaluation-harness ({error}); install it: {INSTALL}") from error
     return lm_eval
 
 
 @cache
 def _manager(include_path: str | None) -> Any:
-    """The harness's index of tasks, which takes some seconds to build."""
+    """The harness's index of tasks. Building it takes some seconds."""
     _harness()
     from lm_eval.tasks import TaskManager
 
     folder = Path(include_path).expanduser() if include_path else None
     if folder is not None and not folder.is_dir():
-        raise UserError(f"eval.lm_eval.include_path={include_path} is no folder; name the one with the task files")
+        raise UserError(f"eval.lm_eval.include_path={include_path} is not a folder; name the one with the task files")
     return TaskManager(include_path=folder)

@@ -1,11 +1,10 @@
-"""Perplexity of running text: does the model still know the language?"""
+"""Perplexity of running text: can the model still predict language?"""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
 import pandas as pd
 
@@ -14,20 +13,21 @@ from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import fingerprint
 from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Tokens, UserError
+from debias.scoring.protocols import Protocol
 
 
 class Perplexity(LikelihoodBenchmark):
     """exp of the mean negative log-likelihood per token, over windows that each begin with the start token.
 
-    A masked model has a pseudo-perplexity (Salazar et al. 2020): each token is predicted from all the others.
+    For a masked model it is the pseudo-perplexity (Salazar et al. 2020): each token is predicted from all the others.
 
     Args:
-        protocol: how a window becomes a likelihood (`conditional`).
-        path: a text file, cut into windows as a whole (WikiText-2, say); when empty the Wikipedia passages of GAP test,
-            each on its own.
-        window: tokens of a window at the most; when empty 512 for a causal model and 64 for a masked one, which reads a
-            window as often as it has tokens.
-        limit: windows, evenly spaced over the text; all when empty.
+        protocol: turns a window into a likelihood (`conditional`).
+        path: a text file that is cut into windows as one text, such as WikiText-2; null means the Wikipedia passages of
+            GAP test, each cut on its own.
+        window: longest window in tokens; null means 512 for a causal model and 64 for a masked one, which needs one
+            pass over the window for every token in it.
+        limit: windows, evenly spaced over the text; null means all.
         n_resamples: bootstrap resamples of windows.
     """
 
@@ -35,7 +35,7 @@ class Perplexity(LikelihoodBenchmark):
 
     def __init__(
         self,
-        protocol: Any,
+        protocol: Protocol,
         path: str | None = None,
         window: int | None = None,
         limit: int | None = None,
@@ -49,7 +49,7 @@ class Perplexity(LikelihoodBenchmark):
         return fingerprint(self._documents)
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
-        """One text per window; its `target` tells the number of words."""
+        """One text per window; `target` holds its number of words."""
         encoded = tokens.tokenizer(
             self._documents, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )

@@ -1,4 +1,4 @@
-"""A linear probe (Alain & Bengio 2017): what can be read off a frozen model's features with a logistic regression?"""
+"""A linear probe (Alain & Bengio 2017): a logistic regression on a frozen model's features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 class Probe(NamedTuple):
-    """Weights for standardised features. D features."""
+    """A fitted probe: weights for D standardised features."""
 
     mean_D: np.ndarray
     scale_D: np.ndarray
@@ -20,12 +20,12 @@ class Probe(NamedTuple):
     intercept: float
 
     def predict(self, feature_ND: np.ndarray) -> np.ndarray:
-        """Whether the label is the positive one, shape (N,)."""
+        """Whether each label is the positive one, shape (N,)."""
         return (feature_ND - self.mean_D) / self.scale_D @ self.weight_D + self.intercept > 0
 
 
 def fit(feature_ND: np.ndarray, label_N: np.ndarray, penalty: float) -> Probe:
-    """Minimise mean log-loss + penalty / 2 * |weights|**2; the intercept is free."""
+    """Minimise the mean log-loss + penalty / 2 * |weights|**2; the intercept is not penalised."""
     feature_ND, sign_N = np.asarray(feature_ND, dtype=float), np.where(label_N, 1.0, -1.0)
     mean_D, scale_D = feature_ND.mean(0), feature_ND.std(0)
     scale_D = np.where(scale_D > 0, scale_D, 1.0)
@@ -42,11 +42,11 @@ def fit(feature_ND: np.ndarray, label_N: np.ndarray, penalty: float) -> Probe:
 
 
 def tuned(feature_ND: np.ndarray, label_N: np.ndarray) -> Probe:
-    """A probe on all examples, with the penalty that does best on every fifth of them, held out."""
+    """Choose the penalty on held-out data, every fifth example, then fit a probe with it on all examples."""
     out_N = np.arange(len(label_N)) % 5 == 4
 
     def accuracy(penalty: float) -> float:
         probe = fit(feature_ND[~out_N], label_N[~out_N], penalty)
         return float((probe.predict(feature_ND[out_N]) == label_N[out_N]).mean())
 
-    return fit(feature_ND, label_N, max(reversed(PENALTIES), key=accuracy))  # of equals the strongest
+    return fit(feature_ND, label_N, max(reversed(PENALTIES), key=accuracy))  # ties: the strongest

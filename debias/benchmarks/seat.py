@@ -1,4 +1,4 @@
-"""SEAT (May et al. 2019): do sentences about two groups lie nearer to one of two kinds of attributes?"""
+"""SEAT (May et al. 2019): are sentences about one group closer to some attributes than sentences about another?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from debias.records import Candidate, Tokens, UserError
 from debias.scoring import likelihood
 from debias.scoring.scorer import Scorer
 
-TESTS = {  # those that Meade et al. 2022 report
+TESTS = {  # the tests that Meade et al. 2022 report
     "gender": ("sent-weat6", "sent-weat6b", "sent-weat7", "sent-weat7b", "sent-weat8", "sent-weat8b"),
     "race": (
         "sent-angry_black_woman_stereotype", "sent-angry_black_woman_stereotype_b", "sent-weat3", "sent-weat3b",
@@ -29,23 +29,23 @@ TESTS = {  # those that Meade et al. 2022 report
     "religion": ("sent-religion1", "sent-religion1b", "sent-religion2", "sent-religion2b"),
 }  # fmt: skip
 LISTS = ("targ1", "targ2", "attr1", "attr2")
-FRAME = {  # what the sentences are made of beside the word that they are about
+FRAME = {  # words of the sentence templates; the rest of a sentence is the word that it is about
     "a", "an", "are", "here", "is", "it", "name", "of", "people", "person", "person's", "that", "the", "there",
     "these", "they", "thing", "things", "this", "those",
 }  # fmt: skip
 
 
 class Seat:
-    """Effect sizes of 17 tests: how the associations of two lists of target sentences differ, in standard deviations.
+    """Effect sizes of 17 tests: the difference between two groups' associations, in standard deviations.
 
-    A sentence's association is its mean cosine to the sentences of one list of attributes less that to the other. A
-    sentence is represented by the mean of the last layer over its tokens, special ones included, as in Meade et al.
-    2022. A figure is not comparable between models of different kinds: their spaces differ.
+    A sentence's association is its mean cosine to one list of attribute sentences minus that to the other list. A
+    sentence is represented by the mean of the last hidden layer over all its tokens, special ones included (Meade et
+    al. 2022). Do not compare figures of different base models: their representations differ.
 
     Args:
-        biases: some of gender, race and religion; all when empty.
-        path: a folder with the tests in the authors' format.
-        n_resamples: bootstrap resamples, and divisions that the permutation test tries.
+        biases: some of gender, race and religion; empty means all.
+        path: a folder with the tests in the authors' format; null means the published ones.
+        n_resamples: bootstrap resamples, and splits that the permutation test tries.
     """
 
     name = "seat"
@@ -54,7 +54,7 @@ class Seat:
     def __init__(self, biases: Sequence[str] | str = (), path: str | None = None, n_resamples: int = 9999) -> None:
         self.biases = [biases] if isinstance(biases, str) else list(biases) or list(TESTS)
         if unknown := set(self.biases) - set(TESTS):
-            raise UserError(f"eval.seat.biases: there is no {min(unknown)!r}; choose of: {', '.join(TESTS)}")
+            raise UserError(f"eval.seat.biases: {min(unknown)!r} is unknown; choose from: {', '.join(TESTS)}")
         self.path, self.n_resamples = path, n_resamples
 
     def fingerprint(self) -> str:
@@ -74,12 +74,13 @@ class Seat:
         ]
 
     def measure(self, scorer: Scorer, candidates: Sequence[Candidate]) -> pd.DataFrame:
-        """Associations of the target sentences; they have no likelihood."""
+        """Associations of the target sentences; their logprob is NaN."""
         texts = list(dict.fromkeys(s for lists in self.tests.values() for name in LISTS for s in lists[name]))
         ids = [tuple(i) for i in scorer.tokens.tokenizer(texts).input_ids]
         vector = dict(zip(texts, self._vectors(scorer, ids), strict=True))
         rows = pd.DataFrame([c[:5] for c in candidates], columns=[*Candidate._fields[:5]])
         tokens = dict(zip(texts, map(len, ids), strict=True))
+        # Vectors have length 1, so the mean cosine to a list is the dot product with the list's mean vector.
         means = {
             test: np.mean([vector[s] for s in lists["attr1"]], 0) - np.mean([vector[s] for s in lists["attr2"]], 0)
             for test, lists in self.tests.items()
@@ -92,8 +93,8 @@ class Seat:
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
         """Effect sizes, their mean magnitude per bias and overall, and p; the resampled unit is the word within a list.
 
-        p is that of the published one-sided permutation test over sentences: small where the first group is associated
-        with the first attributes.
+        p is the published one-sided permutation test over sentences. It is small if the first group is associated with
+        the first attributes.
         """
         overall = []
         for bias, of_bias in base.groupby("bias", sort=False):
@@ -121,7 +122,7 @@ class Seat:
 
         mean_ND = scorer.cached([f"mean hidden states {ids}".encode()], fresh).astype(float)
         if not np.isfinite(mean_ND).all():
-            raise UserError(f"the {scorer.active} model gives hidden states that are no numbers; lower training.lr")
+            raise UserError(f"hidden states of the {scorer.active} model are NaN or inf; lower training.lr")
         return mean_ND / np.linalg.norm(mean_ND, axis=1, keepdims=True)
 
     @cached_property
@@ -139,15 +140,16 @@ class Seat:
             if wrong := [
                 n for n, texts in lists.items() if len(texts) < 2 or not all(isinstance(t, str) for t in texts)
             ]:
-                raise ValueError(f"{wrong[0]} has no list of sentences")
+                raise ValueError(f"{wrong[0]} is not a list of sentences")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: no SEAT test ({error!r}); check eval.seat.path") from error
+            raise UserError(f"{path} is not a SEAT test ({error!r}); check eval.seat.path") from error
         return lists
 
 
 def words(sentences: Sequence[str]) -> list[str]:
-    """The word that each sentence of a list is about, plurals with their singular: `This is a cross.` -> cross."""
-    first: dict[str, str] = {}  # a rough stem -> the word that had it first
+    """The word that each sentence is about, the same for singular and plural: `This is a cross.` -> cross."""
+    # Sentences about one word in several templates are not independent, so `comparisons` resamples words.
+    first: dict[str, str] = {}  # rough stem -> the first word with it
     found = []
     for sentence in sentences:
         word = " ".join(w for w in re.findall(r"[\w'-]+", sentence.lower()) if w not in FRAME)
@@ -157,13 +159,13 @@ def words(sentences: Sequence[str]) -> list[str]:
 
 
 def _lists(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Associations of the two lists of a test."""
+    """Associations of a test's two target lists."""
     first, second = (scores.loc[scores["candidate"] == name, "score"].to_numpy() for name in ("targ1", "targ2"))
     return first, second
 
 
 def _effects(scores: pd.DataFrame, n_resamples: int) -> np.ndarray:
-    """A test's effect size, and behind it the effect size in each resample of the words within each list."""
+    """A test's effect size, followed by its resamples."""
     words_3W, first = metrics.seat_words(scores)
     drawn_RW = within((first, words_3W.shape[1] - first), n_resamples)
     resampled = metrics.effect_size(words_3W[:, drawn_RW], first)
@@ -171,6 +173,6 @@ def _effects(scores: pd.DataFrame, n_resamples: int) -> np.ndarray:
 
 
 def _comparison(bias: str, metric: str, ideal: float | None, n: int, value_2R: np.ndarray) -> Comparison:
-    """From what the two models have: the value itself first, then its resamples."""
+    """A comparison of two models, each given as its value followed by its resamples."""
     value_3R = np.stack([*value_2R, value_2R[1] - value_2R[0]])
     return from_resamples(bias, metric, ideal, n, value_3R[:, 0], value_3R[:, 1:])

@@ -1,7 +1,7 @@
-"""How sure we are: bootstrap intervals, paired tests, corrections, detectable effects, and seeds combined.
+"""Bootstrap intervals, paired tests, correction for many tests, detectable effects, and results over several seeds.
 
-Intervals of both models and of their difference come from the same resamples of independent units: target terms, pairs,
-windows, templates. What is resampled is what would be new in another sample of the benchmark.
+The unit that is resampled is the independent one, which another sample of the benchmark would draw anew: a target term,
+a pair, a window of text, a template. Both models and their difference share the same resamples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from debias.records import Figure
 
 CONFIDENCE = 0.95
 POWER = 0.8
-SEED = 20240  # of the resamples, not of a run: the same scores always give the same interval
+SEED = 20240  # of the resamples, not of a run: equal scores always give equal intervals
+
+Statistic = Callable[..., np.ndarray]  # takes columns and `axis`, the axis of units; returns one value per resample
 
 
 class Estimate(NamedTuple):
@@ -30,22 +32,22 @@ class Estimate(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One metric of the base and the debiased model, and their difference with a two-sided p-value."""
+    """One metric of the base and of the debiased model, and their difference with a two-sided p-value."""
 
     bias: str
     metric: str
-    ideal: float | None  # None: nobody knows
+    ideal: float | None  # None: the metric has no ideal value
     n: int
     base: Estimate
     debiased: Estimate
     delta: Estimate
     p_value: float
-    mde: float | None  # the smallest difference that would be found with 80% power; None where it is unknown
-    test: str  # where the p-value comes from: bootstrap or mcnemar
-    samples: np.ndarray  # (3, R): base, debiased and delta in each resample; the same units in resample r of every run
+    mde: float | None  # minimum detectable effect at 80% power; None: unknown
+    test: str  # the test behind the p-value: bootstrap, mcnemar or none
+    samples: np.ndarray  # (3, R): base, debiased and delta in each resample; resample r has the same units in every run
 
     def figures(self, benchmark: str, protocol: str, model: str = "debiased") -> Iterator[Figure]:
-        """The three lines of `metrics.jsonl`; the difference of `debiased:NAME` is called `delta:NAME`."""
+        """Three lines of `metrics.jsonl`: base, debiased and delta. The delta of `debiased:NAME` is `delta:NAME`."""
         delta = model.replace("debiased", "delta", 1)
         for name, e in (("base", self.base), (model, self.debiased)):
             yield Figure(benchmark, protocol, self.bias, self.metric, name, *e, self.n, self.ideal)
@@ -60,24 +62,23 @@ def compare(
     metric: str,
     ideal: float | None,
     n: int,
-    statistic: Callable[..., np.ndarray],
+    statistic: Statistic,
     base: Sequence[np.ndarray],
     debiased: Sequence[np.ndarray],
     n_resamples: int = 9999,
     pairs: bool = False,
 ) -> Comparison:
-    """Compare `statistic(*columns, axis)` of two models over the same units (target terms, pairs, windows).
-
-    Units are drawn with replacement; each resample holds the same units for both models, so the interval of the
-    difference is a paired one. p is the share of resamples on the far side of zero, doubled: below 0.05 where, and
-    only where, the interval leaves zero out (up to the resampling error).
+    """Compare a statistic of two models over the same units (target terms, pairs, windows).
 
     Args:
         n: examples behind the figure.
-        pairs: the first column says yes (more than 0) or no to each of n independent pairs; p is then McNemar's exact
-            one, from the pairs to which the models answer differently.
+        base, debiased: the statistic's columns, one value per unit.
+        pairs: the units are n independent pairs, and the first column is above 0 for "yes", else "no". p is then
+            McNemar's exact p-value, from the pairs on which the models differ.
     """
     width = len(base)
+    # Each resample draws the same units for both models, so what makes a unit easy or hard for both cancels in the
+    # difference: its interval is a paired one, and narrower than the models' own intervals suggest.
 
     def both(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
         before = statistic(*columns[:width], axis=axis)
@@ -102,7 +103,7 @@ def compare(
 def from_resamples(
     bias: str, metric: str, ideal: float | None, n: int, values_3: np.ndarray, samples_3R: np.ndarray
 ) -> Comparison:
-    """A comparison from base, debiased and delta, and the same in each resample; without resamples nothing is sure."""
+    """Build a comparison from base, debiased and delta and their resamples; without resamples all intervals are NaN."""
     if not samples_3R.size:
         one, two, three = (Estimate(float(value), np.nan, np.nan) for value in values_3)
         return Comparison(bias, metric, ideal, n, one, two, three, np.nan, None, "none", samples_3R)
@@ -113,16 +114,17 @@ def from_resamples(
 
 
 def within(sizes: Sequence[int], n_resamples: int) -> np.ndarray:
-    """Shape (R, sum of sizes): numbers of units drawn with replacement within groups that stand one after another."""
+    """Draw units with replacement within consecutive groups of these sizes: indices of shape (R, sum of sizes)."""
     rng = np.random.default_rng(SEED)
     starts = np.cumsum([0, *sizes[:-1]])
     return np.hstack([a + rng.integers(k, size=(n_resamples, k)) for a, k in zip(starts, sizes, strict=True)])
 
 
 def permutation_p(first: np.ndarray, second: np.ndarray, n_resamples: int = 9999) -> float:
-    """Share of the divisions of all values into two groups whose difference of means is as large or larger.
+    """One-sided p of the difference of means: the share of splits into two groups with a difference at least as large.
 
-    Exact where there are no more than `n_resamples` divisions, else of so many random ones and the one at hand.
+    Exact if there are at most `n_resamples` splits; otherwise estimated from that many random splits and the observed
+    one.
     """
 
     def difference(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -136,7 +138,9 @@ def permutation_p(first: np.ndarray, second: np.ndarray, n_resamples: int = 9999
 
 
 def two_sided(samples_R: np.ndarray) -> float:
-    """Bootstrap p-value of `zero`: the share of resamples on the far side of it, doubled, and never 0."""
+    """Two-sided bootstrap p-value of the hypothesis that the value is zero; never 0."""
+    # Twice the share of resamples on the far side of zero. So p < 0.05 if and only if the 95% percentile interval
+    # excludes zero, up to resampling error. Adding 1 to both counts keeps p above 0 (Davison & Hinkley 1997, 4.2).
     tail = min(np.count_nonzero(samples_R <= 0), np.count_nonzero(samples_R >= 0))
     return min(1.0, 2 * (tail + 1) / (len(samples_R) + 1))
 
@@ -147,28 +151,27 @@ def _mcnemar(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _detectable(samples_R: np.ndarray) -> float | None:
-    """Smallest true difference that a two-sided 5% test finds with 80% power, at this standard error (normal).
+    """Minimum detectable effect: the smallest true difference that a two-sided 5% test finds with 80% power.
 
-    None where no unit changed: then the standard error is unknown, not zero.
+    None if no unit changed: the standard error is then unknown, not zero.
     """
+    # Normal approximation: (z of 0.975 + z of 0.8) * standard error, which the spread of the resamples estimates.
     if not np.ptp(samples_R):
         return None
     return float((stats.norm.ppf(0.5 + CONFIDENCE / 2) + stats.norm.ppf(POWER)) * np.std(samples_R))
 
 
 def per_cluster(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns for `ratio`: sum and count of the values of each cluster, in sorted order of the clusters.
-
-    For examples that are not independent (they share a target term, a template): resampling whole clusters is what
-    makes an interval honest.
-    """
+    """Columns for `ratio`: sum and count of the values of each cluster, clusters sorted by name."""
+    # Examples that share a template or a target term are not independent. Resampling examples would give intervals
+    # that are too narrow, so whole clusters are resampled.
     _, cluster_N = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     values = np.asarray(values, dtype=float)
     return np.bincount(cluster_N, values), np.bincount(cluster_N).astype(float)
 
 
 def ratio(total: np.ndarray, count: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Mean over examples, from sums and counts of clusters."""
+    """Mean over examples, from the sums and counts of clusters."""
     return total.sum(axis) / count.sum(axis)
 
 
@@ -181,13 +184,13 @@ def compare_means(
     clusters: np.ndarray,
     n_resamples: int = 9999,
 ) -> Comparison:
-    """Compare the means over examples of two models; the resampled unit is the cluster of examples."""
+    """Compare the means over examples of two models; the resampled unit is the cluster."""
     before, after = (per_cluster(values, clusters) for values in (base, debiased))
     return compare(bias, metric, ideal, len(base), ratio, before, after, n_resamples)
 
 
 def adjusted(figures: Sequence[Figure]) -> list[Figure]:
-    """The figures with p-values adjusted for the number of differences in the table (Benjamini & Hochberg 1995)."""
+    """Add p-values adjusted for the number of differences in the table (Benjamini & Hochberg 1995)."""
     tested = [i for i, f in enumerate(figures) if f.p_value is not None and np.isfinite(f.p_value)]
     if not tested:
         return list(figures)
@@ -198,12 +201,12 @@ def adjusted(figures: Sequence[Figure]) -> list[Figure]:
 
 
 def adjusted_p(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for how many there are (Benjamini & Hochberg 1995)."""
+    """p-values adjusted for their number by the false discovery rate (Benjamini & Hochberg 1995)."""
     return [float(p) for p in multipletests(list(p_values), method="fdr_bh")[1]] if len(p_values) else []
 
 
 class Seeds(NamedTuple):
-    """A figure over several seeds: mean, standard deviation, and an interval for both seeds and examples."""
+    """A figure over several seeds: mean, standard deviation, and an interval that covers both seeds and examples."""
 
     mean: float
     sd: float  # between seeds; NaN for one seed
@@ -214,17 +217,17 @@ class Seeds(NamedTuple):
 
 
 def over_seeds(values_K: Sequence[float], samples_KR: Sequence[np.ndarray]) -> Seeds:
-    """Combine K runs that differ in nothing but the seed.
-
-    The interval is hierarchical: a resample draws K of the seeds with replacement and takes their mean in one and the
-    same resample of the benchmark's units, which all seeds share.
+    """Combine K runs that differ in the seed alone.
 
     Args:
         values_K: the figure of each run.
-        samples_KR: its bootstrap resamples, drawn alike in all runs (`Comparison.samples`).
+        samples_KR: the bootstrap resamples of each run (`Comparison.samples`).
     """
     samples = np.stack([np.asarray(s, dtype=float) for s in samples_KR])
     seeds, resamples = samples.shape
+    # A hierarchical bootstrap (Davison & Hinkley 1997, section 3.8): each resample draws K seeds with replacement and
+    # averages them over ONE draw of the benchmark's units. All seeds are scored on the same examples, so redrawing the
+    # examples for each seed would treat their error as independent and make the interval too narrow.
     drawn_KR = np.random.default_rng(SEED).integers(seeds, size=(seeds, resamples))
     mean_R = np.take_along_axis(samples, drawn_KR, axis=0).mean(0)
     low, high = np.quantile(mean_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if resamples else (np.nan, np.nan)
@@ -233,11 +236,9 @@ def over_seeds(values_K: Sequence[float], samples_KR: Sequence[np.ndarray]) -> S
 
 
 def roughly_over_seeds(values_K: Sequence[float], lows_K: Sequence[float], highs_K: Sequence[float]) -> Seeds:
-    """Combine K > 1 runs of which the resamples are gone, from the interval that each of them has: an approximation.
-
-    Normal, with two parts of variance: the seeds' own, and that of the examples, which all seeds share and more seeds
-    do not lower.
-    """
+    """Approximate `over_seeds` for K > 1 runs whose resamples are lost, from the 95% interval of each run."""
+    # Normal approximation. The variance of the examples is added undivided: all seeds share the examples, so more seeds
+    # lower only the variance between seeds.
     z = stats.norm.ppf(0.5 + CONFIDENCE / 2)
     of_examples = np.mean(np.subtract(highs_K, lows_K)) / (2 * z)
     mean, sd = float(np.mean(values_K)), _sd(values_K)

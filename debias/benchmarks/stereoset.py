@@ -1,4 +1,4 @@
-"""StereoSet (Nadeem et al. 2021): which of three fillings of a blank, or of three next sentences, is the likeliest?"""
+"""StereoSet (Nadeem et al. 2021): does the model prefer a stereotype, an anti-stereotype or an unrelated sentence?"""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import per_bias
 from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Cloze, Tokens, UserError
+from debias.scoring.protocols import Protocol
 from debias.scoring.spans import BLANK
 
 GOLD = ("stereotype", "anti-stereotype", "unrelated")
@@ -24,19 +25,19 @@ class StereoSet(LikelihoodBenchmark):
     """Examples with a stereotype, an anti-stereotype and an unrelated sentence about one target term.
 
     Args:
-        protocol: how a sentence becomes a likelihood.
-        split: `test` (6,392 intrasentence and 6,374 intersentence examples) or `dev` (2,106 and 2,123). Choose
-            hyperparameters on dev, report test.
-        task: `intrasentence` (fillings of a blank) or `intersentence` (sentences that follow a context).
-        path: another file in the authors' format.
-        limit: examples per bias, a fixed sample; all when empty.
-        whole: biases that are scored whole in spite of `limit`.
+        protocol: turns a sentence into a likelihood.
+        split: `test` (6,392 intrasentence and 6,374 intersentence examples) or `dev` (2,106 and 2,123). Tune on dev,
+            report test.
+        task: `intrasentence` (three words for a blank) or `intersentence` (three sentences that follow a context).
+        path: another file in the authors' format; null means the published one.
+        limit: examples per bias, a fixed sample; null means all.
+        whole: biases scored in full, whatever `limit` is.
         n_resamples: bootstrap resamples.
     """
 
     def __init__(
         self,
-        protocol: Any,
+        protocol: Protocol,
         split: str = "test",
         task: str = "intrasentence",
         path: str | None = None,
@@ -78,19 +79,19 @@ class StereoSet(LikelihoodBenchmark):
 
     @cached_property
     def examples(self) -> list[dict[str, Any]]:
-        """The chosen examples, as the file has them."""
+        """The sampled examples, as in the file."""
         path = self.path or assets.locate(f"stereoset-{self.split}")
         try:
             examples = json.loads(path.read_text(encoding="utf-8"))["data"][self.task]
             for example in examples:
                 _check(example)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: no StereoSet file ({error}); check eval.stereoset.path") from error
+            raise UserError(f"{path} is not a StereoSet file ({error}); check eval.stereoset.path") from error
         return per_bias(examples, lambda e: e["bias_type"], lambda e: e["id"], self.limit, self.whole)
 
 
 def _check(example: dict[str, Any]) -> None:
-    """Raises ValueError when an example has not just one sentence of each label, or KeyError for a missing field."""
+    """Raises ValueError unless an example has one sentence of each label, and KeyError for a missing field."""
     labels = sorted(s["gold_label"] for s in example["sentences"])
     if labels != sorted(GOLD):
         raise ValueError(f"example {example['id']}: labels {labels} instead of one each of {sorted(GOLD)}")
@@ -101,7 +102,9 @@ def _check(example: dict[str, Any]) -> None:
 
 
 def _filled(context: str, sentence: str) -> tuple[str, Cloze]:
-    """A sentence, and its word at the place of the context's (last) blank, without punctuation, in the first blank."""
+    """An intrasentence example: the sentence, and its cloze."""
+    # As in the published code: the word is taken from the place of the LAST blank, by counting words, loses its
+    # punctuation, and fills the FIRST blank. A few contexts have two blanks.
     place = max(k for k, word in enumerate(context.split(" ")) if BLANK in word)
     words = sentence.split(" ")
     filling = words[min(place, len(words) - 1)].translate(str.maketrans("", "", string.punctuation))
@@ -110,6 +113,6 @@ def _filled(context: str, sentence: str) -> tuple[str, Cloze]:
 
 
 def _followed(context: str, sentence: str) -> tuple[str, Cloze]:
-    """A context with a sentence behind it; the sentence is what is compared."""
+    """An intersentence example: context and sentence, of which only the sentence is compared."""
     before = context.rstrip() + " "
     return before + sentence, Cloze(before, sentence)

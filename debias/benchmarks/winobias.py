@@ -1,4 +1,4 @@
-"""WinoBias (Zhao et al. 2018): is a sentence likelier when its pronoun fits the occupation's stereotype?"""
+"""WinoBias (Zhao et al. 2018): is a sentence likelier if its pronoun fits the stereotype of an occupation?"""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ MARKED = re.compile(r"\d+ .*?\[ ?(?:the |an? )?(?P<occupation>[^\]]+)\].*\[", re
 
 
 class Pair(NamedTuple):
-    """One sentence with the pronoun of the stereotype, and with the other one."""
+    """The same sentence with the stereotypical pronoun and with the other one."""
 
     example: str
     kind: str  # `type 1` or `type 2`
-    occupation: str  # the one that the pronoun refers to
+    occupation: str  # that the pronoun refers to
     pro: str
     anti: str
 
     @property
     def minimal(self) -> bool:
-        """Whether the sentences differ in gendered words alone."""
+        """Whether the sentences differ only in gendered words."""
         pro, anti = ([w for w in re.findall(r"\w+", text) if w not in GENDERED] for text in (self.pro, self.anti))
         return pro == anti
 
 
 class WinoBias(LikelihoodBenchmark):
-    """1,584 pairs, half of each type; the figure is the percentage whose pro-stereotypical sentence is likelier.
+    """1,584 pairs, half of each type. SS is the percentage of pairs whose pro-stereotypical sentence is likelier.
 
-    In type 1 only meaning tells what the pronoun refers to, in type 2 grammar does too. The published files hold some
-    pairs that differ in more than gendered words; they are scored as they are, and counted in a note.
+    In type 1 only the meaning says what the pronoun refers to; in type 2 the grammar says it too. Some published pairs
+    differ in more than gendered words. They are scored as published, and a note counts them.
 
     Args:
-        protocol: how a sentence becomes a likelihood.
-        path: another folder with the authors' eight files.
-        limit: pairs per type, a fixed sample; all when empty.
+        protocol: turns a sentence into a likelihood.
+        path: another folder with the authors' eight files; null means the published ones.
+        limit: pairs per type, a fixed sample; null means all.
         n_resamples: bootstrap resamples.
     """
 
     name = "winobias"
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
-        """Two sentences per pair; their `target` is the occupation, which about forty pairs of a file share."""
+        """Two sentences per pair; `target` is the occupation, which about forty pairs of a file share."""
         return [
             Candidate(p.example, candidate, "gender", p.occupation, text)
             for p in self._pairs
@@ -62,13 +62,13 @@ class WinoBias(LikelihoodBenchmark):
 
     @property
     def notes(self) -> list[str]:
-        """How many pairs are not minimal."""
+        """How many pairs differ in more than gendered words."""
         odd = sum(not pair.minimal for pair in self._pairs)
-        note = f"{odd:,} of {len(self._pairs):,} pairs differ in more than gendered words; they are scored"
+        note = f"{odd:,} of {len(self._pairs):,} pairs differ in more than gendered words and are scored as published"
         return [f"{self.name}: {note}"] if odd else []
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """SS of all pairs and of each type; the resampled unit is the occupation that the pronoun refers to."""
+        """SS of all pairs and of each type; the resampled unit is the occupation."""
         before, after = (metrics.preferences(rows, "pro", "anti", self.protocol.ties) for rows in (base, debiased))
         kind = before["example"].str.partition(",")[0]
         groups = {"SS": np.full(len(before), True)} | {f"SS {k}": (kind == k).to_numpy() for k in sorted(kind.unique())}
@@ -83,12 +83,12 @@ class WinoBias(LikelihoodBenchmark):
         return per_bias(pairs, lambda p: p.kind, lambda p: p.example, self.limit, ())
 
     def _read(self, kind: int, split: str) -> list[Pair]:
-        """Pairs of the lines of two files."""
+        """Pairs from two files whose lines correspond."""
         pro, anti = (self._file(f"{side}_stereotyped_type{kind}.txt.{split}") for side in ("pro", "anti"))
         first, second = _lines(pro), _lines(anti)
         if len(first) != len(second):
             lengths = f"{len(first)} lines, but {anti.name} has {len(second)}"
-            raise UserError(f"{pro} has {lengths}; their lines belong together, check eval.winobias.path")
+            raise UserError(f"{pro} has {lengths}; the lines of both must correspond, check eval.winobias.path")
         return [
             Pair(f"type {kind}, {split} {number}", f"type {kind}", occupation, text, other)
             for number, ((occupation, text), (_, other)) in enumerate(zip(first, second, strict=True), start=1)
@@ -99,7 +99,7 @@ class WinoBias(LikelihoodBenchmark):
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:
-    """Occupation and sentence of each line, the sentence without number and brackets."""
+    """Occupation and sentence of each line; the sentence loses its number and its brackets."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -108,7 +108,9 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     for number, line in enumerate(lines, start=1):
         marked = MARKED.match(line)
         if marked is None:
-            raise UserError(f"{path}, line {number}: no number and two words in brackets; check eval.winobias.path")
+            raise UserError(
+                f"{path}, line {number} does not have a number and two words in brackets; check eval.winobias.path"
+            )
         text = " ".join(re.sub(r"[\[\]]", "", line).split()[1:])
         found.append((marked["occupation"].lower(), text))
     return found
