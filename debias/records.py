@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Section = TypeVar("Section")
 
 
 class UserError(Exception):
@@ -144,6 +146,20 @@ class Figure(NamedTuple):
     def leaves_zero_out(self) -> bool:
         """Whether a difference is certain; one whose interval is unknown (NaN) is not."""
         return self.ci_low > 0 or self.ci_high < 0
+
+
+def checked(schema: type[Section], cfg: Any, section: str) -> Section:
+    """A section of a config as the dataclass `schema`. Raises UserError, which names the key, for a wrong value."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg[section]))  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        key = f"{section}.{str(error).splitlines()[0].rpartition(' ')[2]}"
+        raise UserError(f"{key} must be set: add {key}=VALUE") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{section}.{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
 @dataclass

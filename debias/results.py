@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import platform
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from debias import __version__
+from debias.files import remove_unfinished, whole_file, write_json, write_text
 from debias.records import Figure, UserError, without_passwords
 
 log = logging.getLogger(__name__)
@@ -33,30 +33,6 @@ INTERRUPTED = "interrupted"
 LIKELIHOODS = [
     "benchmark", "protocol", "example", "candidate", "bias", "target", "model", "logprob", "num_tokens", "score",
 ]  # fmt: skip
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which becomes `path` when the block ends well and is removed when it does not."""
-    half = path.with_name(f"{path.name}.tmp")
-    try:
-        yield half
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole, and make sure that it reached the disk."""
-    with whole_file(path) as half, half.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 @functools.cache  # what is running is what was read first, though the files may change under a long sweep
@@ -107,7 +83,10 @@ class RunFolder:
                 f"{self.path} is in use by another debias process; wait for it, or set name=OTHER"
             ) from error
         try:
-            yield self._open(overwrite)
+            to_do = self._open(overwrite)
+            if to_do:
+                remove_unfinished(self.path)
+            yield to_do
         finally:
             self._lock.release()
             if not self._files():  # a refused job leaves no trace

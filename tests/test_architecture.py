@@ -23,7 +23,7 @@ ROOMS = [
     "data",  # text in
     "assets",  # where public data and weights come from
     "results",  # the run folder
-    "schema",  # sections of a config as dataclasses
+    "files",  # written whole or not at all
     "progress",
     "records",  # the types that travel
 ]

@@ -1,11 +1,9 @@
-"""The run folder: whole files, claims, refusals, faults."""
+"""The run folder: claims, refusals, faults."""
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 
 from debias import results
 from debias.records import Figure, UserError
-from debias.results import RunFolder, read_figures, whole_file, write_text
+from debias.results import RunFolder, read_figures
 
 IDENTITY = {"config_sha256": "c", "data_sha256": "d", "code_sha256": "p"}
 
@@ -28,35 +26,6 @@ def finished(path: Path) -> Path:
         run.start()
         run.finish({})
     return run.path
-
-
-def test_a_half_written_file_never_passes_for_a_whole_one(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-
-    def dies() -> None:
-        with whole_file(path) as half:
-            half.write_text("ne")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        dies()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
@@ -123,6 +92,21 @@ def test_damaged_status_is_named(tmp_path: Path) -> None:
     (path / "status.json").write_text('{"state": "do')
     with pytest.raises(UserError, match=r"status\.json is damaged.*overwrite=true"), folder(tmp_path).claim():
         pass
+
+
+def test_a_claim_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    run = folder(tmp_path)
+    with run.claim():
+        run.start()
+    (run.path / "adapter").mkdir()
+    left = [run.path / "metrics.jsonl.0a1b2c3d.tmp", run.path / "adapter/README.md.0a1b2c3d.tmp"]
+    for path in left:
+        path.write_text("half")
+    (run.path / "mine.tmp").write_text("not a name of ours")
+    with run.claim() as to_do:
+        assert to_do
+        assert not any(path.exists() for path in left)
+        assert (run.path / "mine.tmp").exists()
 
 
 def test_status_has_versions_and_the_error(tmp_path: Path) -> None:

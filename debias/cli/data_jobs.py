@@ -11,8 +11,7 @@ from typing import Any
 
 from debias.cli.config import make
 from debias.cli.terminal import console, logging_to, shown
-from debias.records import UserError
-from debias.schema import checked
+from debias.records import UserError, checked
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +76,9 @@ def doctor_job(cfg: Any) -> int:
 
     from debias.data import doctor, leakage
     from debias.data.reading import read_records
+    from debias.files import write_text
     from debias.progress import bar
     from debias.report.one_run import data_quality
-    from debias.results import write_text
 
     if not cfg.files:
         raise UserError("name at least one file: debias doctor FILE...")
@@ -134,7 +133,7 @@ def _fix(target: Path, kept: Sequence[Any], dropped: Mapping[str, int], quiet: b
     import json
 
     from debias.data.reading import FIELDS
-    from debias.results import write_text
+    from debias.files import write_text
 
     if not kept:
         raise UserError(f"nothing is left to write to {target}; choose another file")

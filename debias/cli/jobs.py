@@ -12,8 +12,7 @@ from debias.cli.data_jobs import doctor_job, generate_job
 from debias.cli.job_context import claimed, logged, run_folder, tracked
 from debias.cli.terminal import console, quieten
 from debias.models.ranks import launched_rank
-from debias.records import Recipe, Scoring, UserError
-from debias.schema import checked
+from debias.records import Recipe, Scoring, UserError, checked
 
 
 def run_job(cfg: DictConfig) -> None:

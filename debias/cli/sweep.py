@@ -140,8 +140,8 @@ def _write(jobs: Mapping[Path, str], title: str, since: datetime) -> None:
     """Renew the sweep's page; a by-product, which stops no sweep."""
     from filelock import FileLock
 
+    from debias.files import write_text
     from debias.report.many_runs.sweep_progress import markdown, states_of
-    from debias.results import write_text
 
     page = next(iter(jobs)).parent / "sweep.md"
     try:

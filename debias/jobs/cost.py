@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from debias.results import write_json
+from debias.files import write_json
 
 
 class Cost:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
+from debias.files import whole_folder
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.records import UserError
@@ -109,16 +109,12 @@ def merge(export: Export, base: Base) -> None:
     except (ValueError, NotImplementedError) as error:
         raise UserError(_not_merged(method, str(error))) from error
     merged.tie_weights()
-    half = export.folder.with_name(f"{export.folder.name}.tmp")
-    shutil.rmtree(half, ignore_errors=True)
-    merged.save_pretrained(half)
-    if base.tokenizer is not None:
-        base.tokenizer.save_pretrained(half)
-    if (export.adapter / CARD).is_file():
-        (half / CARD).write_text(merged_card(export.adapter / CARD, base), encoding="utf-8")
-    if export.overwrite:
-        shutil.rmtree(export.folder, ignore_errors=True)
-    half.rename(export.folder)
+    with whole_folder(export.folder, replace=export.overwrite) as unfinished:
+        merged.save_pretrained(unfinished)
+        if base.tokenizer is not None:
+            base.tokenizer.save_pretrained(unfinished)
+        if (export.adapter / CARD).is_file():
+            (unfinished / CARD).write_text(merged_card(export.adapter / CARD, base), encoding="utf-8")
 
 
 def _not_merged(method: str, reason: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from debias.data import doctor, leakage
 from debias.data.quality import NearDuplicates
 from debias.data.triplets import TripletFile
+from debias.files import write_json, write_text
 from debias.generation.acceptance import Acceptance
 from debias.generation.client import Chat
 from debias.generation.exchange import LLM, Answer, Outcome, Request, Spent, question_of
@@ -26,7 +27,7 @@ from debias.progress import bar, tally
 from debias.records import UserError
 from debias.report.one_run import generated_set as report
 from debias.report.one_run.data_quality import page
-from debias.results import RunFolder, write_json, write_text
+from debias.results import RunFolder
 
 log = logging.getLogger(__name__)
 

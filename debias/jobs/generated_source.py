@@ -19,10 +19,9 @@ from debias.generation.ledger import read_ledger
 from debias.generation.strategies import Strategy
 from debias.generation.wanted import BESIDE, Wanted
 from debias.jobs.generate import LEDGER, DataFolder, Generation, biases, generate
-from debias.records import UserError
+from debias.records import UserError, checked
 from debias.report.one_run.generated_set import dollars
 from debias.results import text_sha256
-from debias.schema import checked
 
 
 class Generated:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import peft
 import torch
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 
+from debias.files import whole_folder
 from debias.models import bottleneck, targets
 from debias.models.base import Base
 from debias.records import UserError
@@ -102,10 +102,6 @@ def virtual_tokens(model: Any) -> int:
 
 def save(model: peft.PeftModel, base: Base, folder: Path) -> None:
     """Write the adapter as a whole or not at all: PEFT's files, the base's fingerprint and what was trained."""
-    half = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(half, ignore_errors=True)
-    model.save_pretrained(str(half), save_embedding_layers=False)
-    (half / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the bias card takes its place
     provenance = {
         "base_model": base.name,
         "base_sha256": base.sha256,
@@ -114,9 +110,10 @@ def save(model: peft.PeftModel, base: Base, folder: Path) -> None:
         "base_parameters": sum(p.numel() for n, p in base.model.named_parameters() if "default" not in n.split(".")),
         "prediction_head": vars(model.active_peft_config).get("modules_to_save") or [],
     }
-    (half / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)  # what a rejected or diverged training left
-    half.rename(folder)
+    with whole_folder(folder, replace=True) as unfinished:  # a rejected or diverged training may have left one
+        model.save_pretrained(str(unfinished), save_embedding_layers=False)
+        (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the bias card takes its place
+        (unfinished / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
 
 
 def located(path: str | Path) -> Path:

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import logging
 import platform
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -27,6 +26,7 @@ from transformers import (
 )
 
 from debias import assets
+from debias.files import remove_unfinished, whole_folder
 from debias.models import bert_tiny
 from debias.records import Tokens, UserError
 
@@ -196,6 +196,7 @@ def _converted(name: str) -> Path:
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():  # another process was faster
             return folder
+        remove_unfinished(folder.parent, folder.name)
         source = assets.locate(name)
         log.info("converting %s to float32, once (about 20 s) ...", source.name)
         where: dict[str, Any] = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
@@ -206,9 +207,7 @@ def _converted(name: str) -> Path:
         config.dtype = torch.float32
         model = AutoModelForCausalLM.from_config(config)
         model.load_state_dict(loaded.state_dict())
-        half = folder.with_suffix(".tmp")
-        shutil.rmtree(half, ignore_errors=True)
-        model.save_pretrained(half)
-        AutoTokenizer.from_pretrained(**where).save_pretrained(half)
-        half.rename(folder)
+        with whole_folder(folder) as unfinished:
+            model.save_pretrained(unfinished)
+            AutoTokenizer.from_pretrained(**where).save_pretrained(unfinished)
     return folder

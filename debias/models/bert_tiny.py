@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, DataCollatorForLan
 
 from debias import assets, progress
 from debias.data.plaintext import read_passages
+from debias.files import remove_unfinished, whole_folder
 from debias.records import UserError
 
 NAME = "bert-tiny"
@@ -169,13 +169,11 @@ def held_out_texts() -> dict[str, list[str]]:
 
 
 def write(model: Any, tokenizer: Any, card: str, place: Path) -> None:
-    """Write the folder under another name, then rename it: half a folder never passes for a whole one."""
-    half = place.with_name(f"{place.name}.tmp")
-    shutil.rmtree(half, ignore_errors=True)
-    model.save_pretrained(half)
-    tokenizer.save_pretrained(half)
-    (half / "README.md").write_text(card, encoding="utf-8")
-    half.rename(place)
+    """Write the model with its tokenizer and card, whole or not at all."""
+    with whole_folder(place) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
 
 
 def make(recipe: Recipe, place: Path) -> dict[str, tuple[Score, Score]]:
@@ -277,6 +275,7 @@ def _make_once(recipe: Recipe, place: Path) -> None:
         parent.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{place.name}.lock"):
         if not place.exists():
+            remove_unfinished(place.parent, place.name)
             make(recipe, place)
     print(f"{NAME} is in {place}")
 

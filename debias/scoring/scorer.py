@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 
+from debias.files import whole_file
 from debias.models.adapter import adapter_sha256, virtual_tokens
 from debias.models.base import Base, bf16_is_native
 from debias.progress import bar
@@ -163,10 +164,8 @@ class Scorer:
                 log.warning("%s is damaged and will be computed again", path)
         log.debug("scoring afresh: %s %s", self.active, path.stem[:12])
         result = compute()
-        half = path.with_suffix(f".{np.random.randint(1 << 30)}.tmp")
-        with half.open("wb") as file:
+        with whole_file(path) as unfinished, unfinished.open("wb") as file:
             np.save(file, result)
-        half.replace(path)
         return result
 
     def _key(self, content: Iterable[bytes]) -> str:

@@ -14,6 +14,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from debias.files import whole_file
 from debias.records import Batch, UserError
 
 
@@ -33,7 +34,7 @@ class LossCurve(Callback):
         if trainer.global_step and self.path.is_file():
             with self.path.open(newline="") as file:
                 kept = [row for row in csv.DictReader(file) if _int(row["step"]) <= trainer.global_step]
-        with self.path.open("w", newline="") as file:
+        with whole_file(self.path) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
@@ -148,8 +149,8 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write, then rename."""
-        super().save_checkpoint(checkpoint, f"{path}.tmp", storage_options)
-        Path(f"{path}.tmp").replace(path)
+        with whole_file(Path(path)) as unfinished:
+            super().save_checkpoint(checkpoint, unfinished, storage_options)
 
 
 def _int(text: str | None) -> float:

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from debias import assets
 from debias.data.plaintext import read_passages
+from debias.files import remove_unfinished, write_text
 from debias.models.base import Base
 from debias.models.placement import placed
 from debias.progress import bar
@@ -93,10 +94,9 @@ class OwnText:
         with FileLock(path.with_suffix(".lock")):  # runs that start together wait for the first
             samples = _kept(path)
             if samples is None:
+                remove_unfinished(path.parent, path.name)
                 samples = self._write(base)
-                half = path.with_suffix(".tmp")
-                half.write_text(json.dumps(samples), encoding="utf-8")
-                half.rename(path)
+                write_text(path, json.dumps(samples))
         return [_unscored(tuple(ids)) for ids in samples]
 
     @torch.inference_mode()

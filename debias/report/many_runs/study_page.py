@@ -8,6 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from debias import __version__
+from debias.files import write_text
 from debias.records import UserError
 from debias.report.many_runs.configurations import Benchmarks, Configuration
 from debias.report.many_runs.examples import Examples, examples
@@ -16,7 +17,6 @@ from debias.report.many_runs.study_files import latex, markdown, table_csv, titl
 from debias.report.many_runs.study_plots import colours, pictures
 from debias.report.many_runs.study_tables import Study, transfer
 from debias.report.templating import TEMPLATES, fill
-from debias.results import write_text
 
 HEADINGS = {
     "main": "Configurations", "others": "Other figures", "transfer": "Transfer", "cost": "Cost",

@@ -12,11 +12,12 @@ from debias import __version__
 from debias.benchmarks.evaluation import Evaluation
 from debias.data.doctor import of_triplets
 from debias.data.triplets import Checked
+from debias.files import write_text
 from debias.report import comparison, plots
 from debias.report.one_run import bias_card, data_quality
 from debias.report.outcome import Bounds, Outcome, outcomes
 from debias.report.templating import fill
-from debias.results import RunFolder, write_text
+from debias.results import RunFolder
 
 
 class RunReport(NamedTuple):
