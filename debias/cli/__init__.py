@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,14 @@ from debias.cli.config import any_model, config_dir, explain, nearest
 from debias.cli.terminal import console
 from debias.records import UserError
 
-VERBS = (*jobs.JOBS, "sweep", "report", "ls")
+VERBS = (*jobs.JOBS, "sweep", "report", "archive", "ls")
 USAGE = """\
 debias run       [overrides]     data -> adapter -> evaluation of base and debiased model -> report (the default verb)
 debias generate  [overrides]     chat model -> checked triplets in a file
 debias evaluate  [overrides]     score any base model or adapter
 debias sweep     [NAME] [overrides]  many runs that answer a question, resumable; --dry-run tells their number and time
 debias report    PATH...         table, page and plots over many runs (--out FOLDER); --recompute proves the figures
+debias archive   PATH...         many runs in one file to share (--out FILE.parquet), which debias report reads
 debias doctor    FILE...         what is wrong with this training data (spans, duplicates, leakage, balance)
 debias export    [overrides]     merge an adapter into full weights, or upload it to the model hub
 debias ls        [GROUP]         models, data sources, adapters, benchmarks, protocols: name and one line each
@@ -70,6 +72,8 @@ def _dispatch(words: list[str]) -> int:
         return _hydra(verb, words)
     elif verb == "report":
         return _report(words)
+    elif verb == "archive":
+        return _archive(words)
     elif verb == "sweep":
         return _sweep(words)
     elif verb == "ls":
@@ -81,22 +85,52 @@ def _dispatch(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     """Print and write the report over many runs; returns 1 when some of them could not be read."""
-    import argparse
-
     from debias.cli.sweep_size import planned
     from debias.report.many_runs.report import report
 
-    def wrong(message: str) -> NoReturn:
-        raise UserError(f"{message}; there are: --recompute, --out FOLDER")
-
-    parser = argparse.ArgumentParser(prog="debias report", description="One table, plots and tests over many runs.")
-    parser.error = wrong  # type: ignore[method-assign]
-    parser.add_argument("path", nargs="*", type=Path, help="run folders, or folders that hold some; default: outputs")
+    parser = _parser("report", "One table, plots and tests over many runs.", "--recompute, --out FOLDER")
+    parser.add_argument(
+        "path", nargs="*", type=Path, help="run folders, folders that hold some, archives; default: outputs"
+    )
     parser.add_argument("--recompute", action="store_true", help="prove every figure from the records")
     parser.add_argument("--out", type=Path, help="folder for report.html, .md, .tex and .csv")
     asked = parser.parse_args(words)
     faults = report(asked.path, console, parts.benchmarks_of, asked.recompute, asked.out, planned)
     return max((_complain(fault) for fault in faults), default=0)
+
+
+def _archive(words: list[str]) -> int:
+    """Write many runs to one file; returns 1 when some of them could not be read."""
+    from debias.cli.sweep_size import planned
+    from debias.jobs.archive import archive
+
+    parser = _parser(
+        "archive",
+        "Many runs in one file, for debias report. The word overwrite=true replaces a file that exists.",
+        "--out FILE.parquet, --records, overwrite=true",
+    )
+    parser.add_argument("path", nargs="+", type=Path, help="run folders, folders that hold some, or other archives")
+    parser.add_argument("--out", type=Path, required=True, help="the file, which ends in .parquet")
+    parser.add_argument("--records", action="store_true", help="keep the scores of single texts, too")
+    overwrite = "overwrite=true" in words
+    asked = parser.parse_args([word for word in words if word != "overwrite=true"])
+    done = archive(asked.path, asked.out, asked.records, overwrite, planned)
+    with_records = f", {done.num_with_records} with records" if asked.records else ""
+    size = asked.out.stat().st_size / 1e6
+    told = f"archive: {asked.out} ({done.num_runs} runs{with_records}, {size:.2f} MB)"
+    console.print(told, highlight=False, soft_wrap=True, markup=False)
+    return max((_complain(fault) for fault in done.faults), default=0)
+
+
+def _parser(verb: str, description: str, options: str) -> ArgumentParser:
+    """A parser whose errors are ours: one line that names the options."""
+
+    def wrong(message: str) -> NoReturn:
+        raise UserError(f"{message}; there are: {options}")
+
+    parser = ArgumentParser(prog=f"debias {verb}", description=description)
+    parser.error = wrong  # type: ignore[method-assign]
+    return parser
 
 
 def _complain(text: str, status: int = 1) -> int:

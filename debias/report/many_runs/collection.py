@@ -1,4 +1,4 @@
-"""Run folders -> runs: one pass reads whatever is below some paths, and says what it could not read."""
+"""Run folders and archives -> runs: one pass reads all that the paths hold, and says what it could not read."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from pyarrow import parquet
 
 from debias.records import Figure, UserError
+from debias.report.many_runs import archive
 from debias.report.outcome import Bounds
-from debias.results import INTERRUPTED, LIKELIHOODS, read_figures, running
+from debias.results import INTERRUPTED, LIKELIHOODS, read_figures, read_likelihoods, running
 
 STATES = ("done", "running", "failed")
 UNFINISHED = ("running", "interrupted", "failed")
@@ -25,13 +28,13 @@ Planned = Callable[[Path], int | None]  # a sweep's multirun.yaml -> how many ru
 class Run:
     """A finished run: its folder, its config, its figures, and what else its folder says; no likelihoods are read."""
 
-    folder: Path
+    folder: Path  # FILE/SWEEP/RUN for a run in an archive
     config: dict[str, Any]
     figures: list[Figure]
     status: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] | None = None
     losses: list[tuple[int, float]] = field(default_factory=list)  # step and training loss
-    records: bool = False  # whether the scores of single texts are there; a reduced folder has the figures alone
+    records: Callable[[], pd.DataFrame] | None = None  # reads the scores of single texts, where they were kept
 
     @property
     def name(self) -> str:
@@ -54,6 +57,15 @@ class Run:
         """The seed of the training."""
         return str(self.config.get("seed", ""))
 
+    def likelihoods(self) -> pd.DataFrame:
+        """The scores of single texts. Raises UserError where they were not kept, or are damaged."""
+        if self.records is None:
+            raise UserError(
+                f"{self.folder}: no records (likelihoods.parquet); run this job again with overwrite=true, "
+                "or make the archive again with --records"
+            )
+        return self.records()
+
     @property
     def bounds(self) -> Bounds:
         """How much worse the model might get before it counts as broken."""
@@ -75,17 +87,29 @@ class Collection:
 
 
 def collect(paths: Sequence[Path], planned: Planned = lambda _: None) -> Collection:
-    """Read every run folder at or below the paths.
+    """Read every run folder at or below the paths, and every archive among them.
 
-    Raises UserError when a path is no folder. A damaged file is a fault of the collection; the other runs are read.
+    Raises UserError when a path is neither a folder nor an archive. A damaged file in a folder is a fault of the
+    collection; the other runs are read.
     """
     for path in paths:
-        if not path.is_dir():
-            raise UserError(f"{path} is no folder; name a run folder, or one that holds runs")
+        if not path.exists():
+            raise UserError(f"{path} does not exist; name a run folder, a folder that holds some, or an archive")
     runs, faults = [], []
     unfinished: dict[str, list[Path]] = {state: [] for state in UNFINISHED}
-    generated = 0
-    for folder in run_folders(paths):
+    missing = generated = 0
+    for file in {path.resolve(): path for path in paths if path.is_file()}.values():
+        held = archive.read(file)
+        missing, generated = missing + held.missing, generated + held.generated
+        for row in held.rows:
+            folder = file / row.run
+            if row.state == "done":
+                config, status = row.config or {}, row.status or {}
+                runs.append(Run(folder, config, list(row.figures), status, row.cost, list(row.losses), row.records))
+            else:
+                unfinished[row.state].append(folder)
+    folders = [path for path in paths if path.is_dir()]
+    for folder in run_folders(folders):
         try:
             status = read_status(folder)
             if "triplets" in status:
@@ -94,13 +118,25 @@ def collect(paths: Sequence[Path], planned: Planned = lambda _: None) -> Collect
                 damage = damaged_records(folder)
                 faults += damage
                 has_records = not damage and (folder / "likelihoods.parquet").is_file()
-                runs.append(replace(read_run(folder, status), records=has_records))
+                records = partial(read_likelihoods, folder) if has_records else None
+                runs.append(replace(read_run(folder, status), records=records))
             else:
                 unfinished[_unfinished(folder, status)].append(folder)
         except UserError as error:
             faults.append(str(error))
-    sweeps = sorted({file for path in paths for file in path.rglob("multirun.yaml")})
-    return Collection(runs, unfinished, sum(_missing(file, planned(file)) for file in sweeps), generated, faults)
+    sweeps = sorted({file for path in folders for file in path.rglob("multirun.yaml")})
+    missing += sum(_missing(file, planned(file)) for file in sweeps)
+    return Collection(runs, unfinished, missing, generated, faults)
+
+
+def nothing_in(found: Collection, paths: Sequence[Path]) -> str:
+    """Why there is no run to work with."""
+    where = ", ".join(map(str, paths))
+    if found.faults:
+        return f"no run below {where} can be read; the first: {found.faults[0]}"
+    states = [f"{len(folders)} {state}" for state, folders in found.unfinished.items() if folders]
+    others = f" ({', '.join(states)})" if states else ""
+    return f"no finished run below {where}{others}; start one with `debias run`"
 
 
 def run_folders(paths: Sequence[Path]) -> Iterator[Path]:

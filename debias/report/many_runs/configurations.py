@@ -18,7 +18,6 @@ from debias.report.comparison import Row, rows
 from debias.report.many_runs.collection import Run
 from debias.report.many_runs.labels import Label, content, differences, ordered, words
 from debias.report.outcome import Outcome, by_adapter, outcome
-from debias.results import read_likelihoods
 
 Benchmarks = Callable[[dict[str, Any]], Sequence[Benchmark]]  # a run's config -> the benchmarks it was scored with
 HEADLINES = ("SS", "LMS", "ICAT", "perplexity")
@@ -216,7 +215,7 @@ def records_of_run(member: LabelledRun) -> pd.DataFrame:
 
     Raises UserError where the run has none.
     """
-    records, name = read_likelihoods(member.run.folder), member.label.get("adapter")
+    records, name = member.run.likelihoods(), member.label.get("adapter")
     if not name:
         return records
     mine = records[records["model"].isin(["base", f"debiased:{name}"])]

@@ -13,7 +13,7 @@ from rich.text import Text
 from debias.benchmarks.evaluation import figures_of
 from debias.records import Figure, UserError
 from debias.report.comparison import Row, p_text
-from debias.report.many_runs.collection import Collection, Planned, Run, collect
+from debias.report.many_runs.collection import Planned, Run, collect, nothing_in
 from debias.report.many_runs.configurations import (
     HEADLINES,
     Benchmarks,
@@ -29,7 +29,6 @@ from debias.report.many_runs.provenance import notes_on
 from debias.report.many_runs.study_page import write_page
 from debias.report.many_runs.study_tables import Study, spread
 from debias.report.outcome import outcome
-from debias.results import read_likelihoods
 
 FEW = 20  # up to so many runs have a line of their own
 
@@ -44,7 +43,8 @@ def report(
 ) -> list[str]:
     """Print the runs below the paths, those that differ in nothing but the seed put together, and write the page.
 
-    The page goes to `out`, else to the one path that is given, unless it is a run's own folder.
+    The page goes to `out`, else to the one path that is given, unless it is a run's own folder. Of an archive
+    FILE.parquet it goes to the folder FILE.
 
     Args:
         recompute: compute every figure of every run again from its records, and say whether they are the same.
@@ -56,7 +56,7 @@ def report(
     paths = list(paths) or [Path("outputs")]
     found = collect(paths, planned)
     if not found.runs:
-        raise UserError(_nothing(found, paths))
+        raise UserError(nothing_in(found, paths))
     kept, left_out = labelled(found.runs)
     made = grouped(kept, benchmarks_of)
     troubles = [
@@ -85,20 +85,12 @@ def report(
     return found.faults
 
 
-def _nothing(found: Collection, paths: Sequence[Path]) -> str:
-    """Why there is nothing to report."""
-    where = ", ".join(map(str, paths))
-    if found.faults:
-        return f"no run below {where} can be read; the first: {found.faults[0]}"
-    states = [f"{len(folders)} {state}" for state, folders in found.unfinished.items() if folders]
-    others = f" ({', '.join(states)})" if states else ""
-    return f"no finished run below {where}{others}; start one with `debias run`"
-
-
 def _folder(paths: Sequence[Path]) -> Path | None:
     """Where the page goes; a run's own report is never overwritten."""
     if len(paths) > 1:
         return Path("outputs")
+    if paths[0].is_file():
+        return paths[0].with_suffix("")
     return None if (paths[0] / "status.json").exists() else paths[0]
 
 
@@ -109,7 +101,7 @@ def recomputed(runs: Sequence[Run], benchmarks_of: Benchmarks) -> str:
     """Every figure from likelihoods.parquet alone, against metrics.jsonl. Raises UserError where they differ."""
     count = 0
     for run in runs:
-        records = read_likelihoods(run.folder)
+        records = run.likelihoods()
         fresh = {_name(f): f for f in figures_of(scored(benchmarks_of(run.config), records), records)}
         for figure in run.figures:
             other = fresh.get(_name(figure))
