@@ -16,6 +16,7 @@ from debias.records import Candidate, Figure, Tokens
 def figure(metric: str, base: float, after: float, p: float = 0.001, **more: Any) -> list[Figure]:
     """Base, debiased and difference, each with an interval of 2 to either side."""
     name = ("perplexity", "conditional", "all") if metric == "perplexity" else ("stereoset", "bias_bench", "gender")
+    base, after = float(base), float(after)
     ideal = {"SS": 50.0, "perplexity": 1.0}.get(metric, 100.0)
     rows = [
         Figure(*name, metric, "base", base, base - 2, base + 2, 771, ideal),

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from debias.jobs.machine_paths import distinct, names, shortened, strings, without_values
+from debias.jobs.machine_paths import Keyed, distinct, names, renamed, shortened, texts_in, without_values
 from debias.records import UserError
 from debias.report.many_runs.archive import Archive, Row, write
 from debias.report.many_runs.collection import Planned, Run, collect, nothing_in
+
+MODEL = "model"  # the column of figures and records that may name an adapter's folder
 
 
 class Archived(NamedTuple):
@@ -49,12 +51,15 @@ def archive(
     num_with_records = sum(run.records is not None for run in found.runs) if records else 0
     if records and not num_with_records:
         raise UserError("no run has records (likelihoods.parquet) to keep: leave --records out")
-    known = names(text for run in found.runs for text in (*strings(run.config), *(f.model for f in run.figures)))
-    run_names = [_name(run.folder, paths, strings(run.config)) for run in found.runs]
-    others = [(state, _name(folder, paths)) for state, folders in found.unfinished.items() for folder in folders]
-    all_names = iter(distinct([*run_names, *(name for _, name in others)]))
-    rows = [_row(next(all_names), run, known, records) for run in found.runs]
-    rows += [Row(next(all_names), state) for state, _ in others]
+    known = names(pair for run in found.runs for pair in texts_in(run.config))
+    models = names((MODEL, figure.model) for run in found.runs for figure in run.figures)
+    others = [(state, folder) for state, folders in found.unfinished.items() for folder in folders]
+    run_names = distinct(
+        [_name(run.folder, paths, run.config) for run in found.runs] + [_name(folder, paths) for _, folder in others]
+    )
+    rows = [_row(name, run, known, models, records) for name, run in zip(run_names, found.runs, strict=False)] + [
+        Row(name, state) for name, (state, _) in zip(run_names[len(found.runs) :], others, strict=True)
+    ]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write(out, Archive(rows, found.missing, found.generated))
@@ -63,29 +68,21 @@ def archive(
     return Archived(len(found.runs), num_with_records, found.faults)
 
 
-def _name(folder: Path, paths: Sequence[Path], texts: Sequence[str] = ()) -> str:
+def _name(folder: Path, paths: Sequence[Path], config: Mapping[str, Any] | None = None) -> str:
     """A run's folder below the path that was given, and at least with the folder that holds it, its sweep's."""
     below = next(folder.relative_to(path) for path in paths if folder.is_relative_to(path))
     parts = below.parts if len(below.parts) > 1 else Path(os.path.abspath(folder)).parts[-2:]  # noqa: PTH100 (`..`)
-    paths_in_config = [text for text in texts if shortened(text) != text]
-    return "/".join(shortened(without_values(part, paths_in_config)) for part in parts)
+    hidden = [text for _, text in texts_in(config) if shortened(text) != text]
+    return "/".join(shortened(without_values(part, hidden)) for part in parts)
 
 
-def _row(name: str, run: Run, known: Mapping[str, str], records: bool) -> Row:
+def _row(name: str, run: Run, known: Mapping[Keyed, str], models: Mapping[Keyed, str], records: bool) -> Row:
     def likelihoods() -> pd.DataFrame:
         scores = run.likelihoods()
-        return scores.assign(model=scores["model"].replace(known))
+        return scores.assign(model=scores["model"].replace({model: short for (_, model), short in models.items()}))
 
-    figures = [figure._replace(model=known[figure.model]) for figure in run.figures]
-    config, status, cost = _renamed(run.config, known), _renamed(run.status), _renamed(run.cost)
-    kept = likelihoods if records and run.records else None
-    return Row(name, "done", config, status, cost, figures, run.losses, kept)
-
-
-def _renamed(node: Any, known: Mapping[str, str] | None = None) -> Any:
-    """The same nested mapping with other texts: those in `known`, else shortened."""
-    if isinstance(node, dict):
-        return {key: _renamed(value, known) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_renamed(value, known) for value in node]
-    return (known[node] if known else shortened(node)) if isinstance(node, str) else node
+    figures = [figure._replace(model=models[MODEL, figure.model]) for figure in run.figures]
+    config, status, cost = (renamed(part, known) for part in (run.config, run.status, run.cost))
+    return Row(
+        name, "done", config, status, cost, figures, run.losses, likelihoods if records and run.records else None
+    )

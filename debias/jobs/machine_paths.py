@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ PRIVATE_HOST = re.compile(
 IN_RUN_NAME = re.compile(
     r"((?:^|(?<=[+/: ]))[\w.]*(?:paths?|files?|folder|dir|root))-(?:\.\.)?_[\w.-]*?(?=-[0-9a-f]{8}(?:/|$)|[+/]|$)"
 )
+
+Keyed = tuple[str, str]  # a text of a config, with its key
 
 
 def shortened(text: str) -> str:
@@ -49,10 +51,17 @@ def _shortened_path(path: str) -> str:
     return "~" if last == Path.home().name or HOME.fullmatch(path) else last  # a user's name
 
 
-def names(texts: Iterable[str]) -> dict[str, str]:
-    """Each text shortened. Texts that differ still do: of those that became equal, all but one have a number behind."""
-    ordered = sorted(set(texts), key=lambda text: (shortened(text) != text, text))  # what is short keeps its name
-    return dict(zip(ordered, distinct([shortened(text) for text in ordered]), strict=True))
+def names(texts: Iterable[Keyed]) -> dict[Keyed, str]:
+    """Each text of a key shortened, with a number where different texts of the key would become the same."""
+    by_key: dict[str, set[str]] = {}
+    for key, text in texts:
+        by_key.setdefault(key, set()).add(text)
+    found: dict[Keyed, str] = {}
+    for key, of_key in by_key.items():
+        ordered = sorted(of_key, key=lambda text: (shortened(text) != text, text))  # what is short keeps its name
+        short = distinct([shortened(text) for text in ordered])
+        found |= {(key, text): name for text, name in zip(ordered, short, strict=True)}
+    return found
 
 
 def distinct(texts: Sequence[str]) -> list[str]:
@@ -77,10 +86,19 @@ def without_values(name: str, values: Iterable[str]) -> str:
     return name
 
 
-def strings(node: Any) -> list[str]:
-    """All texts in nested mappings and lists."""
+def texts_in(node: Any, key: str = "") -> list[Keyed]:
+    """All texts in nested mappings and lists, each with the key that it is the value of."""
     if isinstance(node, dict):
-        return [text for value in node.values() for text in strings(value)]
+        return [pair for name, value in node.items() for pair in texts_in(value, str(name))]
     if isinstance(node, list):
-        return [text for value in node for text in strings(value)]
-    return [node] if isinstance(node, str) else []
+        return [pair for value in node for pair in texts_in(value, key)]
+    return [(key, node)] if isinstance(node, str) else []
+
+
+def renamed(node: Any, known: Mapping[Keyed, str], key: str = "") -> Any:
+    """The same nested mappings and lists with other texts: those of `names`, else shortened."""
+    if isinstance(node, dict):
+        return {name: renamed(value, known, str(name)) for name, value in node.items()}
+    if isinstance(node, list):
+        return [renamed(value, known, key) for value in node]
+    return known.get((key, node), shortened(node)) if isinstance(node, str) else node

@@ -27,8 +27,9 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
+from debias.files import whole_file
 from debias.records import Figure, UserError
-from debias.results import LIKELIHOODS, whole_file
+from debias.results import LIKELIHOODS
 
 KEY = "debias_archive"
 VERSION = 1
@@ -85,11 +86,14 @@ def write(path: Path, archive: Archive) -> None:
     tables: Iterator[pa.Table] | list[pa.Table] = (_table(row) for row in archive.rows)
     if not any(row.records for row in archive.rows):
         tables = [pa.concat_tables(tables)]  # one row group is smaller; with records, each run can be read on its own
-    with whole_file(path) as half:
-        options = {"compression": "zstd", "compression_level": 19, "write_page_checksum": True}
-        with parquet.ParquetWriter(half, schema, **options) as writer:
-            for table in tables:
-                writer.write_table(table)
+    with (
+        whole_file(path) as half,
+        parquet.ParquetWriter(
+            half, schema, compression="zstd", compression_level=19, write_statistics=False, write_page_checksum=True
+        ) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table)
 
 
 def _table(row: Row) -> pa.Table:
