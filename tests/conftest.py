@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from command import Shown, run
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and lose on a busy machine
@@ -15,15 +16,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from m
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of the test session's own; child processes find it through the environment."""
-    folder = tmp_path_factory.mktemp("cache")
-    os.environ["DEBIAS_CACHE"] = str(folder)
-    return folder
+    """The test session's own cache, the same for all its processes: what one of them made, the others find."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker's folder is inside that of the session
+        folder = folder.parent
+    os.environ["DEBIAS_CACHE"] = str(folder / "debias-cache")
+    return folder / "debias-cache"
 
 
 @pytest.fixture(scope="session")
 def smollm2(cache: Path) -> Path:
-    """Folder of the real model, converted once from the data wheel."""
+    """Folder of the real model: the first process that asks converts it, behind a lock, for all of them."""
     from debias.models.base import _converted
 
     return _converted("smollm2")
@@ -79,21 +82,7 @@ def small(tiny: Path) -> list[str]:
 
 
 @pytest.fixture
-def debias(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
+def debias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Shown]:
     """Run `debias WORDS` in this process, in an empty folder; returns status, output and error output."""
-    from debias import cli
-
     monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["debias", *words])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else int(error.code is not None)
-        return status, *capsys.readouterr()
-
-    return run
+    return partial(run, tmp_path)

@@ -8,28 +8,26 @@ import random
 import subprocess
 import sys
 import venv
+from functools import partial
 from pathlib import Path
+from signal import SIGKILL
 
 import huggingface_hub
 import pandas as pd
 import peft
 import pytest
+from command import gets, run, start, succeed
 
 from debias.results import LIKELIHOODS, read_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def debias(cwd: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "debias", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=check, timeout=900)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> tuple[Path, str]:
     """A finished run of the tiny model, and what it printed."""
     cwd = tmp_path_factory.mktemp("run")
-    return cwd, debias(cwd, "run", *small, "name=tiny").stdout
+    return cwd, succeed(cwd, "run", *small, "name=tiny").out
 
 
 def folder_of(cwd: Path) -> Path:
@@ -84,7 +82,7 @@ def test_table_and_outcome_are_on_the_screen(finished: tuple[Path, str]) -> None
 def test_the_same_command_does_nothing(finished: tuple[Path, str], small: list[str]) -> None:
     cwd, before = finished
     old = {p: p.stat().st_mtime_ns for p in folder_of(cwd).rglob("*") if p.is_file() and p.name != ".lock"}
-    again = debias(cwd, "run", *small, "name=tiny").stdout
+    again = succeed(cwd, "run", *small, "name=tiny").out
     assert "done before, nothing to do" in again
     assert before[before.index("95% interval") :] == again[again.index("95% interval") :]
     assert old == {p: p.stat().st_mtime_ns for p in old}
@@ -93,9 +91,9 @@ def test_the_same_command_does_nothing(finished: tuple[Path, str], small: list[s
 def test_another_config_is_refused(finished: tuple[Path, str], small: list[str]) -> None:
     folder = folder_of(finished[0])
     before = (folder / "status.json").read_bytes()
-    answer = debias(finished[0], "run", *small, "seed=5", f"hydra.run.dir={folder}", check=False)
-    assert answer.returncode == 1
-    assert "holds a run with another config; keep both with name=OTHER" in " ".join(answer.stderr.split())
+    answer = run(finished[0], "run", *small, "seed=5", f"hydra.run.dir={folder}")
+    assert answer.status == 1
+    assert "holds a run with another config; keep both with name=OTHER" in " ".join(answer.err.split())
     assert (folder / "status.json").read_bytes() == before
 
 
@@ -104,56 +102,83 @@ def test_evaluating_the_saved_adapter_gives_the_same_figures(
 ) -> None:
     folder = folder_of(finished[0])
     words = [w for w in small if w.startswith(("model", "eval", "threads"))]
-    debias(tmp_path, "evaluate", *words, f"adapter.path={folder / 'adapter'}", "name=again")
+    succeed(tmp_path, "evaluate", *words, f"adapter.path={folder / 'adapter'}", "name=again")
     assert (folder_of(tmp_path) / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
-    shown = debias(tmp_path, "report", "outputs", str(finished[0] / "outputs")).stdout
+    shown = succeed(tmp_path, "report", "outputs", str(finished[0] / "outputs")).out
     assert "tiny/" in shown
     assert "again/" in shown
 
 
-def kill_at_random(cwd: Path, words: list[str], kills: int, longest: float, environment: dict[str, str]) -> int:
-    """Start the command, kill -9 it after a random time, again and again; returns how many were really killed."""
-    moments = random.Random(7)
-    killed = 0
-    for _ in range(kills):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "debias", *words], cwd=cwd, env=environment,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+# Moments of a run at which it is killed, in their order: what gets killed where, and what is on the disk by then.
+KILLED = {
+    "begun": partial(gets, SIGKILL, "debias.results:RunFolder.start", after=True),
+    "in the first epoch": partial(gets, SIGKILL, "debias.training.callbacks:LossCurve.on_train_batch_end", call=3),
+    "half a checkpoint": partial(gets, SIGKILL, "pathlib:Path.replace", about="checkpoint.ckpt"),
+    "in the second epoch": partial(gets, SIGKILL, "debias.training.callbacks:LossCurve.on_train_batch_end", call=8),
+    "half an adapter": partial(gets, SIGKILL, "pathlib:Path.rename", about="adapter.unchecked.tmp"),
+    "trained, not checked": partial(gets, SIGKILL, "debias.training.gate:Gate.check"),
+    "trained": partial(gets, SIGKILL, "debias.jobs.run:evaluate"),
+    "half of the base's scores": partial(gets, SIGKILL, "pathlib:Path.replace", about=".npy"),
+    "scored by one model": partial(gets, SIGKILL, "debias.scoring.scorer:Scorer.score", call=4),
+    "half a file of figures": partial(gets, SIGKILL, "pathlib:Path.replace", about="metrics.jsonl"),
+    "half a report": partial(gets, SIGKILL, "pathlib:Path.replace", about="report.html"),
+    "all but done": partial(gets, SIGKILL, "debias.results:RunFolder.finish"),
+}
+
+
+def test_killed_at_every_stage_it_ends_with_the_same_figures(
+    finished: tuple[Path, str], small: list[str], tmp_path: Path
+) -> None:
+    """kill -9 at one stage after the other, then the same command: metrics.jsonl is the same, byte for byte.
+
+    The score cache of these runs is their own, so that nothing comes from the undisturbed run.
+    """
+    environment = {"DEBIAS_CACHE": str(tmp_path / "cache")}
+    words = ["run", *small, "name=tiny"]
+    for stage, first in KILLED.items():
+        process = start(tmp_path, *words, first=first, environment=environment)
+        process.join()
+        assert process.exitcode == -SIGKILL, stage
+    process = start(tmp_path, *words, environment=environment)
+    process.join()
+    assert process.exitcode == 0
+    same_but_for_the_kills(tmp_path, finished[0])
+
+
+def same_but_for_the_kills(disturbed: Path, undisturbed: Path) -> None:
+    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
+        assert (folder_of(disturbed) / name).read_bytes() == (folder_of(undisturbed) / name).read_bytes()
+    assert not [p for p in folder_of(disturbed).rglob("*") if p.suffix == ".tmp"]
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_ends_with_the_same_figures(
+    finished: tuple[Path, str], small: list[str], tmp_path: Path
+) -> None:
+    """As above, at twenty random moments, wherever those are."""
+    moments, killed = random.Random(7), 0
+    environment = {**os.environ, "DEBIAS_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "debias", "run", *small, "name=tiny"]
+    for _ in range(20):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, **quiet)
         try:
-            process.wait(timeout=moments.uniform(0.3, longest))
+            process.wait(timeout=moments.uniform(0.3, 12))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             killed += 1
-    return killed
-
-
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_it_ends_with_the_same_figures(
-    finished: tuple[Path, str], small: list[str], tmp_path: Path, cache: Path, kills: int
-) -> None:
-    """kill -9 at random moments, then the same command: metrics.jsonl is the same, byte for byte.
-
-    The score cache of these runs is their own, so that nothing comes from the undisturbed run.
-    """
-    environment = {**os.environ, "DEBIAS_CACHE": str(tmp_path / "cache")}
-    words = ["run", *small, "name=tiny"]
-    assert kill_at_random(tmp_path, words, kills, 12, environment) > 0
-    command = [sys.executable, "-m", "debias", *words]
+    assert killed > 0
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    undisturbed, disturbed = folder_of(finished[0]), folder_of(tmp_path)
-    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
-        assert (disturbed / name).read_bytes() == (undisturbed / name).read_bytes()
-    assert not [p for p in disturbed.rglob("*") if p.suffix == ".tmp"]
+    same_but_for_the_kills(tmp_path, finished[0])
 
 
 def test_real_model_learns_in_a_short_run(tmp_path: Path, smollm2: Path) -> None:
-    """SmolLM2 on 96 sentences, scored on StereoSet dev: the loss falls, and less of what it says is a stereotype."""
-    words = ["data.n=96", "training.epochs=2", "training.retention=0.5", "training.num_neutral=4", "neutral=wikipedia",
-             "eval=[stereoset]", "eval.stereoset.split=dev", "eval.stereoset.limit=1", "threads=1",
-             "name=real"]  # fmt: skip
-    debias(tmp_path, "run", *words)
+    """SmolLM2 on 48 sentences, scored on StereoSet dev: the loss falls, and less of what it says is a stereotype."""
+    words = ["data.n=48", "training.epochs=2", "training.batch_size=8", "training.retention=0.5",
+             "training.num_neutral=2", "neutral=wikipedia", "eval=[stereoset]", "eval.stereoset.split=dev",
+             "eval.stereoset.limit=1", "threads=1", "name=real"]  # fmt: skip
+    succeed(tmp_path, "run", *words)
     folder = folder_of(tmp_path)
     figures = {(f.bias, f.metric, f.model): f for f in read_figures(folder)}
     assert figures["gender", "SS", "base"].value == pytest.approx(61.3, abs=0.5)
@@ -166,7 +191,7 @@ def test_real_model_learns_in_a_short_run(tmp_path: Path, smollm2: Path) -> None
 @pytest.mark.slow
 def test_defaults_debias_the_real_model(tmp_path: Path, smollm2: Path) -> None:
     """The main job with its defaults, on StereoSet test."""
-    debias(tmp_path, "run", "eval=[stereoset]", "eval.stereoset.limit=1")
+    succeed(tmp_path, "run", "eval=[stereoset]", "eval.stereoset.limit=1")
     figures = {(f.bias, f.metric, f.model): f for f in read_figures(folder_of(tmp_path))}
     assert figures["gender", "SS", "debiased"].value <= 56
     assert figures["gender", "SS", "delta"].ci_high < 0
@@ -178,25 +203,23 @@ def test_an_installed_wheel_carries_config_and_corpora(tmp_path: Path, small: li
 
     The dependencies come from this environment through a path file; the package itself does not.
     """
-    wheels = tmp_path / "wheels"
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(ROOT)]
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")
     python = tmp_path / "env/bin/python"
-    (wheel,) = wheels.glob("*.whl")
-    subprocess.run([python, "-m", "pip", "install", "--no-deps", "--quiet", wheel], check=True)
-    where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    site = Path(subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip())
+    (wheel,) = tmp_path.glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-compile", "--quiet"]
+    subprocess.run([*pip, wheel], check=True)
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
     dependencies = Path(pd.__file__).parents[1]
     (site / "dependencies.pth").write_text(f"{dependencies}\n")
     empty = tmp_path / "empty"
     empty.mkdir()
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    code = "import debias; print(debias.__file__)"
-    answer = subprocess.run(
-        [python, "-c", code], cwd=empty, env=environment, capture_output=True, text=True, check=True
-    )
-    assert str(site) in answer.stdout
-    command = [tmp_path / "env/bin/debias", "run", *small]
+    code = "import importlib.util; print(importlib.util.find_spec('debias').origin)"
+    found = subprocess.run([python, "-c", code], cwd=empty, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith(str(site))
+    few = [word for word in small if not word.startswith(("eval.stereo", "eval.perp", "training.epochs"))]
+    command = [tmp_path / "env/bin/debias", "run", *few, "eval=[crows_pairs]", "training.epochs=1"]
     subprocess.run(command, cwd=empty, env=environment, check=True, capture_output=True)
     assert json.loads((folder_of(empty) / "status.json").read_text())["state"] == "done"
