@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from adapter_table import base_of, config_of, logits
+from command import succeed
 
 from debias.models import adapter as adapters
 from debias.models.base import BaseModel
@@ -92,8 +91,7 @@ def test_the_command_line_scores_them_as_one_model(tiny: Path, small: list[str],
         adapters.detach(model)
     words = [word for word in small if word.startswith(("model", "eval.stereoset", "threads"))]
     words += ["eval=[stereoset]", f"adapter.path=[{tmp_path / 'a'},{tmp_path / 'b'}]", "adapter.combine=stack"]
-    command = [sys.executable, "-m", "debias", "evaluate", *words]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    succeed(tmp_path, "evaluate", *words)
     (found,) = tmp_path.rglob("likelihoods.parquet")
     scores = pd.read_parquet(found).pivot(index=["example", "candidate"], columns="model", values="score")
     assert list(scores) == ["base", "debiased"]

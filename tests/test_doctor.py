@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command import run
 
 from debias.data import doctor, leakage
 from debias.data.doctor import examine, mended
@@ -167,43 +166,39 @@ def test_the_released_files_of_the_paper(name: str) -> None:
     assert tuple(found[what] for what in NAMES) == PAPER[name]
 
 
-def command(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "debias", "doctor", *words], cwd=cwd, capture_output=True, text=True)
-
-
 def test_the_command(tmp_path: Path) -> None:
     """Table, JSON alone with --json, a cleaned copy with --fix; the status says whether every file passes."""
     bad = write(tmp_path / "it's bad.jsonl", GOOD, ["She has wisdom.", "She", "wise"])
-    shown = command(tmp_path, bad.name, "leakage=false")
-    assert shown.returncode == 1
-    assert "2 records, 1 usable: does not pass" in shown.stdout
-    assert "2: She has wisdom. [She / wise]" in shown.stdout
-    answer = command(tmp_path, bad.name, "--json", "--fix", "leakage=false")
-    (content,) = json.loads(answer.stdout)
+    shown = run(tmp_path, "doctor", bad.name, "leakage=false")
+    assert shown.status == 1
+    assert "2 records, 1 usable: does not pass" in shown.out
+    assert "2: She has wisdom. [She / wise]" in shown.out
+    answer = run(tmp_path, "doctor", bad.name, "--json", "--fix", "leakage=false")
+    (content,) = json.loads(answer.out)
     assert (content["records"], content["passes"]) == (2, False)
     assert content["fixed"] == {
         "path": "it's bad.fixed.jsonl", "kept": 1, "dropped": {"attribute not in the sentence": 1}
     }  # fmt: skip
     fixed = tmp_path / "it's bad.fixed.jsonl"
     assert json.loads(fixed.read_text()) == dict(zip(("sentence", "target", "attribute"), GOOD, strict=True))
-    assert command(tmp_path, fixed.name, "leakage=false").returncode == 0
-    again = command(tmp_path, bad.name, "--fix", "leakage=false")
-    assert "exists already; move it away, or set overwrite=true" in " ".join(again.stderr.split())
+    assert run(tmp_path, "doctor", fixed.name, "leakage=false").status == 0
+    again = run(tmp_path, "doctor", bad.name, "--fix", "leakage=false")
+    assert "exists already; move it away, or set overwrite=true" in " ".join(again.err.split())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["it's bad.fixed.jsonl", "it's bad.jsonl"]  # no run folder
 
 
 def test_the_page(tmp_path: Path) -> None:
     """--html: the same as a page beside the file, the data's text escaped; --json stays alone on standard output."""
     bad = write(tmp_path / "bad.jsonl", GOOD, ["She has <b>wisdom</b>.", "She", "wise"])
-    answer = command(tmp_path, bad.name, "--html", "--json", "leakage=false")
-    assert json.loads(answer.stdout)[0]["records"] == 2
+    answer = run(tmp_path, "doctor", bad.name, "--html", "--json", "leakage=false")
+    assert json.loads(answer.out)[0]["records"] == 2
     page = (tmp_path / "bad.quality.html").read_text()
     assert "1 of 2 records can be trained on: does not pass." in page
     assert "She has &lt;b&gt;wisdom&lt;/b&gt;. [She / wise]" in page
     assert "<b>" not in page
     assert "distinct-3" in page
-    again = command(tmp_path, bad.name, "--html", "leakage=false")
-    assert "bad.quality.html exists already" in " ".join(again.stderr.split())
+    again = run(tmp_path, "doctor", bad.name, "--html", "leakage=false")
+    assert "bad.quality.html exists already" in " ".join(again.err.split())
 
 
 def test_the_page_has_leakage_and_loss(tmp_path: Path) -> None:
@@ -218,13 +213,14 @@ def test_the_page_has_leakage_and_loss(tmp_path: Path) -> None:
 
 
 def test_words_that_are_wrong(tmp_path: Path) -> None:
-    assert "name at least one file" in command(tmp_path).stderr
-    assert "none.jsonl: cannot read the triplets" in command(tmp_path, "none.jsonl").stderr
-    assert command(tmp_path, "none.jsonl").returncode == 1
+    assert "name at least one file" in run(tmp_path, "doctor").err
+    assert "none.jsonl: cannot read the triplets" in run(tmp_path, "doctor", "none.jsonl").err
+    assert run(tmp_path, "doctor", "none.jsonl").status == 1
     write(tmp_path / "a.json", "[]")
-    assert "there is no record in it" in command(tmp_path, "a.json").stderr
+    assert "there is no record in it" in run(tmp_path, "doctor", "a.json").err
     write(tmp_path / "a.json", [GOOD])
     write(tmp_path / "a.jsonl", GOOD)
     assert (
-        "two of the files would be written to a.fixed.jsonl" in command(tmp_path, "a.json", "a.jsonl", "--fix").stderr
+        "two of the files would be written to a.fixed.jsonl"
+        in run(tmp_path, "doctor", "a.json", "a.jsonl", "--fix").err
     )

@@ -10,8 +10,9 @@ import pandas as pd
 import peft
 import pytest
 import torch
+from command import run, succeed
 from rich.console import Console
-from test_run import debias, folder_of
+from test_run import folder_of
 
 from debias.benchmarks.crows_pairs import CrowsPairs
 from debias.benchmarks.evaluation import evaluate, figures_of, prepared, scores_of
@@ -74,11 +75,11 @@ def test_several_adapters_give_what_each_gives_alone(tiny: Path, small: list[str
     for seed, name in enumerate("ab"):
         save_adapter(base, tmp_path / name, seed)
     words = [w for w in small if w.startswith(("model", "eval", "threads"))]
-    debias(tmp_path, "evaluate", *words, f"adapter.path=[{tmp_path / 'a'},{tmp_path / 'b'}]", "name=both")
+    succeed(tmp_path, "evaluate", *words, f"adapter.path=[{tmp_path / 'a'},{tmp_path / 'b'}]", "name=both")
     both = read_figures(folder_of(tmp_path / "outputs/both"))
     assert {f.model for f in both} == {"base", "debiased:a", "delta:a", "debiased:b", "delta:b"}
     # The second one is the one that the first might have left traces in.
-    debias(tmp_path, "evaluate", *words, f"adapter.path={tmp_path / 'b'}", "name=alone")
+    succeed(tmp_path, "evaluate", *words, f"adapter.path={tmp_path / 'b'}", "name=alone")
     alone = {f[:5]: f for f in read_figures(folder_of(tmp_path / "outputs/alone"))}
     of_b = [figure for figure in both if figure.model.endswith(":b")]
     assert of_b
@@ -90,10 +91,10 @@ def test_several_adapters_give_what_each_gives_alone(tiny: Path, small: list[str
 def test_a_missing_adapter_is_found_before_anything_is_scored(tiny: Path, small: list[str], tmp_path: Path) -> None:
     save_adapter(BaseModel(str(tiny)).load(), tmp_path / "a", 1)
     words = [w for w in small if w.startswith(("model", "eval", "threads"))]
-    answer = debias(tmp_path, "evaluate", *words, f"adapter.path=[{tmp_path / 'a'},nowhere]", "name=x", check=False)
-    assert answer.returncode == 1
-    assert "nowhere is no adapter folder" in answer.stderr
-    assert "stereoset" not in answer.stderr
+    answer = run(tmp_path, "evaluate", *words, f"adapter.path=[{tmp_path / 'a'},nowhere]", "name=x")
+    assert answer.status == 1
+    assert "nowhere is no adapter folder" in answer.err
+    assert "stereoset" not in answer.err
 
 
 def test_names_of_adapters() -> None:
@@ -129,20 +130,20 @@ def test_roberta_counts_positions_from_behind_its_padding() -> None:
 
 
 def test_every_protocol_that_fits_is_in_one_table(tiny: Path, tmp_path: Path) -> None:
-    shown = debias(
+    shown = succeed(
         tmp_path, "evaluate", f"model={tiny}", "eval=[crows_pairs]", "eval.protocols=all", "threads=1",
         "eval.crows_pairs.limit=3", "eval.crows_pairs.whole=[]",
-    ).stdout  # fmt: skip
+    ).out  # fmt: skip
     for protocol in ("bias_bench", "conditional", "conditional_sum", "conditional_ties_0.5", "no_start"):
         assert f"CrowS-Pairs ({protocol})" in shown
     assert "aul" not in shown  # for masked models
     assert "How much of it is protocol" in shown
-    assert "all are the same" in debias(tmp_path, "report", "outputs", "--recompute").stdout
+    assert "all are the same" in succeed(tmp_path, "report", "outputs", "--recompute").out
 
 
 def test_figures_need_records_alone_and_a_false_one_is_found(tiny: Path, small: list[str], tmp_path: Path) -> None:
     words = [w for w in small if w.startswith(("model", "eval", "threads"))]
-    debias(tmp_path, "evaluate", *words, "name=x")
+    succeed(tmp_path, "evaluate", *words, "name=x")
     folder = folder_of(tmp_path)
     assert list(pd.read_parquet(folder / "likelihoods.parquet").columns) == LIKELIHOODS
     console = Console(record=True, width=200)
