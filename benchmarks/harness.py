@@ -1,16 +1,16 @@
-"""Scoring CrowS-Pairs three ways on one machine: a loop as in published code, lm-evaluation-harness, and debias.
+"""Score CrowS-Pairs in three ways on one machine: the published loop, lm-evaluation-harness, and debias.
 
     python benchmarks/harness.py [--sample 3016] [--threads N] [--no-scaling]
 
-(a) one sentence a forward pass, softmax over all positions, one token at a time;
-(b) lm-evaluation-harness with batch_size=auto, on its own CrowS-Pairs task with a local file in place of the hub's;
+(a) one sentence per forward pass, softmax over all positions, one token at a time;
+(b) lm-evaluation-harness with batch_size=auto, on its own CrowS-Pairs task, with a local file instead of the hub's;
 (c) debias, protocol `conditional_sum`, prefix trees.
-All give a sentence's log-likelihood behind a start token; (a) and (b) must agree with (c) in float32 to 0.001 nats.
-Each way runs in a process of its own, so that peaks of memory are apart; weights are loaded, and a few tokens read,
-before the clock starts. (b) and (c) are timed from texts to figures, (b) with its search for a batch size, whose share
-is shown. `useful` is the arithmetic that the sentences' tokens need (2 operations per token and parameter) per second,
-as a share of what this process reaches in a 2048 x 2048 matrix product of the same type. The lines in bfloat16 are left
-out on a processor that has no instructions for it.
+All compute a sentence's log-likelihood given a start token; (a) and (b) must agree with (c) in float32 to 0.001 nats.
+Each way runs in its own process, so that their memory peaks are separate. Weights are loaded and warmed up before the
+clock starts. (b) and (c) are timed from texts to figures; the time of (b) includes its search for a batch size, also
+shown apart. `useful` is the arithmetic that the sentences' tokens need (2 operations per token and parameter) per
+second, as a share of what a 2048 x 2048 matrix product of the same type reaches. The bfloat16 lines need a processor
+with bfloat16 instructions.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ VARIANTS = {
     "(b) harness, bfloat16": ("harness", "bf16"),
     "(c) debias, bfloat16": ("debias", "bf16"),
 }
-SCALING = 800  # sentences of the second table at most
+SCALING = 800  # most sentences of the second table
 BUDGETS = (128, 256, 512, 1024, 2048)
-VOCABULARIES = (1, 2, 4)  # times the model's own
+VOCABULARIES = (1, 2, 4)  # times the model's size
 TOLERANCE = 1e-3  # nats
 
 
 def main() -> None:
-    """Run every way in a child process and print the table, or be one of the children."""
+    """Run every way in a child process and print the table; with `--child`, be one of the children."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=3016, help="sentences, two for each pair")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--no-scaling", action="store_true", help="without the second table")
+    parser.add_argument("--no-scaling", action="store_true", help="skip the second table")
     parser.add_argument("--child", nargs=2, metavar=("WAY", "PRECISION"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -67,7 +67,7 @@ def main() -> None:
         way, precision = arguments.child
         print(json.dumps(WAYS[way](arguments.folder, precision)))
         return
-    BaseModel("smollm2").load()  # converts the weights once, before anything is measured
+    BaseModel("smollm2").load()  # converts the weights before anything is measured
     with tempfile.TemporaryDirectory() as folder:
         print(f"{write_files(Path(folder), arguments.sample)} sentences, {arguments.threads} threads")
         ways = {name: way for name, way in VARIANTS.items() if way[1] == "32" or bf16_is_native()}
@@ -106,11 +106,11 @@ def candidates_of(folder: Path) -> list[Candidate]:
     ]
 
 
-# ---------------------------------------------------------------- the three ways; each runs in a process of its own
+# ---------------------------------------------------------------- the three ways; each runs in its own process
 
 
 def loop(folder: Path, precision: str) -> dict[str, Any]:
-    """The published way: one sentence, one softmax, one token after the other."""
+    """The published way: one sentence, one softmax, one token at a time."""
     base = loaded(precision)
     texts = [c.text for c in candidates_of(folder)]
     start = start_id(base.tokenizer)
@@ -125,7 +125,7 @@ def loop(folder: Path, precision: str) -> dict[str, Any]:
 
 
 def harness(folder: Path, precision: str) -> dict[str, Any]:
-    """lm-evaluation-harness as it is, but for the local file."""
+    """lm-evaluation-harness as it is, with a local file."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets"), "TQDM_DISABLE": "1"}
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -161,13 +161,13 @@ def harness(folder: Path, precision: str) -> dict[str, Any]:
 
 
 def debias(folder: Path, precision: str) -> dict[str, Any]:
-    """Our way, with an empty cache."""
+    """debias with an empty cache."""
     base = loaded(precision)
     return measured(base, folder, precision, lambda: scored(base, candidates_of(folder), precision, 512))
 
 
 def scaling(folder: Path, precision: str) -> dict[str, Any]:
-    """Seconds of debias by sentences, their length, token budget and vocabulary: (name, sentences, tokens, ...)."""
+    """Cost of debias by number of sentences, length, token budget and vocabulary: (name, sentences, tokens, ...)."""
     base = loaded(precision)
     candidates = candidates_of(folder)[:SCALING]
     length = np.array([num_tokens(base, [c]) for c in candidates])
@@ -190,7 +190,7 @@ def scaling(folder: Path, precision: str) -> dict[str, Any]:
 
 
 def cost_of(base: Base, candidates: list[Candidate], precision: str, budget: int) -> tuple[float, float]:
-    """Seconds and peak memory (GB) of scoring some sentences."""
+    """Seconds and peak memory (GB) to score some sentences."""
     with peak_memory() as memory:
         begin = time.perf_counter()
         scored(base, candidates, precision, budget)
@@ -200,7 +200,7 @@ def cost_of(base: Base, candidates: list[Candidate], precision: str, budget: int
 
 @contextmanager
 def repeated_vocabulary(model: torch.nn.Module, times: int) -> Iterator[int]:
-    """An output layer with every row `times` times, for its cost alone; yields its size."""
+    """Repeat every row of the output layer `times` times, to measure its cost; yields its size."""
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     weight = head.weight
     try:
@@ -211,7 +211,7 @@ def repeated_vocabulary(model: torch.nn.Module, times: int) -> Iterator[int]:
 
 
 def scored(base: Base, candidates: list[Candidate], precision: str, token_budget: int) -> list[float]:
-    """Scores of `Scorer` under `conditional_sum`; the cache is a folder of its own, which is thrown away."""
+    """Scores of `Scorer` under `conditional_sum`, with a temporary cache."""
     with tempfile.TemporaryDirectory() as cache:
         scorer = Scorer(base, None, precision, token_budget, Path(cache))
         return scorer.score(candidates, Conditional(unit="text"), CrowsPairs.name)["score"].tolist()
@@ -226,7 +226,7 @@ WAYS: dict[str, Callable[[Path, str], dict[str, Any]]] = {
 
 
 def loaded(precision: str) -> Base:
-    """The model in the wanted precision, after a few forward passes."""
+    """The warmed-up model in this precision."""
     base = BaseModel("smollm2").load()
     base.model.to(PRECISIONS[precision])
     with torch.inference_mode():
@@ -236,7 +236,7 @@ def loaded(precision: str) -> Base:
 
 
 def measured(base: Base, folder: Path, precision: str, run: Callable[[], list[float]]) -> dict[str, Any]:
-    """Scores, seconds, GB of memory above the loaded model, tokens, and the useful share of the peak."""
+    """Scores, seconds, memory above the loaded model (GB), tokens, and the useful share of the peak."""
     from scoring import peak_flops
 
     with peak_memory() as memory:
@@ -244,19 +244,19 @@ def measured(base: Base, folder: Path, precision: str, run: Callable[[], list[fl
         scores = run()
         seconds = time.perf_counter() - begin
     tokens = num_tokens(base, candidates_of(folder))
-    flops = 2 * tokens * sum(p.numel() for p in base.model.parameters())  # tied embeddings: the head is in it once
+    flops = 2 * tokens * sum(p.numel() for p in base.model.parameters())  # tied embeddings: the head counts once
     useful = flops / seconds / peak_flops(PRECISIONS[precision])
     return {"scores": scores, "seconds": seconds, "memory": memory, "tokens": tokens, "useful": useful}
 
 
 def num_tokens(base: Base, candidates: list[Candidate]) -> int:
-    """Tokens that are scored."""
+    """Number of scored tokens."""
     return sum(map(len, base.tokenizer([c.text for c in candidates], add_special_tokens=False).input_ids))
 
 
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
-    """Afterwards the list holds the block's peak of resident memory in GB: above what was there before, and in all."""
+    """Yields a list that, after the block, holds its peak resident memory in GB: above the level before, and in all."""
     found: list[float] = []
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if status.exists():
@@ -274,7 +274,7 @@ def peak_memory() -> Iterator[list[float]]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What the harness prints goes to the error stream: a child's answer is its output."""
+    """Send the harness's prints to stderr: a child's stdout is its answer."""
     output, sys.stdout = sys.stdout, sys.stderr
     try:
         yield
@@ -283,7 +283,7 @@ def quiet() -> Iterator[None]:
 
 
 def child(folder: Path, threads: int, way: str, precision: str) -> dict[str, Any]:
-    """What a process of its own measured."""
+    """Result of a measurement in its own process."""
     command = [sys.executable, __file__, "--child", way, precision, "--folder", str(folder), "--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -316,13 +316,13 @@ def print_comparison(found: dict[str, dict[str, Any]]) -> None:
             rest = result["seconds"] - result["search"]
             ours = found[name.replace("(b) harness", "(c) debias")]["seconds"]
             print(
-                f"{name}: {result['search']:.1f} s of {result['seconds']:.1f} s go into the search for a batch size; "
+                f"{name}: the search for a batch size takes {result['search']:.1f} s of {result['seconds']:.1f} s; "
                 f"without it (c) would be {rest / ours:.1f} x (b)"
             )
 
 
 def print_scaling(result: dict[str, Any]) -> None:
-    """How the time of (c) grows."""
+    """Print how the time of (c) grows."""
     print(f"\n{'(c) debias, float32':<30}{'seconds':>9}{'ms/sentence':>13}{'tokens/s':>10}{'GB, + before':>14}")
     for name, sentences, tokens, seconds, memory in result["lines"]:
         print(f"{name:<30}{seconds:>9.2f}{1e3 * seconds / sentences:>13.2f}{tokens / seconds:>10.0f}{memory:>14.2f}")

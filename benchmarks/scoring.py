@@ -1,11 +1,11 @@
-"""How fast is scoring, and what is the share of the machine's peak? Everything in one process, as ratios.
+"""How fast is scoring, and what share of the machine's peak does it reach? All in one process, as ratios.
 
     python benchmarks/scoring.py [--sample 300] [--threads N] [--bias gender]
 
-(a) the published way: one sentence a forward pass in float32, softmax over all positions;
+(a) the published way: one sentence per forward pass in float32, softmax over all positions;
 (b) length-sorted padded batches, if a bias is chosen; (c) prefix trees in float32;
-(d) prefix trees in bfloat16, where the processor has it.
-The sentences are those of StereoSet test under the `bias_bench` protocol; (a) reads a sample of them.
+(d) prefix trees in bfloat16, if the processor supports it.
+The sentences are those of StereoSet test under the `bias_bench` protocol; (a) scores a sample of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=300, help="sentences for the slow, published way")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--bias", help="gender, race, religion or profession; all of them unless given")
+    parser.add_argument("--bias", help="gender, race, religion or profession; default: all")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -49,7 +49,7 @@ def main() -> None:
     tokens = sum(map(len, ids))
     order, growth = _tree_order(spans)
     positions = len(spans[order[0]].ids) - 1 + sum(growth([a], b) for a, b in pairwise(order))
-    flops = positions * 2 * sum(p.numel() for p in model.parameters())  # tied embeddings: the head is in it once
+    flops = positions * 2 * sum(p.numel() for p in model.parameters())  # tied embeddings: the head counts once
     print(f"{torch.get_num_threads()} threads, {len(ids)} sentences, {tokens} tokens, {positions} distinct prefixes")
 
     sample = np.random.default_rng(0).permutation(len(ids))[: arguments.sample]
@@ -72,7 +72,7 @@ def main() -> None:
 
     fp32 = peak_flops(torch.float32)
     score(model, spans[:64])  # warm up
-    if arguments.bias:  # the whole set would take it half an hour
+    if arguments.bias:  # the whole set would take half an hour
         report("(b) padded batches, float32: ", lambda: score(model, spans, padded), fp32)
     report("(c) prefix trees, float32:   ", lambda: score(model, spans, prefix_tree), fp32)
     print(f"peak of a 2048 x 2048 product: {fp32 / 1e9:.0f} GFLOP/s in float32")
@@ -92,7 +92,7 @@ def one_by_one(model: torch.nn.Module, first_V: torch.Tensor, ids: list[int]) ->
 
 
 def mean_per_token(logprob_S: np.ndarray, spans_of: list[list[Span]], ids: list[list[int]]) -> np.ndarray:
-    """Spans of a sentence added up, divided by its length."""
+    """Sum of a sentence's spans, divided by its length."""
     owner = np.repeat(np.arange(len(ids)), [len(several) for several in spans_of])
     return np.bincount(owner, logprob_S) / np.array([len(i) for i in ids])
 

@@ -1,8 +1,8 @@
-"""What a sweep costs beside its runs: wall time of N tiny runs over N times one run, for each launcher.
+"""Overhead of a sweep: wall time of N tiny runs divided by N times the time of one run, for each launcher.
 
     python benchmarks/sweep_overhead.py [N] [LAUNCHER...]
 
-Also said: how often the base model was scored, and the peak memory of the tenth job over the first's in one process.
+It also prints how often the base model was scored, and the peak memory of the first and the tenth job.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LAUNCHERS = {
     "basic": [],
     "joblib": ["hydra.launcher.n_jobs=1"],
     "submitit_local": ["hydra.launcher.cpus_per_task=1", "hydra.sweeper.max_batch_size=1"],
-    "ray": [f"hydra.launcher.num_cpus={os.cpu_count()}"],  # one at a time
+    "ray": [f"hydra.launcher.num_cpus={os.cpu_count()}"],  # one job at a time
 }
 RUN = [
     "data.n=24", "training.batch_size=4", "training.lr=1e-2", "training.num_neutral=2", "threads=1",
@@ -43,7 +43,7 @@ def tiny_model(folder: Path) -> None:
 
 
 def seconds(words: list[str], cwd: Path) -> float:
-    """Wall time of one command, with scores of its own."""
+    """Wall time of one command with an empty score cache."""
     start = time.perf_counter()
     cache = cwd / "cache" / str(start)
     environment = {**os.environ, "DEBIAS_CACHE": str(cache)}

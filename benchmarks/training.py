@@ -1,9 +1,9 @@
-"""How fast training is: debias beside transformers.Trainer and beside the paper's batches of one sentence.
+"""How fast is training? debias, transformers.Trainer, and the paper's batches of one sentence.
 
     python benchmarks/training.py --sentences 160
 
-The same model, sentences, LoRA adapter, loss (the attribute's tokens), optimiser, number of epochs and threads; each in
-a process of its own. Retention is off, for the others have nothing like it. Ratios mean more than seconds.
+All use the same model, sentences, LoRA adapter, loss (the attribute's tokens), optimiser, number of epochs and threads;
+each runs in its own process. Retention is off, because the others have no equivalent. Ratios mean more than seconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WAYS = {
 
 
 def prepared(sentences: int) -> tuple[Base, Any, list[Encoded]]:
-    """Model with a fresh adapter, and the sentences."""
+    """Base, model with a fresh adapter, and the encoded sentences."""
     pl.seed_everything(1, verbose=False)
     base = BaseModel("smollm2").load()
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
