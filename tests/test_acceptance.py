@@ -40,9 +40,9 @@ def test_a_sound_triplet_is_spelled_as_in_its_sentence() -> None:
 @pytest.mark.parametrize(
     ("found", "reason"),
     [
-        (item("The nurse was very bold.", "nurse", None), "schema: a field is missing or no text"),
-        ({"sentence": "The nurse was very bold."}, "schema: a field is missing or no text"),
-        (item("The nurse was very bold.", " ", "bold"), "schema: a field is missing or no text"),
+        (item("The nurse was very bold.", "nurse", None), "schema: a field is missing or not text"),
+        ({"sentence": "The nurse was very bold."}, "schema: a field is missing or not text"),
+        (item("The nurse was very bold.", " ", "bold"), "schema: a field is missing or not text"),
         (item("1. The nurse was very bold.", "nurse", "bold"), TEMPLATE),
         (item("As an AI I say the nurse was bold.", "nurse", "bold"), TEMPLATE),
         (item("Against the stereotype the nurse was bold.", "nurse", "bold"), TEMPLATE),

@@ -80,7 +80,7 @@ def test_a_batch_whose_id_was_never_written_is_found_again(ledger: Path) -> None
 def test_a_batch_that_never_reached_the_server_is_submitted_again(ledger: Path) -> None:
     with serving([Fault(500)]) as server:
         llm = settings(server.base_url, batch=True)
-        with pytest.raises(UserError, match="is not well"):
+        with pytest.raises(UserError, match="is failing"):
             ask(llm, ledger, [question("x")])
         outcome, _, _ = ask(llm, ledger, [question("x")])
     assert "with 1 requests is submitted" in outcome.reason

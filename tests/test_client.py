@@ -224,7 +224,7 @@ def test_everything_at_once_loses_nothing(ledger: Path, monkeypatch: pytest.Monk
     assert spent.calls + spent.lost == server.counts.whole + server.counts.partly
 
 
-# ---------------- mistakes that the user can mend
+# ---------------- mistakes that the user can fix
 
 
 @pytest.mark.parametrize(
@@ -237,8 +237,8 @@ def test_everything_at_once_loses_nothing(ledger: Path, monkeypatch: pytest.Monk
         (Fault(403), "refuses the key in TEST_KEY"),
         (Fault(404, error="no such model"), r"does not know llm.model=mock.*no such model"),
         (Fault(400, error="response_format is not supported"), "try llm.structured=json_object or text"),
-        (Fault(402), "nothing left to spend"),
-        (Fault(429, error={"message": "pay", "code": "insufficient_quota"}), "nothing left to spend"),
+        (Fault(402), "no money left"),
+        (Fault(429, error={"message": "pay", "code": "insufficient_quota"}), "no money left"),
         (Fault(400, error="y" * 999), r"rejects the request \(status 400: y{200}\.\.\.\)"),
     ],
     ids=["401", "403", "404", "format", "402", "quota", "long"],

@@ -79,7 +79,7 @@ def test_a_torn_last_line_is_kept_out_and_the_next_begins_afresh(path: Path, cap
             assert sorted(ledger.memory.answers) == (["a", "b"] if cut == 1 else ["a"])
             ledger.answered(ledger.sent("c", BOUND), completion("third"), "")
         assert sorted(read_ledger(torn).answers) == (["a", "b", "c"] if cut == 1 else ["a", "c"])
-    assert "4: not a whole line of a ledger" in caplog.text
+    assert "4 is not a complete line of a ledger" in caplog.text
 
 
 def test_a_damaged_line_is_said_with_its_number(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -91,7 +91,8 @@ def test_a_damaged_line_is_said_with_its_number(path: Path, caplog: pytest.LogCa
     )
     caplog.set_level(logging.WARNING)
     assert list(read_ledger(path).answers) == ["a"]
-    assert [f":{i}: not a whole line" in caplog.text for i in range(1, 7)] == [False, True, True, True, True, False]
+    said = [f":{i} is not a complete line" in caplog.text for i in range(1, 7)]
+    assert said == [False, True, True, True, True, False]
 
 
 def test_a_full_disk_stops_the_run_and_leaves_whole_lines(path: Path) -> None:

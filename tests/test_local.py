@@ -71,9 +71,9 @@ def test_without_the_package_the_install_command_is_said(monkeypatch: pytest.Mon
         pass
 
 
-def test_a_model_that_is_no_file() -> None:
+def test_a_model_that_is_not_a_file() -> None:
     pytest.importorskip("xllamacpp")
-    with pytest.raises(UserError, match=r"llm\.server\.model=nowhere\.gguf is no file"), server("nowhere.gguf"):
+    with pytest.raises(UserError, match=r"llm\.server\.model=nowhere\.gguf is not a file"), server("nowhere.gguf"):
         pass
 
 

@@ -1,4 +1,4 @@
-"""What may enter a generated set, and why the rest may not."""
+"""Which triplets are accepted into a generated set, and why the others are rejected."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from debias.data.triplets import strict
 from debias.generation.wanted import Wanted
 from debias.records import Triplet
 
-# Signs that the model wrote about its task, or that a placeholder or markup was left in the sentence.
+# Signs that the model wrote about its task, or left a placeholder or markup in the sentence.
 _LEAK = re.compile(
     r"\bas an? (?:ai|assistant)\b|language model|\bstereotyp|\btriplets?\b|\b(?:sentence|target|attribute)\b\s*[:=]"
     r"|[\[\]{}<>|*_#\\]|https?:|\.\.\.|^\W*\d+\s*[.):]|^\s*[-•–]",
     re.IGNORECASE,
 )
-# Words that say nothing about anybody, so that nothing could be learnt from them.
+# Words that say nothing about a person: a model cannot learn from them.
 _EMPTY = frozenset(
     re.findall(
         r"\w+",
@@ -32,11 +32,11 @@ _EMPTY = frozenset(
     )
 )
 SHORTEST = 3  # letters of an attribute
-LONGEST_BIAS = 30  # characters of the name that a model gives to a bias
+LONGEST_BIAS = 30  # characters of a bias named by the model
 
 
 class Rejection(str):
-    """Why a triplet was rejected; `like` is the sentence or word that it is too much like."""
+    """Why a triplet was rejected; `like` is the sentence or word that it repeats or is too close to."""
 
     like: str = ""
 
@@ -47,10 +47,10 @@ class Rejection(str):
 
 
 def form(item: Mapping[str, Any], bias: str, source: str, wanted: Wanted) -> Triplet | Rejection:
-    """The triplet, with its words spelled as in the sentence, or why it is none whatever else is in the set."""
+    """The triplet, its words spelled as in the sentence, or why it is unusable, whatever else is in the set."""
     texts = {key: item.get(key) for key in ("sentence", "target", "attribute")}
     if not all(isinstance(text, str) and text.strip() for text in texts.values()):
-        return Rejection("schema: a field is missing or no text")
+        return Rejection("schema: a field is missing or not text")
     record = {key: str(text).strip() for key, text in texts.items()}
     if leak := _LEAK.search(record["sentence"]):
         return Rejection("template: markup, numbering or talk about the task", leak[0].strip())
@@ -70,7 +70,7 @@ def form(item: Mapping[str, Any], bias: str, source: str, wanted: Wanted) -> Tri
 
 
 def _spelled(triplet: Triplet) -> Triplet:
-    """Target and attribute in the case that they have in the sentence."""
+    """The triplet with the case that target and attribute have in the sentence."""
     sentence = triplet.sentence
     start = sentence[: triplet.start].lower().find(triplet.target.lower())
     target = sentence[start : start + len(triplet.target)] if start >= 0 else triplet.target
@@ -78,11 +78,11 @@ def _spelled(triplet: Triplet) -> Triplet:
 
 
 class Acceptance:
-    """The set as it grows: what is in it already decides what may still enter.
+    """Accepts triplets one after the other; what is in the set already limits what can still be accepted.
 
     Args:
-        wanted: bounds.
-        known: sentences that may not be repeated, by the reason that a repetition is rejected for.
+        wanted: the limits.
+        known: sentences that must not be repeated, by the reason that a repetition is rejected for.
     """
 
     def __init__(self, wanted: Wanted, known: Mapping[str, NearDuplicates]) -> None:
@@ -91,7 +91,7 @@ class Acceptance:
         self.used = {"target": Counter[str](), "attribute": Counter[str](), "opening": Counter[str]()}
 
     def judge(self, item: Mapping[str, Any], bias: str, source: str) -> Triplet | Rejection:
-        """The triplet, which is in the set from now on, or why it is not."""
+        """Accept a triplet into the set, or say why not."""
         triplet = form(item, bias, source, self.wanted)
         if isinstance(triplet, Rejection):
             return triplet

@@ -1,13 +1,14 @@
-"""Questions asked through the Batch API: submit, leave, come back. Half the price, up to a day's wait."""
+"""The Batch API: submit requests, leave, and fetch the answers later. Half the price, up to a day's wait."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import openai
+from openai.types import Batch
 
 from debias.generation.complaints import mistake, reason_of, redacted, shown, unreachable
 from debias.generation.exchange import LLM, Answer, Question
@@ -17,23 +18,23 @@ from debias.records import UserError
 log = logging.getLogger(__name__)
 
 ENDED = ("completed", "failed", "expired", "cancelled")
-MAX_REQUESTS = 50_000  # of one batch, as the API's documentation says
+MAX_REQUESTS = 50_000  # per batch, a limit of the API
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 
 
 class Batches:
-    """Submits what is missing as one batch, and fetches it when it has ended; see `Live` for the arguments."""
+    """Submits missing requests as one batch and fetches the results later; for the arguments see `Live`."""
 
     def __init__(self, client: openai.AsyncOpenAI, llm: LLM, ledger: Ledger, base_url: str, secret: str) -> None:
         self.client, self.llm, self.ledger, self.base_url, self.secret = client, llm, ledger, base_url, secret
-        self.patient = client.with_options(max_retries=llm.max_retries)  # for calls that may well be made twice
+        self.patient = client.with_options(max_retries=llm.max_retries)  # for calls that do no harm when repeated
 
     async def ask(self, missing: Mapping[str, Question], collect: Callable[[Answer], None]) -> tuple[str, str]:
-        """Fetch what has ended, submit what is left; returns why we stopped and the reason in words."""
+        """Fetch ended batches and submit what is still missing; returns why we stopped and the reason in words."""
         try:
             return await self._ask(missing, collect)
         except openai.APIStatusError as error:
-            raise self._told(error) from None  # the original may quote the key
+            raise self._told(error) from None  # the original error may quote the key
         except openai.APIConnectionError as error:
             raise unreachable(self.base_url, error) from None
 
@@ -50,8 +51,8 @@ class Batches:
         left = {key: question for key, question in missing.items() if key not in known}
         return await self._submit(left) if left else ("", "")
 
-    async def _find(self, tag: str, batch_id: str | None) -> Any:
-        """A batch by its id, or by its tag where we died before the id was written; None: it was never submitted."""
+    async def _find(self, tag: str, batch_id: str | None) -> Batch | None:
+        """A batch by its id, or by its tag if we died before recording the id; None if it was never submitted."""
         if batch_id is not None:
             return await self.patient.batches.retrieve(batch_id)
         async for batch in self.patient.batches.list(limit=100):
@@ -60,8 +61,8 @@ class Batches:
                 return batch
         return None
 
-    async def _end(self, tag: str, batch: Any) -> None:
-        """Put every result in the ledger; what has none was not paid and will be asked again."""
+    async def _end(self, tag: str, batch: Batch | None) -> None:
+        """Record every result in the ledger; requests without one were not charged and will be asked again."""
         status = "never submitted" if batch is None else batch.status
         for file_id in [] if batch is None else [batch.output_file_id, batch.error_file_id]:
             if file_id is not None:
@@ -72,7 +73,7 @@ class Batches:
             log.warning("%d requests of a batch have no result (%s)", len(left), status)
             self.ledger.declined(left, None, f"the batch is {status}")
         self.ledger.batch_ended(tag, status)
-        if status == "failed":
+        if batch is not None and status == "failed":
             errors = batch.errors.data if batch.errors and batch.errors.data else []
             reason = redacted("; ".join(str(error.message) for error in errors), self.secret)
             raise UserError(
@@ -80,7 +81,7 @@ class Batches:
             )
 
     def _attempts(self, tag: str) -> dict[str, str]:
-        """Calls of a batch that have no result yet: key -> attempt."""
+        """Calls of a batch that have no result yet, as key -> attempt."""
         return {sent.key: attempt for attempt, sent in self.ledger.memory.pending.items() if sent.batch == tag}
 
     def _store(self, tag: str, text: str) -> None:
@@ -91,7 +92,7 @@ class Batches:
                 result = json.loads(line)
                 attempt, response = attempts.pop(result["custom_id"]), result["response"] or {}
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                log.warning("line %d of a batch's results is none of ours (%s)", i, error)
+                log.warning("line %d of a batch's results does not belong to a request of ours (%s)", i, error)
                 continue
             if response.get("status_code") == 200:
                 body = redacted(json.dumps(response.get("body")), self.secret)
@@ -104,7 +105,7 @@ class Batches:
     async def _submit(self, questions: Mapping[str, Question]) -> tuple[str, str]:
         chosen = self._affordable(questions)
         if not chosen:
-            return "budget", f"not one more call fits into llm.max_cost_usd={self.llm.max_cost_usd}"
+            return "budget", f"no further call fits into llm.max_cost_usd={self.llm.max_cost_usd}"
         lines = [
             json.dumps({"custom_id": key, "method": "POST", "url": ENDPOINT, "body": questions[key].body}) + "\n"
             for key in chosen
@@ -115,8 +116,8 @@ class Batches:
         self.ledger.batch(tag, batch.id)
         return "batch", f"batch {batch.id} with {len(chosen)} requests is submitted; run the same command later"
 
-    async def _create(self, tag: str, file_id: str) -> Any:
-        """Not repeated: a batch whose creation we did not see confirmed is looked for by its tag in the next run."""
+    async def _create(self, tag: str, file_id: str) -> Batch:
+        """Create a batch. A retry might create two, so the next run looks for an unconfirmed one by its tag."""
         try:
             return await self.client.batches.create(
                 input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata={"debias": tag}
@@ -128,7 +129,7 @@ class Batches:
             raise
 
     def _affordable(self, questions: Mapping[str, Question]) -> list[str]:
-        """Keys of the first questions whose worst cases fit into the budget together."""
+        """Keys of as many questions as fit into the budget together, each at its worst case."""
         limit, total = self.llm.max_cost_usd, self.ledger.memory.committed
         chosen: list[str] = []
         for key, question in questions.items():
@@ -142,12 +143,12 @@ class Batches:
         reason = reason_of(error, self.secret)
         if error.status_code in (404, 405):
             return UserError(
-                f"{shown(self.base_url)} has no such batch or no Batch API ({reason}); set llm.batch=false"
+                f"{shown(self.base_url)} does not have this batch or a Batch API ({reason}); set llm.batch=false"
             )
         told = mistake(error, self.llm, self.base_url, self.secret)
-        return told or UserError(f"{shown(self.base_url)} is not well ({reason}); run the same command later")
+        return told or UserError(f"{shown(self.base_url)} is failing ({reason}); run the same command later")
 
 
-def _progress(batch: Any) -> str:
+def _progress(batch: Batch) -> str:
     counts = batch.request_counts
     return f" ({counts.completed} of {counts.total} done)" if counts and counts.total else ""

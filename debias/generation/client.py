@@ -1,4 +1,4 @@
-"""The chat client: what the ledger holds is answered from there, the rest is asked live or as a batch."""
+"""The chat client: answers come from the ledger if it has them, otherwise from the server, live or as a batch."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 
 class Chat:
-    """A conversation partner with a memory: what its ledger holds is never asked again. Use it with `async with`.
+    """A chat model that never pays twice for a request whose answer is in its ledger. Use it with `async with`.
 
     Args:
-        llm: which model, and how it is asked.
-        ledger: file that every raw answer goes to before anything reads it.
-        server: a context manager that starts a server and yields its address; None: there is one at llm.base_url.
-        first_delay: seconds before a failed call is repeated for the first time.
+        llm: the model and its settings.
+        ledger: file that receives every raw answer before anything reads it.
+        server: a context manager that starts a server and yields its address; None means llm.base_url.
+        first_delay: seconds before the first retry of a failed call.
     """
 
     def __init__(
@@ -42,24 +42,22 @@ class Chat:
 
     async def __aenter__(self) -> Chat:
         llm, secret = self.llm, self._key_from_environment()
-        for name in ("openai", "httpx2", "httpcore2"):
-            logging.getLogger(name).setLevel(
-                logging.WARNING
-            )  # below it they quote headers, and a server may echo the key
+        for name in ("openai", "httpx2", "httpcore2"):  # below WARNING they log headers, and a server may echo the key
+            logging.getLogger(name).setLevel(logging.WARNING)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.ledger)
             base_url = stack.enter_context(self.server) if self.server is not None else llm.base_url
             if base_url is None or not base_url.startswith(("http://", "https://")):
                 raise UserError(f"llm.base_url={base_url} must be an address such as http://localhost:8000/v1")
             self._client = openai.AsyncOpenAI(
-                api_key=secret or "none",  # left to itself the client would send OPENAI_API_KEY to any server
+                api_key=secret or "none",  # without one the client would send OPENAI_API_KEY to any server
                 base_url=base_url,
                 max_retries=0,
                 timeout=httpx2.Timeout(llm.timeout, connect=min(10.0, llm.timeout)),
             )
             self.address = base_url
             if self.ledger.memory.batches and not llm.batch:
-                raise UserError(f"{self.ledger.path} waits for a batch: fetch it with llm.batch=true")
+                raise UserError(f"{self.ledger.path} is waiting for a batch; fetch it with llm.batch=true")
             if llm.batch:
                 self._asker: Batches | Live = Batches(self._client, llm, self.ledger, base_url, secret)
             else:
@@ -67,7 +65,7 @@ class Chat:
             self._stack = stack.pop_all()
         if self.spent.lost:
             log.warning(
-                "%d calls of an earlier run were never answered; they may have been paid (%.4f dollars at most)",
+                "%d calls of an earlier run got no answer and may have been charged (%.4f dollars at most)",
                 self.spent.lost,
                 self.spent.lost_dollars,
             )
@@ -78,11 +76,11 @@ class Chat:
             await self._client.close()
 
     async def ask(self, requests: Sequence[Request], on_answer: Callable[[Answer], None]) -> Outcome:
-        """Ask what the ledger does not hold; `on_answer` sees every answer once, in the order of arrival.
+        """Answer requests, from the ledger where possible; `on_answer` gets every answer once, in order of arrival.
 
         Raises:
-            UserError: something the user can mend, such as a wrong key.
-            KeyboardInterrupt: after Ctrl-C or SIGTERM, once what was in flight has been recorded.
+            UserError: for something the user can fix, such as a wrong key.
+            KeyboardInterrupt: on Ctrl-C or SIGTERM, after the calls in flight have been recorded.
         """
         questions = [question_of(request, self.llm) for request in requests]
         answers: dict[str, Answer] = {}
@@ -101,17 +99,16 @@ class Chat:
         return Outcome([answers.get(question.key) for question in questions], stopped, reason)
 
     def give_up(self, requests: Sequence[Request]) -> None:
-        """Go on without answers to these, now and whenever the ledger is replayed.
-
-        Later requests depend on earlier answers: if one came after all, those already paid for would be other requests.
-        """
+        """Never ask these requests again, in this run or when the ledger is replayed."""
+        # Later requests depend on earlier answers. If one of these were answered in a later run, the requests after it
+        # would change, and the answers already paid for would belong to requests that nobody asks any more.
         keys = {question_of(request, self.llm).key: None for request in requests}
         if new := [key for key in keys if key not in self.ledger.memory.given_up]:
             self.ledger.given_up(new)
 
     @property
     def spent(self) -> Spent:
-        """What the ledger says was paid, in this run and before."""
+        """What was paid according to the ledger, in this run and before it."""
         return self.ledger.memory.spent
 
     def _key_from_environment(self) -> str:
@@ -119,7 +116,7 @@ class Chat:
         if name is None:
             return ""
         if not (secret := os.environ.get(name, "").strip()):
-            raise UserError(f"no API key: set {name} in the environment (llm.api_key_env=null sends none)")
+            raise UserError(f"there is no API key; set {name} in the environment (llm.api_key_env=null sends none)")
         if not secret.isascii():
-            raise UserError(f"the key in {name} is not one: it has letters that no key has")
+            raise UserError(f"the key in {name} has characters that no key has; check it")
         return secret

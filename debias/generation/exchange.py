@@ -1,4 +1,4 @@
-"""What goes to a chat model and what comes back: requests, answers, settings, and what was spent."""
+"""Requests to a chat model, its answers, its settings, and what was spent."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Message(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One question. Two requests are the same when the body that is sent and the sample number are."""
+    """One question to the model. Two requests are the same if their bodies and their sample numbers are."""
 
     messages: tuple[Message, ...]
-    schema: dict[str, Any] | None  # JSON schema of the answer, sent where llm.structured is json_schema
+    schema: dict[str, Any] | None  # JSON schema of the answer, sent if llm.structured is json_schema
     max_tokens: int  # of the answer
-    sample: int = 0  # the same content asked again for another answer is another request
+    sample: int = 0  # number that tells apart requests with the same content
 
 
 class Bound(NamedTuple):
-    """What one call costs at most: tokens, and dollars per million of them (None: unknown)."""
+    """Upper bound of one call: tokens, and their prices in dollars per million (None: unknown)."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -35,29 +35,29 @@ class Bound(NamedTuple):
     price_completion: float | None
 
     def dollars(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """Price of so many tokens."""
+        """Price of this many tokens; None if it is unknown."""
         if self.price_prompt is None or self.price_completion is None:
             return None
         return (prompt_tokens * self.price_prompt + completion_tokens * self.price_completion) / 1e6
 
     @property
     def worst(self) -> float:
-        """Dollars, 0 where the price is unknown (there is no budget then)."""
+        """Dollars at most; 0 if the price is unknown, in which case there is no budget."""
         return self.dollars(self.prompt_tokens, self.completion_tokens) or 0.0
 
 
 class Question(NamedTuple):
     """A request as it is sent."""
 
-    key: str
+    key: str  # identifies it in the ledger
     body: dict[str, Any]
     bound: Bound
 
 
 class Answer(NamedTuple):
-    """What the model said. Its text is data: never formatted, never executed."""
+    """The model's answer. Its text is data: never formatted, never executed."""
 
-    key: str  # the request's, as in the ledger
+    key: str  # of the request
     text: str
     finish_reason: str  # stop, length, refusal, content_filter, incomplete (the body was cut off), empty
     prompt_tokens: int
@@ -66,36 +66,36 @@ class Answer(NamedTuple):
     request_id: str
     time: str
     model: str  # as the server names it
-    cached: bool  # from the ledger: not paid in this run
+    cached: bool  # from the ledger, so not paid in this run
 
 
 class Spent(NamedTuple):
-    """What the ledger says was paid, in this run and before it."""
+    """What was paid according to the ledger, in this run and before it."""
 
-    calls: int  # that the server answered with status 200
+    calls: int  # answered with status 200
     prompt_tokens: int
     completion_tokens: int
-    dollars: float | None  # None: at least one call was made at an unknown price
-    bounded: int  # of the calls: those without a usage report, counted at their upper bound
-    lost: int  # calls that were sent and never heard of again: they may have been paid
-    lost_dollars: float  # at most, on top of `dollars`
+    dollars: float | None  # None: the price of at least one call is unknown
+    bounded: int  # calls without a usage report, counted at their upper bound
+    lost: int  # calls that were sent and got no reply; they may have been charged
+    lost_dollars: float  # what those cost at most, in addition to `dollars`
 
 
 class Outcome(NamedTuple):
     """The end of one `ask`.
 
     `stopped` is "" (everything was asked), "budget" (the rest would exceed llm.max_cost_usd), "failed" (the server
-    answers nothing any more) or "batch" (submitted or in progress: come back); `reason` says it in words.
+    stopped answering) or "batch" (submitted or in progress).
     """
 
     answers: list[Answer | None]  # in the order of the requests; None: not answered
     stopped: str
-    reason: str
+    reason: str  # in words
 
 
 @dataclass
 class LLM:
-    """A chat model and how it is asked; `conf/llm/openai.yaml` says what each key means, and these types check it."""
+    """A chat model and its settings; `conf/llm_defaults.yaml` explains the keys, and these types check them."""
 
     base_url: str | None
     model: str
@@ -119,7 +119,7 @@ class LLM:
     price_completion: float | None
     priced_on: str | None
     prices: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model: prompt, completion, date
-    server: Any = field(default=None)  # what starts a server of our own, see conf/llm/local.yaml
+    server: Any = field(default=None)  # config of our own server, see conf/llm/local.yaml
 
     def __post_init__(self) -> None:
         if self.structured not in ("json_schema", "json_object", "text"):
@@ -136,7 +136,7 @@ class LLM:
             if value is not None and not value >= 0:
                 raise UserError(f"llm.{name}={value} must be 0 or more")
         if self.extra_body.get("stream"):
-            raise UserError("llm.extra_body.stream is not supported: answers are read whole")
+            raise UserError("llm.extra_body.stream is not supported; remove it")
         if self.price_prompt is None and self.price_completion is None and self.model in self.prices:
             listed = self.prices[self.model]
             if set(listed) != {"prompt", "completion", "date"}:
@@ -155,7 +155,7 @@ class LLM:
 
 
 def body_of(request: Request, llm: LLM) -> dict[str, Any]:
-    """The JSON body that asks a request: everything the answer depends on."""
+    """The JSON body of a request: everything that its answer depends on."""
     messages = [message._asdict() for message in request.messages]
     if llm.system_prompt is not None:
         turns = [message for message in messages if message["role"] != "system"]
@@ -163,7 +163,7 @@ def body_of(request: Request, llm: LLM) -> dict[str, Any]:
     body: dict[str, Any] = {"model": llm.model, "messages": messages, llm.max_tokens_name: request.max_tokens}
     body |= {name: value for name in ("temperature", "top_p") if (value := getattr(llm, name)) is not None}
     if llm.seed is not None:
-        body["seed"] = llm.seed + request.sample  # a server that obeys the seed would repeat itself
+        body["seed"] = llm.seed + request.sample  # with one seed, a deterministic server would repeat itself
     if request.schema is not None and llm.structured == "json_schema":
         schema = _without(request.schema, set(llm.schema_drops))
         named = {"name": "answer", "strict": True, "schema": schema}
@@ -180,7 +180,8 @@ def key_of(body: dict[str, Any], sample: int) -> str:
 
 
 def bound_of(body: dict[str, Any], llm: LLM) -> Bound:
-    """What asking a body costs at most: no token is shorter than a byte, and JSON outweighs a chat template."""
+    """Upper bound of a call with this body."""
+    # No token is shorter than a byte, and the JSON around the messages is longer than any chat template.
     prompt_tokens = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     completion_tokens = body[llm.max_tokens_name] * body.get("n", 1)
     factor = llm.batch_price_factor if llm.batch else 1.0
@@ -189,13 +190,13 @@ def bound_of(body: dict[str, Any], llm: LLM) -> Bound:
 
 
 def question_of(request: Request, llm: LLM) -> Question:
-    """A request as it is sent to this model."""
+    """The request as it is sent to this model."""
     body = body_of(request, llm)
     return Question(key_of(body, request.sample), body, bound_of(body, llm))
 
 
 def _without(schema: Any, words: set[str]) -> Any:
-    """A schema without the keywords that a server refuses; the names of properties are no keywords."""
+    """A schema without the keywords that a server refuses; properties keep their names, whatever they are."""
     if isinstance(schema, list):
         return [_without(part, words) for part in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""The loop of `debias generate`: ask, judge, until there are enough, or the money or the patience is used up."""
+"""The loop of `debias generate`: ask and judge until there are enough triplets, or money or patience runs out."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from debias.generation.prompts import prompt_sha256
 from debias.generation.strategies import Strategy, Task, Wave
 from debias.records import Triplet
 
-ATTEMPTS = 3  # at a request that the server does not answer, on top of the client's own
+ATTEMPTS = 3  # at a request that stays unanswered, each with the client's own retries
 
 
 class Partner(Protocol):
-    """What the loop needs of `debias.generation.client.Chat`."""
+    """The part of `debias.generation.client.Chat` that the loop uses."""
 
     async def ask(self, requests: Sequence[Request], on_answer: Callable[[Answer], None]) -> Outcome:
         """Answers in the order of the requests, and why it stopped early."""
 
     def give_up(self, requests: Sequence[Request]) -> None:
-        """These are not asked any more: what follows takes them as unanswered."""
+        """Never ask these again: later requests treat them as unanswered."""
 
     @property
     def spent(self) -> Spent:
@@ -33,17 +33,17 @@ class Partner(Protocol):
 
 
 class Watcher(Protocol):
-    """Who is told how it goes."""
+    """Shows the progress."""
 
     def arrived(self, harvest: Harvest, spent: Spent) -> None:
-        """Something has come in."""
+        """An answer arrived or was judged."""
 
     def paused(self, harvest: Harvest, spent: Spent) -> None:
-        """Everything that was asked for has been judged; more will be asked now, or it is the end."""
+        """All answers so far have been judged; the loop now asks for more, or ends."""
 
 
 class Kept(NamedTuple):
-    """An accepted triplet and where it came from."""
+    """An accepted triplet and its origin."""
 
     triplet: Triplet
     answer: Answer
@@ -51,7 +51,7 @@ class Kept(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """A rejected triplet as the model wrote it, why, and where it came from."""
+    """A rejected triplet as the model wrote it, the reason, and its origin."""
 
     item: dict[str, Any]
     reason: Rejection
@@ -60,28 +60,28 @@ class Rejected(NamedTuple):
 
 @dataclass
 class Harvest:
-    """What has come in. `stopped` is n, budget, patience, failed or batch, and empty while it goes on."""
+    """The result so far."""
 
     kept: list[Kept] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     losses: list[dict[str, Any]] = field(default_factory=list)  # histogram of each round of loss_guided
-    calls: int = 0  # answers taken in, from the ledger or new, for terms and for triplets
-    bought: int = 0  # of them: asked in this run
-    poor: Counter[str] = field(default_factory=Counter)  # answers that brought no triplet at all, by kind
-    barren: int = 0  # calls in a row without an accepted triplet
-    stopped: str = ""
+    calls: int = 0  # judged answers, from the ledger or new, for terms and for triplets
+    bought: int = 0  # answers paid in this run
+    poor: Counter[str] = field(default_factory=Counter)  # answers without any triplet, by kind
+    barren: int = 0  # consecutive calls without an accepted triplet
+    stopped: str = ""  # n, budget, patience, failed or batch; empty while the loop runs
     reason: str = ""
 
 
 class Loop:
-    """Asks for waves of a strategy and judges what comes back, in the order of the requests.
+    """Asks a strategy's waves of requests and judges the answers in the order of the requests.
 
     Args:
         partner: the chat client.
-        acceptance: decides what gets in.
-        task: what is asked for.
-        source: name that the triplets' `source` shall have.
-        watcher: is told how it goes.
+        acceptance: decides what is accepted.
+        task: what is wanted.
+        source: value of the triplets' `source`.
+        watcher: shows the progress.
     """
 
     def __init__(self, partner: Partner, acceptance: Acceptance, task: Task, source: str, watcher: Watcher) -> None:
@@ -89,7 +89,7 @@ class Loop:
         self.harvest = Harvest()
 
     async def run(self, strategy: Strategy) -> Harvest:
-        """Go on until it is enough. What was harvested before an exception is in `self.harvest`."""
+        """Run to the end. After an exception, `self.harvest` holds the result so far."""
         waves = strategy.waves(self.task)
         wave = next(waves)
         while True:
@@ -101,16 +101,19 @@ class Loop:
             wave = waves.send(texts)
 
     async def _wave(self, wave: Wave) -> list[str]:
-        """Texts of a wave's answers; it is asked in parts, no more of it than seems to be needed."""
+        """Texts of a wave's answers. The wave is asked in parts, and only as far as it seems to be needed."""
         texts: list[str] = []
         while len(texts) < len(wave.requests) and not self.harvest.stopped:
             part = wave.requests[len(texts) : len(texts) + self._needed(wave)]
             answers, outcome = await self._answers(part)
+            # Answers are judged in the order of the requests, not of arrival, and a request is either answered or given
+            # up before a later one is judged. So replaying the ledger accepts the same triplets and makes the same
+            # requests, which are then found in the ledger: a repeated command pays for nothing twice.
             if not outcome.stopped:
                 self.partner.give_up([r for r, answer in zip(part, answers, strict=True) if answer is None])
             for request, answer in zip(part, answers, strict=True):
                 texts.append(answer.text if answer else "")
-                if answer is not None or not outcome.stopped:  # what was not asked any more says nothing
+                if answer is not None or not outcome.stopped:  # otherwise it was not asked
                     self._take_in(request, answer, wave.holds)
                 if self.harvest.stopped:
                     break
@@ -120,41 +123,38 @@ class Loop:
         return texts
 
     def _needed(self, wave: Wave) -> int:
-        """Calls that should bring what is missing, at the yield so far, and no more than patience allows."""
+        """Number of calls to make next: what is missing at the yield so far, but no more than patience allows."""
         if wave.holds != "triplets":
             return len(wave.requests)
         return max(1, min(self.to_come(), self.task.wanted.patience - self.harvest.barren))
 
     def to_come(self) -> int:
-        """Calls that should bring what is missing, at the yield so far."""
+        """Number of calls that should bring what is missing, at the yield so far."""
         wanted, harvest = self.task.wanted, self.harvest
         expected = wanted.per_call * wanted.expected_yield
-        seen = 4  # calls that the expectation weighs as much as
+        seen = 4  # the expectation counts as much as this many calls
         each = (expected * seen + len(harvest.kept)) / (seen + harvest.calls)
         return math.ceil((wanted.n - len(harvest.kept)) / each)
 
     async def _answers(self, part: Sequence[Request]) -> tuple[list[Answer | None], Outcome]:
-        """Answers to some requests; those that fail are asked again before any later request is judged."""
-        outcome = await self._ask(part)
+        """Answers to some requests; unanswered ones are asked again, `ATTEMPTS` times in all."""
+        outcome = await self.partner.ask(part, self._arrived)
         answers = list(outcome.answers)
         for _ in range(ATTEMPTS - 1):
             missing = [i for i, answer in enumerate(answers) if answer is None]
             if outcome.stopped or not missing:
                 break
-            outcome = await self._ask([part[i] for i in missing])
+            outcome = await self.partner.ask([part[i] for i in missing], self._arrived)
             for i, answer in zip(missing, outcome.answers, strict=True):
                 answers[i] = answer
         return answers, outcome
-
-    async def _ask(self, requests: Sequence[Request]) -> Outcome:
-        return await self.partner.ask(requests, self._arrived)
 
     def _arrived(self, answer: Answer) -> None:
         self.harvest.bought += not answer.cached
         self.watcher.arrived(self.harvest, self.partner.spent)
 
     def _take_in(self, request: Request, answer: Answer | None, holds: str) -> None:
-        """Judge what an answer holds, until there is enough."""
+        """Judge the triplets of an answer, until there are enough."""
         harvest, wanted = self.harvest, self.task.wanted
         before = len(harvest.kept)
         harvest.calls += 1
@@ -181,7 +181,7 @@ class Loop:
 
 
 def _kind(answer: Answer | None) -> str:
-    """What was wrong with an answer that holds no triplet."""
+    """Why an answer holds no triplet."""
     if answer is None:
         return "no answer"
     kinds = {"length": "cut off at llm.max_tokens", "incomplete": "broken off", "stop": "no triplet in it"}

@@ -1,14 +1,14 @@
-"""What was asked and what came back, on disk before anyone reads it: JSON Lines, only ever appended to.
+"""The ledger: an append-only JSON Lines file of every call and its raw answer, on disk before anything reads it.
 
-Every call leaves a `sent` line before it goes out and one line when it ends:
+Each call has a `sent` line, written before the call is made, and one line for its end:
 
-    sent      attempt, key, what it costs at most                    (the call may have been paid from here on)
-    answered  attempt, the raw body that came with status 200        (paid)
-    declined  attempt, status and reason                             (not paid: the server refused, or was not reached)
-    lost      attempt, reason                                        (sent, but no answer came: perhaps paid)
-    given_up  key                                                    (failed for good: later requests went on without)
+    sent      attempt, key, upper bound of the cost        (from here on the call may be charged)
+    answered  attempt, raw body of status 200              (charged)
+    declined  attempt, status, reason                      (not charged: refused, or the server was not reached)
+    lost      attempt, reason                              (no reply: perhaps charged)
+    given_up  key                                          (failed for good: later requests were made without it)
 
-An attempt without a second line was in flight when a process died. A batch adds `batch` (submitted, with the server's
+An attempt without a second line was in flight when the process died. A batch adds `batch` (submitted, with the server's
 id) and `batch_ended`.
 """
 
@@ -35,22 +35,22 @@ log = logging.getLogger(__name__)
 
 
 class Sent(NamedTuple):
-    """A call that went out."""
+    """A call that was made."""
 
     attempt: str
     key: str
     bound: Bound
-    batch: str | None  # tag of the batch that it is part of
+    batch: str | None  # tag of its batch
 
 
 @dataclass
 class Memory:
-    """What the lines of a ledger add up to. Reading a file and appending to it both go through `take`."""
+    """The state that the lines of a ledger add up to. Reading a file and appending to it both go through `take`."""
 
     answers: dict[str, Answer] = field(default_factory=dict)  # by key
-    broken: dict[str, int] = field(default_factory=dict)  # by key: bodies with status 200 that held no answer
-    pending: dict[str, Sent] = field(default_factory=dict)  # by attempt: sent, and not ended
-    lost: dict[str, Sent] = field(default_factory=dict)
+    broken: dict[str, int] = field(default_factory=dict)  # by key: bodies of status 200 without an answer
+    pending: dict[str, Sent] = field(default_factory=dict)  # by attempt: sent, not ended
+    lost: dict[str, Sent] = field(default_factory=dict)  # by attempt
     batches: dict[str, str | None] = field(default_factory=dict)  # open ones: tag -> the server's id
     given_up: set[str] = field(default_factory=set)  # keys
     calls: int = 0
@@ -61,7 +61,7 @@ class Memory:
     bounded: int = 0
 
     def take(self, line: dict[str, Any]) -> None:
-        """Add a line. Raises KeyError, TypeError or ValueError when it is not one of ours."""
+        """Add a line. Raises KeyError, TypeError or ValueError if it is not a line of a ledger."""
         match line["kind"]:
             case "sent":
                 sent = Sent(line["attempt"], line["key"], Bound(*line["bound"]), line["batch"])
@@ -69,11 +69,11 @@ class Memory:
                 if sent.batch is not None:
                     self.batches.setdefault(sent.batch, None)
             case "answered":
-                self._answered(self._ended(line["attempt"]), line)
+                self._answered(self.pending.pop(line["attempt"]), line)
             case "declined":
-                self._ended(line["attempt"])
+                del self.pending[line["attempt"]]
             case "lost":
-                self.lost[line["attempt"]] = self._ended(line["attempt"])
+                self.lost[line["attempt"]] = self.pending.pop(line["attempt"])
             case "given_up":
                 self.given_up.add(line["key"])
             case "batch":
@@ -82,9 +82,6 @@ class Memory:
                 del self.batches[line["tag"]]
             case kind:
                 raise ValueError(f"unknown kind {kind!r}")
-
-    def _ended(self, attempt: str) -> Sent:
-        return self.pending.pop(attempt)
 
     def _answered(self, sent: Sent, line: dict[str, Any]) -> None:
         reading = read_body(line["body"])
@@ -109,7 +106,7 @@ class Memory:
 
     @property
     def committed(self) -> float:
-        """Dollars that are spent, or will be at most: paid, in flight, and sent but lost."""
+        """Dollars already paid, plus the most that calls in flight and lost calls can cost."""
         return self.dollars + sum(sent.bound.worst for sent in [*self.pending.values(), *self.lost.values()])
 
     @property
@@ -122,7 +119,7 @@ class Memory:
 
 
 def read_ledger(path: Path) -> Memory:
-    """What a ledger holds; a line that a crash tore is left out with a warning, a missing file is an empty one."""
+    """Read a ledger. Lines damaged by a crash are skipped with a warning; a missing file counts as empty."""
     memory = Memory()
     try:
         lines = path.read_bytes().split(b"\n")
@@ -136,14 +133,14 @@ def read_ledger(path: Path) -> Memory:
         try:
             memory.take(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
-            log.warning("%s:%d: not a whole line of a ledger (%s): left out", path, i, error)
+            log.warning("%s:%d is not a complete line of a ledger (%s); it is skipped", path, i, error)
     for attempt in [attempt for attempt, sent in memory.pending.items() if sent.batch is None]:
-        memory.lost[attempt] = memory.pending.pop(attempt)  # nobody waits for it any more
+        memory.lost[attempt] = memory.pending.pop(attempt)  # its process is gone
     return memory
 
 
 class Ledger:
-    """An open ledger: its memory, and the only way to add to it. One process holds it at a time."""
+    """An open ledger: its state and the only way to append to it. One process holds it at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.memory = path, Memory()
@@ -155,7 +152,7 @@ class Ledger:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
-                f"{self.path} is in use by another debias process; wait for it, or set name=OTHER"
+                f"{self.path} is in use by another debias process; wait for it or set name=OTHER"
             ) from error
         try:
             self.memory = read_ledger(self.path)
@@ -171,7 +168,7 @@ class Ledger:
         self._lock.release()
 
     def _begin_line(self) -> None:
-        """End the half line that a crash left, and make sure that the file's name is on disk, too."""
+        """Start on a new line even if a crash left half of one, and sync the folder so that it lists the file."""
         if self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
             self._file.write(b"\n")
         folder = os.open(self.path.parent, os.O_RDONLY)
@@ -181,7 +178,7 @@ class Ledger:
             os.close(folder)
 
     def sent(self, key: str, bound: Bound) -> str:
-        """Record that a call is about to go out; returns its attempt's name."""
+        """Record that a call is about to be made; returns the name of the attempt."""
         attempt = uuid.uuid4().hex
         self._append([{"kind": "sent", "attempt": attempt, "key": key, "bound": bound, "batch": None}])
         return attempt
@@ -194,23 +191,23 @@ class Ledger:
         return tag
 
     def answered(self, attempt: str, body: str, request_id: str) -> None:
-        """Record what came with status 200, unread."""
+        """Record the raw body of status 200."""
         self._append([{"kind": "answered", "attempt": attempt, "body": body, "request_id": request_id}])
 
     def answered_all(self, results: Iterable[tuple[str, str, str]]) -> None:
-        """Record many results at once: attempt, body and request id of each."""
+        """Record many results at once: (attempt, body, request id)."""
         self._append([{"kind": "answered", "attempt": a, "body": body, "request_id": r} for a, body, r in results])
 
     def declined(self, attempts: Iterable[str], status: int | None, reason: str) -> None:
-        """Record that calls ended unpaid."""
+        """Record that calls ended without being charged."""
         self._append([{"kind": "declined", "attempt": a, "status": status, "reason": reason} for a in attempts])
 
     def lost(self, attempt: str, reason: str) -> None:
-        """Record that nobody waits for a call any more, though it may have been paid."""
+        """Record that a call ended without a reply, so that it may have been charged."""
         self._append([{"kind": "lost", "attempt": attempt, "reason": reason}])
 
     def given_up(self, keys: Iterable[str]) -> None:
-        """Record that requests have no answer and what is asked from here on takes that as said."""
+        """Record that these requests stay unanswered; later requests rely on that."""
         self._append([{"kind": "given_up", "key": key} for key in keys])
 
     def batch(self, tag: str, batch_id: str) -> None:
@@ -218,23 +215,23 @@ class Ledger:
         self._append([{"kind": "batch", "tag": tag, "id": batch_id}])
 
     def batch_ended(self, tag: str, status: str) -> None:
-        """Record that all of a batch's results are here."""
+        """Record that all results of a batch have been recorded."""
         self._append([{"kind": "batch_ended", "tag": tag, "status": status}])
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
-        """Write lines and wait until the disk has them. Raises UserError when it does not take them."""
+        """Write lines and wait until they are on disk. Raises UserError if they cannot be written."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         lines = [{**line, "time": now} for line in lines]
         text = "".join(json.dumps(line) + "\n" for line in lines).encode()
         size = self._file.tell()
         try:
             written = 0
-            while written < len(text):  # an unbuffered write may take a part only
+            while written < len(text):  # an unbuffered write may write only a part
                 written += self._file.write(text[written:])
             os.fsync(self._file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._file.truncate(size)  # calls in flight will try to write theirs, on lines of their own
+                self._file.truncate(size)  # no half line: calls in flight may still append theirs
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); make room and run again") from error
         for line in lines:
             self.memory.take(line)

@@ -1,7 +1,7 @@
-"""Questions asked one by one, several at a time: attempts, back-off, budget, and a clean end.
+"""Live calls, several at a time: retries, back-off, budget, and a clean end.
 
-The official client makes the calls, but we repeat them ourselves: each attempt needs its line in the ledger and its
-share of the budget, a quota that is used up is not worth repeating, and Ctrl-C must not wait for a back-off.
+The official client makes the calls, but the retries are ours: every attempt needs its ledger line and its share of the
+budget, an exhausted quota is not worth a retry, and Ctrl-C must not wait for a back-off.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from debias.generation.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
-MAX_BROKEN = 3  # bodies without an answer that one request may bring in one run, all of them paid
-MAX_WAIT = 600.0  # seconds; a server that wants us to wait longer ends the run
-MAX_DELAY = 60.0  # seconds of back-off where the server does not say
-GRACE = 30.0  # seconds that calls in flight are given after Ctrl-C
-GATEWAY_TIMEOUTS = (504, 524)  # somebody in between lost patience: the model may have answered, and been paid
+MAX_BROKEN = 3  # attempts at one request that bring a charged body without an answer, per run
+MAX_WAIT = 600.0  # seconds; a longer Retry-After ends the run
+MAX_DELAY = 60.0  # seconds; longest back-off without a Retry-After
+GRACE = 30.0  # seconds that calls in flight get after Ctrl-C
+GATEWAY_TIMEOUTS = (504, 524)  # a gateway gave up waiting: the model may have answered, and the call may be charged
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
 class Failure(NamedTuple):
-    """An attempt without an answer; `wait` is in seconds, None where the server does not say."""
+    """An attempt without an answer."""
 
     reason: str
-    wait: float | None = None
-    hopeless: bool = False  # the same request will fail again
+    wait: float | None = None  # seconds until a retry; None: the server does not say
+    hopeless: bool = False  # a retry would fail too
 
 
 class End:
-    """Why sending stopped; the first reason counts."""
+    """Whether and why sending stopped; the first reason counts."""
 
     def __init__(self) -> None:
         self.reached = asyncio.Event()
@@ -65,9 +65,9 @@ class Live:
 
     Args:
         client: with `max_retries=0`.
-        ledger: open.
-        secret: the key, which must not reach any file; empty for none.
-        first_delay: seconds before the first repetition; it doubles from there on.
+        ledger: an open ledger.
+        secret: the API key, to be cut out of everything that is written; empty if there is none.
+        first_delay: seconds before the first retry; doubles with each further one.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Live:
         self.secret, self.first_delay = secret, first_delay
         self._settled = asyncio.Condition()
         self._in_flight = 0
-        self._heard = False  # the server has said something
-        self._not_before = 0.0  # the event loop's time: a server that says Retry-After says it to all of us
+        self._heard = False  # whether the server has ever replied
+        self._not_before = 0.0  # in the event loop's time: a Retry-After holds for all workers
         self._failed_in_a_row = 0
 
     async def ask(self, missing: Mapping[str, Question], collect: Callable[[Answer], None]) -> tuple[str, str]:
-        """Ask; returns why it stopped early and the reason in words, both empty when nothing was left out."""
+        """Ask; returns why it stopped early and the reason in words, both empty if everything was asked."""
         end, todo = End(), iter(missing.values())
         with _listening(end):
             count = min(self.llm.concurrency, len(missing))
@@ -107,10 +107,10 @@ class Live:
                 if (answer := await self._answer(question, end)) is not None:
                     collect(answer)
         except Exception as error:
-            end.because("error", error=error)  # raised when what the others have in flight has been recorded
+            end.because("error", error=error)  # raised after the other workers have recorded their calls in flight
 
     async def _answer(self, question: Question, end: End) -> Answer | None:
-        """Ask until there is an answer; None where it failed for good, or the end came first."""
+        """Ask until there is an answer; None if it failed for good or sending stopped."""
         failures = broken = 0
         while True:
             await self._pause(self._not_before - asyncio.get_running_loop().time(), end)
@@ -122,7 +122,7 @@ class Live:
                 if answer := self.ledger.memory.answers.get(question.key):
                     return answer._replace(cached=False)
                 broken += 1
-                failure = Failure("a paid answer that cannot be used")
+                failure = Failure("a charged answer that cannot be used")
             else:
                 failures += 1
             log.debug("%s: attempt %d failed: %s", question.key[:8], failures + broken, failure.reason)
@@ -132,12 +132,12 @@ class Live:
             await self._back_off(failure, failures + broken, end)
 
     async def _send_line(self, question: Question, end: End) -> str | None:
-        """Reserve the worst case and record the call; None when the end came or the budget does not allow it.
-
-        While something is in flight the decision waits: what comes back is mostly cheaper than its worst case.
-        """
+        """Reserve the call's worst case and record it as sent; None if sending stopped or the budget is too small."""
         limit = self.llm.max_cost_usd
 
+        # The price of a call is known only afterwards. So its worst case is reserved before it is made, and the sum of
+        # what is paid and what is reserved never exceeds the limit. An answer mostly costs less than its worst case
+        # and frees the difference, which is why a call that does not fit waits while others are in flight.
         def affordable() -> bool:
             return limit is None or self.ledger.memory.committed + question.bound.worst <= limit
 
@@ -149,8 +149,8 @@ class Live:
                 committed = self.ledger.memory.committed
                 end.because(
                     "budget",
-                    f"the next call may cost {question.bound.worst:.4f} dollars and {committed:.4f} of "
-                    f"llm.max_cost_usd={limit} are spent",
+                    f"the next call may cost {question.bound.worst:.4f} dollars, and {committed:.4f} of "
+                    f"llm.max_cost_usd={limit} are spent or reserved",
                 )
                 return None
             attempt = self.ledger.sent(question.key, question.bound)
@@ -158,7 +158,7 @@ class Live:
             return attempt
 
     async def _attempt(self, question: Question, attempt: str) -> Failure | None:
-        """One call, and its end in the ledger; None: something came with status 200."""
+        """One call and its end in the ledger; None if the server replied with status 200."""
         try:
             return await self._call(question, attempt)
         finally:
@@ -168,7 +168,7 @@ class Live:
 
     async def _call(self, question: Question, attempt: str) -> Failure | None:
         chunks: list[bytes] = []
-        request_id: str | None = None  # from status 200 on
+        request_id: str | None = None  # None until status 200 has arrived
         try:
             async with asyncio.timeout(self.llm.timeout), self._response(question) as response:
                 request_id = response.headers.get("x-request-id", "")
@@ -189,9 +189,9 @@ class Live:
         return None
 
     def _response(self, question: Question) -> contextlib.AbstractAsyncContextManager[Any]:
-        """The call itself. The body is wanted as it is on the wire, so that one cut off is kept up to the cut."""
+        """The call itself. Its body is streamed uncompressed, so that one that breaks off is kept up to the break."""
         body = dict(question.body)
-        repeated = self.ledger.memory.broken.get(question.key, 0)  # a broken answer is not wanted a second time
+        repeated = self.ledger.memory.broken.get(question.key, 0)  # another key, or we get the broken answer again
         headers = {
             "Accept-Encoding": "identity",
             "Idempotency-Key": f"{question.key}-{repeated}" if repeated else question.key,
@@ -215,7 +215,7 @@ class Live:
         if error.code == "content_filter":
             return Failure(reason, hopeless=True)
         if told := mistake(error, self.llm, self.base_url, self.secret):
-            raise told from None  # the original may quote the key
+            raise told from None  # the original error may quote the key
         return Failure(reason, wait_of(error.response.headers))
 
     def _unheard(self, attempt: str, error: Exception) -> Failure:
@@ -251,21 +251,21 @@ class Live:
             self._not_before = max(self._not_before, asyncio.get_running_loop().time() + failure.wait)
 
     async def _pause(self, seconds: float, end: End) -> None:
-        """Wait, but not beyond the end."""
+        """Wait, unless sending stops."""
         with contextlib.suppress(TimeoutError):
             if seconds > 0:
                 await asyncio.wait_for(end.reached.wait(), seconds)
 
 
 async def _join(workers: list[asyncio.Task[None]], end: End) -> None:
-    """Wait for the workers; once interrupted, no longer than GRACE."""
+    """Wait for the workers, after an interrupt no longer than GRACE."""
     interrupted = asyncio.create_task(end.interrupted.wait())
     working: asyncio.Future[Any] = asyncio.gather(*workers)
     ends: list[asyncio.Future[Any]] = [working, interrupted]
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            log.warning("stopping: waiting for %d calls in flight (interrupt again to leave at once)", len(workers))
+            log.warning("stopping: waiting for %d calls in flight (interrupt again to stop at once)", len(workers))
             await asyncio.wait([working], timeout=GRACE)
     finally:
         interrupted.cancel()
@@ -273,7 +273,7 @@ async def _join(workers: list[asyncio.Task[None]], end: End) -> None:
 
 @contextlib.contextmanager
 def _listening(end: End) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask for a clean end; a second one does what it did before."""
+    """Turn the first Ctrl-C or SIGTERM into a clean end; a second one has its usual effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""A chat server of our own: llama.cpp inside this process, with the model that the program brings along."""
+"""A local chat server: llama.cpp inside this process, with the embedded SmolLM2 or any GGUF file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from debias.records import UserError
 
 
 class LlamaServer:
-    """A context manager: starts llama.cpp's OpenAI-compatible server on a free loopback port and yields its address.
+    """A context manager that starts llama.cpp's OpenAI-compatible server on a free local port and yields its address.
 
     Args:
         model: a GGUF file, or the name of an asset.
-        threads: of computation; several jobs on few cores do best with one each.
-        context: tokens of prompt and answer together, for each call at a time.
-        parallel: calls that are computed at the same time.
+        threads: compute threads; several jobs on few cores work best with one each.
+        context: tokens of prompt and answer together, per parallel call.
+        parallel: calls computed at the same time.
     """
 
     def __init__(self, model: str, threads: int, context: int, parallel: int) -> None:
@@ -31,7 +31,7 @@ class LlamaServer:
             raise UserError("llm=local needs a package: python -m pip install xllamacpp==2026.10.11549") from error
         path = assets.locate(self.model) if self.model in assets.ASSETS else Path(self.model)
         if not path.is_file():
-            raise UserError(f"llm.server.model={self.model} is no file; name a GGUF file or smollm2")
+            raise UserError(f"llm.server.model={self.model} is not a file; name a GGUF file or smollm2")
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.hostnames, params.port = ["127.0.0.1"], 0
@@ -47,4 +47,4 @@ class LlamaServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server = None  # its destructor stops the threads and closes the port
+        self._server = None  # the destructor stops its threads and closes its port

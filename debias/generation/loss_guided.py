@@ -1,9 +1,9 @@
-"""The strategy that asks for more of what the model to be debiased finds unexpected (or expected)."""
+"""The strategy that asks for more triplets like those the base model finds unexpected (or expected)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from debias.data.doctor import histogram
@@ -26,13 +26,13 @@ class LossGuided(Writer):
 
     Args:
         model: the base model.
-        first: the strategy that writes the first triplets when there is no `start`.
-        start: file of first triplets.
+        first: the strategy that writes the first triplets if there is no `start`.
+        start: file with first triplets.
         rounds: how often the triplets so far are scored; later requests show the extremes of the last round.
-        extremes: triplets to show of either side.
-        side: more like those of `high` or of `low` loss.
+        extremes: triplets to show from each side.
+        side: ask for more like those of `high` or of `low` loss.
         loss: `mean` or `sum` over the attribute's tokens; the sum grows with their number.
-        wish: how each side is put.
+        wish: wording for each side.
         sentence_prompt: template.
     """
 
@@ -44,7 +44,7 @@ class LossGuided(Writer):
     ) -> None:  # fmt: skip
         super().__init__(**common)
         if side not in ("high", "low") or loss not in ("mean", "sum"):
-            raise UserError("strategy.side must be high or low, and strategy.loss mean or sum")
+            raise UserError("strategy.side must be high or low, and strategy.loss must be mean or sum")
         if rounds < 1 or extremes < 1:
             raise UserError("strategy.rounds and strategy.extremes must be 1 or more")
         self.model, self.first, self.rounds, self.extremes = model, first, rounds, extremes
@@ -85,8 +85,8 @@ class LossGuided(Writer):
         typical = self._guided(task, many, many, ["a dozen letters"] * 6, 0, ["a dozen"] * 10)
         return ([] if self.start else self.first.preview(task)[0]), typical
 
-    def _first_triplets(self, task: Task) -> Any:
-        """Triplets of the first strategy's first waves, at least enough to show two extremes."""
+    def _first_triplets(self, task: Task) -> Generator[Wave, list[str], list[Triplet]]:
+        """Triplets from the first waves of the first strategy, enough to show two extremes."""
         pool: list[Triplet] = []
         waves = self.first.waves(task)
         wave = next(waves)
@@ -99,7 +99,7 @@ class LossGuided(Writer):
             wave = waves.send(texts)
 
     def losses(self, triplets: Sequence[Triplet]) -> list[float]:
-        """Loss of each attribute under the base model, in nats: per token, or in all."""
+        """Loss of each attribute under the base model, in nats: per token, or summed."""
         if self._base is None:
             self._base = self.model.load()
         model, objective = self._base.model, Attribute()
@@ -110,7 +110,7 @@ class LossGuided(Writer):
         return [-float(logprob) / size for logprob, size in zip(logprob_S, sizes, strict=True)]
 
     def _extremes(self, pool: Sequence[Triplet], loss_of: Sequence[float]) -> tuple[list[Triplet], list[Triplet]]:
-        """The triplets of lowest and of highest loss, the most extreme first."""
+        """The triplets with the lowest and with the highest loss, the most extreme first."""
         ordered = sorted(range(len(pool)), key=lambda i: (loss_of[i], pool[i].sentence))
         size = min(self.extremes, len(pool) // 2)
         return [pool[i] for i in ordered[:size]], [pool[i] for i in ordered[::-1][:size]]
@@ -128,7 +128,7 @@ class LossGuided(Writer):
 
 
 def _usable(texts: Sequence[str], task: Task) -> list[Triplet]:
-    """Triplets of answers that could be trained on, whatever else is in the set."""
+    """Usable triplets in the answers, whether or not they were accepted."""
     found = [form(item, task.label, "", task.wanted) for text in texts for item in parser.triplets(text)]
     return [triplet for triplet in found if isinstance(triplet, Triplet)]
 

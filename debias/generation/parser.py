@@ -1,4 +1,4 @@
-"""A model's answer -> what it holds: JSON wherever it stands, of any shape, cut off or not. Nothing here raises."""
+"""Finds triplets and terms in a model's answer: JSON of any shape, anywhere in the text, even cut off. Never raises."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 FIELDS = ("sentence", "target", "attribute")
 SHORT = {"s": "sentence", "t": "target", "a": "attribute"}
 
-_DECODER = json.JSONDecoder(strict=False)  # a bare line break inside a text is no reason to lose it
+_DECODER = json.JSONDecoder(strict=False)  # accepts a bare line break inside a string
 _OPENING = re.compile(r"[\[{]")
-# Typographic or single quotes where JSON wants its own: after an opening or a comma, before a closing or a comma.
+# Typographic or single quotes in the place of JSON's: after an opening or a comma, before a closing or a comma.
 _QUOTE_BEFORE = re.compile(r"(?<=[\[{,:])(\s*)[“”„«‘’'](?=\S)")
 _QUOTE_AFTER = re.compile(r"(?<=\S)[“”»‘’'](?=\s*[\]},:])")
 _TRAILING_COMMA = re.compile(r",(?=\s*[\]}])")
@@ -23,15 +23,15 @@ Item = dict[str, Any]
 
 
 def triplets(text: str) -> list[Item]:
-    """Everything in the text that has the shape of a triplet, in its order; of a cut-off answer, what is complete.
+    """Every complete item that has the shape of a triplet, in the order of the text.
 
-    Items have some of the keys sentence, target, attribute and bias; whether they are any good is not asked here.
+    Items have some of the keys sentence, target, attribute and bias. Their content is not checked here.
     """
     return [item for value in _values(text) for item in _triplets_in(value)]
 
 
 def terms(text: str) -> dict[str, list[str]]:
-    """Terms that the text lists, each with what is said about it (may be empty), in its order and without repeats."""
+    """Terms in the order of the text and without repeats, each with its stereotypes (may be empty)."""
     found: dict[str, tuple[str, list[str]]] = {}
     values = list(_values(text)) or _BULLET.findall(text)
     for value in values:
@@ -41,38 +41,38 @@ def terms(text: str) -> dict[str, list[str]]:
     return dict(found.values())
 
 
-# ---------------------------------------------------------------- JSON, wherever it stands
+# ---------------------------------------------------------------- JSON anywhere in a text
 
 
 def _values(text: str) -> Iterator[Any]:
-    """JSON objects and lists in a text; between them, what becomes one with its quotes and commas mended."""
-    text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair could not be written to a file
+    """JSON objects and lists in a text; the text between them is searched again after fixing quotes and commas."""
+    text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be written to a file
     done = 0
     for start, stop, value in _decoded(text):
-        yield from _mended(text[done:start])
+        yield from _repaired(text[done:start])
         yield value
         done = stop
-    yield from _mended(text[done:])
+    yield from _repaired(text[done:])
 
 
 def _decoded(text: str) -> Iterator[tuple[int, int, Any]]:
-    """Start, stop and value of the outermost JSON values that are complete."""
+    """Start, stop and value of the outermost complete JSON values."""
     place = 0
     while match := _OPENING.search(text, place):
         try:
             value, place = _DECODER.raw_decode(text, match.start())
             yield match.start(), place, value
         except ValueError:
-            place = match.start() + 1  # perhaps something inside is complete
+            place = match.start() + 1  # a value inside it may be complete
         except RecursionError:
-            place = match.start() + 500  # hundreds of opening brackets: nothing in them is an answer
+            place = match.start() + 500  # hundreds of opening brackets are not an answer
 
 
-def _mended(text: str) -> Iterator[Any]:
+def _repaired(text: str) -> Iterator[Any]:
     if not _OPENING.search(text):
         return
-    mended = _QUOTE_AFTER.sub('"', _QUOTE_BEFORE.sub(r'\1"', text))
-    values = [value for _, _, value in _decoded(_TRAILING_COMMA.sub("", mended))]
+    quoted = _QUOTE_AFTER.sub('"', _QUOTE_BEFORE.sub(r'\1"', text))
+    values = [value for _, _, value in _decoded(_TRAILING_COMMA.sub("", quoted))]
     yield from values or [[part.strip() for part in match.groups()] for match in _UNQUOTED.finditer(text)]
 
 
@@ -80,7 +80,7 @@ def _mended(text: str) -> Iterator[Any]:
 
 
 def _triplets_in(value: Any) -> Iterator[Item]:
-    """Triplets in a decoded value: objects with one of the keys, lists of three or four texts, and what holds them."""
+    """Triplets at any depth of a decoded value: objects with one of the keys, and lists of three or four strings."""
     if isinstance(value, list):
         if len(value) in (3, 4) and all(isinstance(part, str) for part in value):
             yield dict(zip((*FIELDS, "bias"), map(_clean, value), strict=False))

@@ -1,4 +1,4 @@
-"""Prompts: templates of the config, filled in once with data that is never read as a template again."""
+"""Prompt templates and JSON schemas. A template is filled once: data in it is never read as a template."""
 
 from __future__ import annotations
 
@@ -13,41 +13,38 @@ from debias.generation.exchange import Message
 from debias.records import UserError
 
 Item = TypeVar("Item")
-ONE_WORD = "^[A-Za-zÀ-ÿ-]{3,30}$"  # no negated class: some servers let it match the closing quotation mark
-LONGEST_SENTENCE, LONGEST_WORD = 240, 40  # characters; without them a weak model writes until its tokens run out
+ONE_WORD = "^[A-Za-zÀ-ÿ-]{3,30}$"  # not a negated class: some servers let that match the closing quote
+LONGEST_SENTENCE, LONGEST_WORD = 240, 40  # characters; without limits a weak model writes until its tokens run out
 
 
 class Prompt:
-    """A text with `$names` in it (`$$` is a dollar sign).
-
-    Raises UserError when a name is unknown, so that a slip of the pen costs nothing.
-    """
+    """A template with `$names` in it; `$$` is a dollar sign. Raises UserError for an unknown name."""
 
     def __init__(self, where: str, text: str, names: Collection[str]) -> None:
         self.template = string.Template(text)
         unknown = sorted(set(self.template.get_identifiers()) - set(names))
         if not self.template.is_valid() or unknown:
-            what = f"${unknown[0]} is unknown" if unknown else "a $ stands alone; write $$ for a dollar sign"
-            raise UserError(f"{where}: {what}; names are: {', '.join(f'${name}' for name in sorted(names))}")
+            what = f"${unknown[0]} is unknown" if unknown else "a $ has no name; write $$ for a dollar sign"
+            raise UserError(f"{where}: {what}; the names are {', '.join(f'${name}' for name in sorted(names))}")
 
     def fill(self, **values: object) -> str:
-        """The text with every name replaced by its value."""
+        """The text with names replaced by their values."""
         return self.template.substitute({name: str(value) for name, value in values.items()}).strip()
 
 
 def listed(items: Sequence[str]) -> str:
-    """Items as a list with a dash each."""
+    """Items as a list with dashes."""
     return "\n".join(f"- {item}" for item in items)
 
 
 def as_json(rows: Sequence[Sequence[str]]) -> str:
-    """Triplets as the answer shall have them, one object a line; a fourth text is the bias."""
+    """Triplets in the form of the answer, one JSON object per line; a fourth value is the bias."""
     keys = ("sentence", "target", "attribute", "bias")
     return "\n".join(json.dumps(dict(zip(keys, row, strict=False)), ensure_ascii=False) for row in rows)
 
 
 def triplet_schema(most: int, labelled: bool) -> dict[str, Any]:
-    """JSON schema of an answer with triplets, each labelled with its bias where asked for."""
+    """JSON schema of an answer with triplets, which name their bias if `labelled`."""
     lengths = {"sentence": LONGEST_SENTENCE, "target": LONGEST_WORD, "attribute": LONGEST_WORD}
     schema = _listing("triplets", most, lengths | ({"bias": LONGEST_WORD} if labelled else {}))
     schema["properties"]["triplets"]["items"]["properties"]["attribute"] = {"type": "string", "pattern": ONE_WORD}
@@ -72,7 +69,7 @@ def _listing(name: str, most: int, lengths: Mapping[str, int]) -> dict[str, Any]
 
 
 def turn(items: Sequence[Item], size: int, call: int, seed: int) -> list[Item]:
-    """The share of call number `call`: each item comes round once before any comes round again, in another order."""
+    """Items for call number `call`: every item is used once, in random order, before any is used again."""
     rounds: dict[int, list[Item]] = {}
     drawn: list[Item] = []
     for place in range(call * size, (call + 1) * size):
@@ -86,5 +83,5 @@ def turn(items: Sequence[Item], size: int, call: int, seed: int) -> list[Item]:
 
 
 def prompt_sha256(messages: Sequence[Message]) -> str:
-    """Checksum of a prompt as it was sent."""
+    """Checksum of a prompt as sent."""
     return hashlib.sha256(json.dumps(messages, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,4 +1,4 @@
-"""A server's raw body -> what the model said, as far as it arrived."""
+"""Reads the raw body of a chat completion, as far as it arrived."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ FINISHED = ("stop", "length", "content_filter")
 
 
 class Reading(NamedTuple):
-    """A body, read. `text` is None where the body holds no answer, and `finish_reason` then says why."""
+    """Content of a body. `text` is None if it holds no answer; `finish_reason` then says why."""
 
     text: str | None
     finish_reason: str
     prompt_tokens: int | None  # None: the server reported no usage
     completion_tokens: int | None
     model: str
-    id: str  # the completion's own, where the server gives one
+    id: str  # of the completion, if the server gives one
 
 
 def read_body(body: str) -> Reading:
-    """Read a chat completion; a body that was cut off is read up to the cut."""
+    """Read a chat completion; a body that breaks off is read up to the break."""
     try:
         content, whole = json.loads(body), True
     except (ValueError, RecursionError):
@@ -35,7 +35,7 @@ def read_body(body: str) -> Reading:
 
 
 def _beginning(body: str) -> Any:
-    """What stands before the cut; a character that was cut in two is left out."""
+    """The JSON before the break, without a last character that arrived in part."""
     try:
         return jiter.from_json(body.rstrip("\ufffd").encode(), partial_mode="trailing-strings")
     except ValueError:
@@ -47,11 +47,11 @@ def _usage(content: dict[str, Any]) -> tuple[int | None, int | None]:
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     if all(isinstance(count, int) and count >= 0 for count in counts):
         return counts[0], counts[1]
-    return None, None  # half a report is none: the upper bound is counted instead
+    return None, None  # an incomplete report is useless: the upper bound counts instead
 
 
 def _said(content: dict[str, Any], whole: bool) -> tuple[str | None, str]:
-    """The text and why it ended; no text where the outer shape is not that of a chat completion."""
+    """The text and why it ended; the text is None if this is not a chat completion."""
     choices = content.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     message = choice.get("message")
@@ -59,7 +59,7 @@ def _said(content: dict[str, Any], whole: bool) -> tuple[str | None, str]:
         return None, _complaint(content, whole)
     text, refusal = _text(message.get("content")), _text(message.get("refusal"))
     if not whole:
-        return (text, "incomplete") if text else (None, "the body was cut off before any text")
+        return (text, "incomplete") if text else (None, "the body breaks off before any text")
     if refusal:
         return text or refusal, "refusal"
     finish_reason = choice.get("finish_reason")
@@ -68,10 +68,10 @@ def _said(content: dict[str, Any], whole: bool) -> tuple[str | None, str]:
 
 
 def _complaint(content: dict[str, Any], whole: bool) -> str:
-    error = content.get("error")  # some servers tell errors with status 200
+    error = content.get("error")  # some servers report errors with status 200
     if isinstance(error, dict) and error.get("message"):
         return f"the server's error: {_text(error['message'])[:200]}"
-    return "the body is no chat completion" if whole else "the body was cut off before any text or is no JSON"
+    return "the body is not a chat completion" if whole else "the body breaks off before any text or is not JSON"
 
 
 def _text(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""What to ask a chat model for: a strategy yields waves of requests and is sent the texts of their answers.
+"""What to ask a chat model: a strategy yields waves of requests and receives the texts of their answers.
 
-The requests of a wave depend on the settings, the seed and the answers of earlier waves, in the order of the requests,
-and on nothing else: neither on what was accepted nor on the order of arrival. So a ledger that holds the answers
-leads through the same requests again, however often the run was interrupted and however many triplets are wanted.
+The requests of a wave depend only on the settings, the seed and the answers of earlier waves in the order of the
+requests, not on what was accepted or on the order of arrival. So replaying a ledger makes the same requests again,
+however often the run was interrupted and however many triplets are wanted.
 """
 
 from __future__ import annotations
@@ -19,61 +19,61 @@ from debias.records import UserError
 
 
 class Task(NamedTuple):
-    """What is asked for, whatever the strategy."""
+    """What is wanted, whatever the strategy."""
 
-    biases: tuple[str, ...]  # several: their intersection
+    biases: tuple[str, ...]  # several mean their intersection
     seed: int
     max_tokens: int  # of an answer
     wanted: Wanted
 
     @property
     def label(self) -> str:
-        """The bias as the triplets name it."""
+        """The bias as it is named in the triplets."""
         return "+".join(self.biases)
 
 
 class Wave(NamedTuple):
-    """Requests that do not know each other's answers."""
+    """Requests that can be made at the same time, because none depends on another's answer."""
 
     requests: list[Request]
-    holds: str  # what the answers hold: triplets, or terms
-    losses: dict[str, Any] | None = None  # histogram of the losses that the requests were made from
+    holds: str  # content of the answers: triplets or terms
+    losses: dict[str, Any] | None = None  # histogram of the losses behind the requests (loss_guided)
 
 
 Waves = Generator[Wave, list[str], None]
 
 
 class Strategy(Protocol):
-    """A way to ask; a file in `conf/strategy/` names its class."""
+    """A way to ask; each file in `conf/strategy/` names a class."""
 
     name: str
-    biased: bool  # whether it is told which bias to write about
+    biased: bool  # whether it writes about a given bias
 
     def waves(self, task: Task) -> Waves:
-        """Waves without end; each is answered by the texts of its answers, empty where there was none."""
+        """Endless waves; each is sent the texts of its answers, empty where there is no answer."""
 
     def preview(self, task: Task) -> tuple[list[Request], Request]:
-        """The requests that come before any sentence, and one of the others as it is typically."""
+        """The requests that come before any sentence, and a typical one of the others."""
 
     def examples(self) -> list[str]:
-        """Sentences that stand in the prompts, and which a weak model likes to repeat."""
+        """Example sentences in the prompts. Weak models tend to repeat them."""
 
     def prompts(self) -> dict[str, str]:
-        """The templates, by name."""
+        """The templates by name."""
 
 
 FORM = ("count", "min_words", "max_words", "scenes", "overused", "examples")
 
 
 class Writer:
-    """What strategies have in common: a system prompt, scenes and examples, and requests for sentences.
+    """The common part of strategies: system prompt, scenes, examples, and requests for sentences.
 
     Args:
         system: system prompt.
-        scenes: where a sentence may play; each call is shown a few.
-        scenes_per_call: how many.
+        scenes: settings for sentences; each call shows a few.
+        scenes_per_call: how many scenes a call shows.
         shown: examples of the form, as [sentence, target, attribute, bias].
-        calls_per_wave: calls that do not know each other's answers.
+        calls_per_wave: calls that do not depend on each other's answers.
     """
 
     labelled = False
@@ -97,7 +97,7 @@ class Writer:
         return Request(messages, schema, task.max_tokens, sample)
 
     def _sentences(self, prompt: Prompt, task: Task, call: int, overused: Sequence[str], **more: object) -> Request:
-        """The request of call number `call` for sentences."""
+        """Request number `call` for sentences."""
         text = prompt.fill(
             count=task.wanted.per_call,
             min_words=task.wanted.min_words,
@@ -111,14 +111,14 @@ class Writer:
 
 
 class Targeted(Writer):
-    """The bias is known: first terms for it, then sentences about a few of them at a time.
+    """Asks for terms for a given bias, then for sentences about a few of them at a time.
 
     Args:
-        about: what a named bias means; any other text of the user's is used as it is.
-        intersection: how several biases at once are put.
-        terms: a list of one's own; None asks the model for it.
+        about: descriptions of known biases; any other bias is used as it is.
+        intersection: template for several biases at once.
+        terms: your own list; None asks the model for one.
         num_terms: terms to ask for.
-        terms_per_call: of each request for sentences.
+        terms_per_call: terms per request for sentences.
         term_prompt, sentence_prompt: templates.
     """
 
@@ -130,7 +130,7 @@ class Targeted(Writer):
     ) -> None:  # fmt: skip
         super().__init__(**common)
         if terms is not None and not [term for term in terms if str(term).strip()]:
-            raise UserError("strategy.terms is an empty list; name some, or set it to null to ask the model")
+            raise UserError("strategy.terms is empty; name some terms, or set it to null to ask the model")
         if num_terms < 1 or terms_per_call < 1:
             raise UserError("strategy.num_terms and strategy.terms_per_call must be 1 or more")
         self.about, self.num_terms, self.terms_per_call = dict(about), num_terms, terms_per_call
@@ -140,7 +140,7 @@ class Targeted(Writer):
         self.sentence_prompt = Prompt("strategy.sentence_prompt", sentence_prompt, ["bias", "terms", *FORM])
 
     def described(self, task: Task) -> str:
-        """The bias in words, or several as one."""
+        """The bias, or the intersection of several, in words."""
         each = [self.about.get(bias, bias) for bias in task.biases]
         return each[0] if len(each) == 1 else self.intersection.fill(biases=" and ".join(each))
 
@@ -165,7 +165,7 @@ class Targeted(Writer):
         return first, self._about_terms(task, terms, 0, ["a dozen"] * 10)
 
     def _asked_terms(self, task: Task) -> Generator[Wave, list[str], list[str]]:
-        """Terms of one answer, or of as many as it takes to have half of what was asked for (three at most)."""
+        """Ask for terms until there is at least one, and up to three times until there are half of `num_terms`."""
         found: dict[str, list[str]] = {}
         sample = 0
         while not found or (len(found) < self.num_terms / 2 and sample < 3):
@@ -187,7 +187,7 @@ class Targeted(Writer):
 
 
 class General(Writer):
-    """No bias is named: the model picks the groups and says which bias each triplet is about."""
+    """Names no bias: the model chooses the groups and labels each triplet with its bias."""
 
     name, biased, labelled = "general", False, True
 
@@ -214,12 +214,12 @@ class General(Writer):
 
 
 def used(texts: Sequence[str], what: str) -> list[str]:
-    """Targets or attributes in answers, in lower case."""
+    """Targets or attributes used in answers, in lower case."""
     words = [item.get(what) for text in texts for item in parser.triplets(text)]
     return [word.lower() for word in words if isinstance(word, str) and 0 < len(word) <= 40]
 
 
 def often(counts: Counter[str], most: int = 20, least: int = 3) -> list[str]:
-    """The most frequent words that came several times, in a settled order."""
+    """The most frequent words with at least `least` occurrences, in a deterministic order."""
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return [word for word, count in ordered[:most] if count >= least]

@@ -1,4 +1,4 @@
-"""What a generated set shall be: its size, when to give up, and what a triplet must be like to get in."""
+"""Settings of a generated set: its size, when to give up, and the limits that a triplet must keep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from debias.records import UserError
 
-# What only says how much, how fast or how careful: a set is the same whatever they are (in the section of the config).
+# Settings by config section that do not affect the identity of the set: how much, how fast, at what price.
 BESIDE = {
     "llm": (
         "max_cost_usd", "concurrency", "batch", "batch_price_factor", "max_retries", "timeout", "price_prompt",
@@ -18,7 +18,7 @@ BESIDE = {
 
 @dataclass
 class Wanted:
-    """Settings of a generated set; `conf/generation.yaml` says what each of them means, and these types check it."""
+    """Settings of a generated set; `conf/generation.yaml` explains the keys, and these types check them."""
 
     n: int
     per_call: int
@@ -43,10 +43,10 @@ class Wanted:
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"generate.{name}={getattr(self, name)} must be more than 0 and at most 1")
         if not 0.3 <= self.similarity <= 1:
-            raise UserError(f"generate.similarity={self.similarity} must lie between 0.3 and 1")
+            raise UserError(f"generate.similarity={self.similarity} must be between 0.3 and 1")
         if self.max_words < self.min_words:
             raise UserError(f"generate.max_words={self.max_words} is less than generate.min_words={self.min_words}")
 
     def cap(self, share: float) -> int:
-        """How many triplets of the set may have one thing in common, at least 2: small sets need some room."""
+        """How many triplets of the set may share a word or opening, at least 2 so that small sets are possible."""
         return max(2, int(share * self.n + 1e-9))  # 1e-9: 0.07 * 100 is 7
