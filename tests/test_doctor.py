@@ -11,10 +11,9 @@ import pytest
 from command import run
 
 from debias.data import doctor, leakage
-from debias.data.doctor import examine, mended
+from debias.data.doctor import cleaned, examine
 from debias.data.quality import NearDuplicates
-from debias.data.reading import read_records
-from debias.data.triplets import CORPORA, corpora
+from debias.data.triplets import CORPORA, Checked, TripletFile, corpora, read_records
 from debias.records import UserError
 from debias.report.one_run import data_quality
 
@@ -74,6 +73,96 @@ def test_what_cannot_be_trained_on_says_why(tmp_path: Path) -> None:
     ]
 
 
+ODD_ROWS: dict[str, str] = {
+    "empty list": "[]",
+    "two items": '["The man wept.", "man"]',
+    "four items": '["The man wept.", "man", "wept", "gender"]',
+    "list in a list": '[["The man wept.", "man", "wept"]]',
+    "a number in a list": '["The man is 3.", "man", 3]',
+    "a null in a list": '["The man wept.", "man", null]',
+    "a text": '"The man wept."',
+    "a number": "7",
+    "NaN": "NaN",
+    "null": "null",
+    "true": "true",
+    "an empty object": "{}",
+    "a missing key": '{"sentence": "The man wept.", "target": "man"}',
+    "a key in capitals": '{"Sentence": "The man wept.", "target": "man", "attribute": "wept"}',
+    "a key twice": '{"sentence": "x", "sentence": "The man wept.", "target": "man", "attribute": "wept"}',
+    "an empty sentence": '["", "man", "wept"]',
+    "a blank target": '["The man wept.", "\\u2003 ", "wept"]',
+    "a list as attribute": '{"sentence": "The man wept.", "target": "man", "attribute": ["wept"]}',
+    "a false attribute": '{"sentence": "The man wept.", "target": "man", "attribute": false}',
+    "outer blanks": '[" The man wept. ", " man", "wept\\n"]',
+    "stereotype": '{"sentence": "The man wept.", "target": "man", "attribute": "wept", "stereotype": "won"}',
+    "stereotype null": '{"sentence": "The man wept.", "target": "man", "attribute": "wept", "stereotype": null}',
+    "stereotype empty": '{"sentence": "The man wept.", "target": "man", "attribute": "wept", "stereotype": ""}',
+    "stereotype blank": '{"sentence": "The man wept.", "target": "man", "attribute": "wept", "stereotype": " "}',
+    "stereotype 0": '{"sentence": "The man wept.", "target": "man", "attribute": "wept", "stereotype": 0}',
+    "stereotype false": '{"sentence": "The man wept.", "target": "man", "attribute": "wept", "stereotype": false}',
+    "stereotype list": '{"sentence": "The man wept.", "target": "man", "attribute": "wept", "stereotype": ["won"]}',
+    "bias 3": '{"sentence": "The man wept.", "target": "man", "attribute": "wept", "bias": 3}',
+    "bias null": '{"sentence": "The man wept.", "target": "man", "attribute": "wept", "bias": null}',
+    "bias list": '{"sentence": "The man wept.", "target": "man", "attribute": "wept", "bias": []}',
+    "source 3": '{"sentence": "The man wept.", "target": "man", "attribute": "wept", "source": 3}',
+    "a BOM in the file": '\ufeff["The man wept.", "man", "wept"]',
+    "a NUL": '["The man \0 wept.", "man", "wept"]',
+    "an escaped NUL": '["The man \\u0000 wept.", "man", "wept"]',
+    "a target of NUL": '["The man wept.", "\\u0000", "wept"]',
+    "half a surrogate pair": '["The man \\ud83d wept.", "man", "wept"]',
+    "a surrogate pair": '["The man \\ud83d\\ude00 wept.", "man", "wept"]',
+    "a line end of Windows": '["The man wept.", "man", "wept"]\r',
+    "a line separator": '["The man \u2028 wept.", "man", "wept"]',
+    "cut off": '{"sentence": "The man wept.", "tar',
+    "a trailing comma": '["The man wept.", "man", "wept"],',
+    "two records in a line": '["The man wept.", "man", "wept"] ["The man wept.", "man", "wept"]',
+    "single quotes": "['The man wept.', 'man', 'wept']",
+    "thousands of digits": f"[{'9' * 5000}]",
+    "thousands of brackets": "[" * 100_000,
+    "absent": '["The man slept.", "man", "wept"]',
+    "inside a word": '["The man swept.", "man", "wept"]',
+    "a hyphen": '["The man re-wept.", "man", "wept"]',
+    "an old s": '["The man wore a miſt.", "man", "mist"]',
+    "a dotted capital I": '["The man from İzmir wept.", "man from izmir", "wept"]',
+    "sharp s": '["The man in the STRASSE wept.", "straße", "wept"]',
+    "attribute first": '["Wept the man?", "man", "wept"]',
+    "a pattern": '["The man (wept.", "man", "(wept"]',
+}
+
+
+def trained_on(path: Path) -> Checked | str:
+    try:
+        return TripletFile("gender", str(path)).load()
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("line", ODD_ROWS.values(), ids=ODD_ROWS)
+def test_the_doctor_says_what_a_run_does(tmp_path: Path, line: str) -> None:
+    """A run stops at a row, drops it or trains on it; the doctor calls it no record, unusable or usable."""
+    path = write(tmp_path / "a.jsonl", line, GOOD)
+    found, loaded = examine(path, "gender"), trained_on(path)
+    if isinstance(loaded, str):
+        assert loaded.startswith(f"{path}:1: ")
+        assert counts(found)["not a record"] == 1
+        assert found.usable == 1
+        assert not found.passes
+    else:
+        assert "not a record" not in counts(found)
+        assert counts(found).get("cannot be trained on", 0) == loaded.dropped.total()
+        assert found.usable == len(loaded.triplets)
+        assert found.passes == (not loaded.dropped)
+
+
+def test_an_empty_stereotype_is_not_a_record(tmp_path: Path) -> None:
+    """A run rejects it, so the doctor must not pass it."""
+    path = write(
+        tmp_path / "a.jsonl", dict(zip(("sentence", "target", "attribute", "stereotype"), [*GOOD, ""], strict=True))
+    )
+    (found,) = (f for f in examine(path, "gender").findings if f.name == "not a record")
+    assert found.examples == ["1: 'stereotype' is empty or not a string"]
+
+
 def test_near_repeats_and_shares(tmp_path: Path) -> None:
     """Seven of eight words in common: 5 of 7 different three-word runs are shared."""
     one = ["On the ship my sister was the bravest.", "sister", "bravest"]
@@ -97,13 +186,13 @@ def planted() -> leakage.Index:
     return leakage.Index("planted", sentences, frozenset({"woman"}))
 
 
-def test_leakage_fails_a_file_and_mending_removes_it(tmp_path: Path) -> None:
+def test_leakage_fails_a_file_and_cleaning_removes_it(tmp_path: Path) -> None:
     leaked = ["The old sailor on the pier was always very gentle with dogs.", "sailor", "gentle"]
     path = write(tmp_path / "a.jsonl", GOOD, leaked, GOOD, ["x y", "q", "y"], "{")
     found = examine(path, "gender", [planted()])
     (leak,) = found.leaks
     assert (leak.exact, leak.near, leak.places, leak.target_overlap) == (0, 1, [2], 0.5)
-    kept, dropped = mended(*read_records(path, "gender"), [planted()])
+    kept, dropped = cleaned(*read_records(path, "gender"), [planted()])
     assert [r.place for r in kept] == [1]
     assert dropped.total() == 4  # a benchmark's sentence, a repeat, no target, no JSON
     assert dropped["not a record"] == dropped["target not in the sentence"] == 1
@@ -217,7 +306,7 @@ def test_words_that_are_wrong(tmp_path: Path) -> None:
     assert "none.jsonl: cannot read the triplets" in run(tmp_path, "doctor", "none.jsonl").err
     assert run(tmp_path, "doctor", "none.jsonl").status == 1
     write(tmp_path / "a.json", "[]")
-    assert "there is no record in it" in run(tmp_path, "doctor", "a.json").err
+    assert "there is no record in this file" in run(tmp_path, "doctor", "a.json").err
     write(tmp_path / "a.json", [GOOD])
     write(tmp_path / "a.jsonl", GOOD)
     assert (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from debias.data.benchmark_text import StereoSetSentences
-from debias.data.triplets import TripletFile, strict
+from debias.data.triplets import Record, TripletFile, strict
 from debias.records import Encoded, Masked, Span, Triplet, UserError
 from debias.training import objectives
 from debias.training.pairs import other_group, paired
@@ -29,7 +29,7 @@ def loss(
 
 
 def triplet(sentence: str, target: str, attribute: str, bias: str = "gender") -> Triplet:
-    found = strict({"sentence": sentence, "target": target, "attribute": attribute, "bias": bias, "source": "test"})
+    found = strict(Record(sentence, target, attribute, bias, "test"))
     assert isinstance(found, Triplet)
     return found
 

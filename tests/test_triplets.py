@@ -69,7 +69,7 @@ def test_as_published_puts_the_attribute_after_the_text_before_it(tmp_path: Path
         ('{"sentence": "x"', "a.jsonl:2: not JSON"),
         ('["only", "two"]', "a.jsonl:2: expected an object or"),
         ('{"sentence": "x", "target": "x"}', "a.jsonl:2: 'attribute' is missing"),
-        ('{"sentence": "x", "target": 3, "attribute": "x"}', "a.jsonl:2: 'target' is missing, empty or not a text"),
+        ('{"sentence": "x", "target": 3, "attribute": "x"}', "a.jsonl:2: 'target' is missing, empty or not a string"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, content: str, message: str) -> None:

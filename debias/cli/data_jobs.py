@@ -75,7 +75,7 @@ def doctor_job(cfg: Any) -> int:
     import json
 
     from debias.data import doctor, leakage
-    from debias.data.reading import read_records
+    from debias.data.triplets import read_records
     from debias.files import write_text
     from debias.progress import bar
     from debias.report.one_run import data_quality
@@ -105,7 +105,7 @@ def doctor_job(cfg: Any) -> int:
             if not cfg.json:
                 console.print(f"\npage: {_page(path)}", highlight=False, soft_wrap=True)
         if cfg.fix:
-            fixed.append(_fix(_fixed(path), *doctor.mended(records, broken, indices), quiet=cfg.json))
+            fixed.append(_fix(_fixed(path), *doctor.cleaned(records, broken, indices), quiet=cfg.json))
     if cfg.json:
         told = [d.as_json() | ({"fixed": fixed[i]} if fixed else {}) for i, d in enumerate(diagnoses)]
         print(json.dumps(told, indent=2, ensure_ascii=False))
@@ -114,9 +114,10 @@ def doctor_job(cfg: Any) -> int:
 
 def _losses(model: Any, records: Sequence[Any]) -> dict[str, Any] | None:
     from debias.data.doctor import histogram
+    from debias.data.triplets import strict
     from debias.jobs.run import attribute_losses
 
-    triplets = [found for r in records if not isinstance(found := r.triplet(), str)]
+    triplets = [found for r in records if not isinstance(found := strict(r), str)]
     return histogram(attribute_losses(model, triplets)) if triplets else None
 
 
@@ -132,7 +133,7 @@ def _fix(target: Path, kept: Sequence[Any], dropped: Mapping[str, int], quiet: b
     """Write the records that were kept, as the file had them; returns what was done, and says it unless `quiet`."""
     import json
 
-    from debias.data.reading import FIELDS
+    from debias.data.triplets import FIELDS
     from debias.files import write_text
 
     if not kept:

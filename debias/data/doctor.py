@@ -1,4 +1,4 @@
-"""What is wrong with a file of triplets: every bad line by its number, and measures of the whole."""
+"""What is wrong with a file of triplets: every bad line by its number, and measures of the whole file."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, Literal
 
 from debias.data import quality
 from debias.data.leakage import Index
-from debias.data.reading import Broken, Record, read_records
+from debias.data.triplets import Broken, Record, read_records, strict
 from debias.records import Triplet
 
 Level = Literal["error", "warning", "ok"]
-MOST_OFTEN = {"target": 0.03, "attribute": 0.03, "opening": 0.01}  # largest share of the records that one may have
-FEW = 500  # of fewer records a share says little: then as many are allowed as of this many
-EXAMPLES = 5
+MOST_OFTEN = {"target": 0.03, "attribute": 0.03, "opening": 0.01}  # largest share of the records that may have the same
+FEW = 500  # a share of fewer records says little, so small files are allowed as many repeats as a file of this size
+EXAMPLES = 5  # shown for each finding
 
 
 @dataclass
 class Finding:
-    """One kind of fault: `error` cannot be trained on, `warning` is beyond a bound; `places` are lines or items."""
+    """One kind of fault: an `error` makes a record unusable, a `warning` exceeds a bound. `places` are line numbers."""
 
     name: str
     level: Level
@@ -33,10 +33,10 @@ class Finding:
 
 @dataclass
 class Leak:
-    """How much of one benchmark is in the file: exact and near repeats, and the share of targets it asks about."""
+    """How much of one benchmark is in the file: exact and near repeats, and the share of targets it tests."""
 
     benchmark: str
-    sentences: int  # of the benchmark, all different
+    sentences: int  # distinct ones in the benchmark
     exact: int
     near: int
     places: list[int]
@@ -46,7 +46,7 @@ class Leak:
 
 @dataclass
 class Diagnosis:
-    """Everything that is known about a file. `measures` are shares from 0 to 1 unless their name says otherwise."""
+    """All findings about a file. `measures` are shares from 0 to 1 unless their name says otherwise."""
 
     path: str
     records: int
@@ -60,11 +60,11 @@ class Diagnosis:
 
     @property
     def passes(self) -> bool:
-        """No record that cannot be trained on, and nothing of a benchmark."""
+        """Whether every record can be trained on and none repeats a benchmark."""
         return all(f.level != "error" for f in self.findings) and not any(k.exact or k.near for k in self.leaks)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The diagnosis as plain values."""
         return {**asdict(self), "passes": self.passes}
 
 
@@ -72,12 +72,11 @@ def examine(path: Path, bias: str = "", indices: Iterable[Index] = (), unread: S
     """Examine a file of triplets.
 
     Args:
-        bias: of records that name none.
-        indices: the benchmarks to search it for; none when empty.
-        unread: names of benchmarks that should have been searched but could not be read.
+        bias: for records that do not name one.
+        indices: the benchmarks to compare it with; none when empty.
+        unread: names of benchmarks that should have been compared but could not be read.
 
-    Raises:
-        UserError: the file cannot be read at all. Single bad lines are findings.
+    Raises UserError if the file cannot be read at all. Single bad lines are findings.
     """
     records, broken = read_records(path, bias)
     return diagnose(str(path), records, broken, indices, unread)
@@ -90,17 +89,15 @@ def diagnose(
     indices: Iterable[Index] = (),
     unread: Sequence[str] = (),
 ) -> Diagnosis:
-    """Examine records; `broken` are the places that hold none."""
-    told = [(b.place, f"{b.place}: {b.reason}") for b in broken]
+    """Examine records; `broken` are the places that do not hold one."""
+    unusable = [(r, why) for r in records if isinstance(why := strict(r), str)]
     return Diagnosis(
         path=name,
         records=len(records),
-        usable=sum(isinstance(r.triplet(), Triplet) for r in records),
+        usable=len(records) - len(unusable),
         findings=[
-            _finding("not a record", "error", told),
-            _finding(
-                "cannot be trained on", "error", [(r.place, f"{why}, at {_shown(r)}") for r, why in _unusable(records)]
-            ),
+            _finding("not a record", "error", [(b.place, f"{b.place}: {b.reason}") for b in broken]),
+            _finding("cannot be trained on", "error", [(r.place, f"{why}, at {_shown(r)}") for r, why in unusable]),
             *(_of_records(name, level, records, test) for name, level, test in CHECKS),
             *_repeats(records),
             *_too_often(records),
@@ -113,16 +110,20 @@ def diagnose(
 
 
 def of_triplets(name: str, triplets: Iterable[Triplet]) -> Diagnosis:
-    """Examine training triplets that were loaded already (no search for leakage); plain texts have no attribute."""
-    rows = [Record(i, t.sentence, t.target, t.attribute, t.bias) for i, t in enumerate(triplets, 1) if t.attribute]
+    """Examine loaded triplets, without a search for leakage; texts without an attribute are left out."""
+    rows = [Record(*t[:4], place=i) for i, t in enumerate(triplets, 1) if t.attribute]
     return diagnose(name, rows)
 
 
 # ---------------------------------------------------------------- single records
 
 
+# These rules are looser than those of training (`strict`), where `self` is not a word of `self-made`: they count what
+# a plain search would miss. A record that training accepts never fails them.
+
+
 def _within(word: str, sentence: str) -> bool:
-    return word.lower() in sentence.lower()
+    return re.search(re.escape(word), sentence, re.IGNORECASE) is not None
 
 
 def _whole(word: str, sentence: str) -> bool:
@@ -130,14 +131,14 @@ def _whole(word: str, sentence: str) -> bool:
 
 
 def _before(record: Record) -> bool:
-    """The attribute's first place stands before the target's."""
+    """Whether the attribute first occurs before the target does."""
     sentence = record.sentence.lower()
     attribute, target = sentence.find(record.attribute.lower()), sentence.find(record.target.lower())
     return 0 <= attribute < target
 
 
 def _check(word: Callable[[Record], str]) -> tuple[Callable[[Record], bool], ...]:
-    """Absent; only inside a longer word; not in this case (so that an exact search fails)."""
+    """Tests of a word: absent; only inside a longer word; in another case, where an exact search fails."""
     return (
         lambda r: not _within(word(r), r.sentence),
         lambda r: _within(word(r), r.sentence) and not _whole(word(r), r.sentence),
@@ -165,28 +166,21 @@ def _of_records(name: str, level: Level, records: Sequence[Record], test: Callab
     return _finding(name, level, [(r.place, _shown(r)) for r in found])
 
 
-def _unusable(records: Sequence[Record]) -> Iterator[tuple[Record, str]]:
-    """Records that training leaves out, each with the reason; a word joined by a hyphen is no word of its own there."""
-    for r in records:
-        if isinstance(why := r.triplet(), str):
-            yield r, why
-
-
 def _shown(r: Record) -> str:
     return f"{r.place}: {r.sentence} [{r.target} / {r.attribute}]"
 
 
-def _finding(name: str, level: Level, told: Sequence[tuple[int, str]]) -> Finding:
-    """A finding about these places, or that there are none; the first few are told."""
-    places = [place for place, _ in told]
-    return Finding(name, level if told else "ok", len(told), places, [text for _, text in told[:EXAMPLES]])
+def _finding(name: str, level: Level, found: Sequence[tuple[int, str]]) -> Finding:
+    """A finding from places and their descriptions, of which the first few become examples."""
+    places = [place for place, _ in found]
+    return Finding(name, level if found else "ok", len(found), places, [text for _, text in found[:EXAMPLES]])
 
 
 # ---------------------------------------------------------------- the whole
 
 
 def _repeats(records: Sequence[Record]) -> Iterator[Finding]:
-    """Sentences that repeat an earlier one, to the letter or nearly."""
+    """Sentences that repeat an earlier one, exactly or nearly."""
     known = quality.NearDuplicates()
     first: dict[str, int] = {}
     exact, near = [], []
@@ -248,23 +242,23 @@ def _leak(records: Sequence[Record], index: Index) -> Leak:
     )
 
 
-# ---------------------------------------------------------------- mending and losses
+# ---------------------------------------------------------------- a cleaned copy, and losses
 
 
-def mended(
+def cleaned(
     records: Sequence[Record], broken: Sequence[Broken], indices: Iterable[Index] = ()
 ) -> tuple[list[Record], Counter[str]]:
-    """The records worth keeping, and how many were dropped for which reason (the first that applies).
+    """The records worth keeping, and how many were dropped for each reason (the first that applies).
 
-    Of sentences that repeat each other, to the letter or nearly, the first that can be trained on is kept.
+    Of sentences that repeat each other, exactly or nearly, the first usable one is kept.
     """
-    searched, known = list(indices), quality.NearDuplicates()
+    indices, known = list(indices), quality.NearDuplicates()
     kept: list[Record] = []
     dropped = Counter({"not a record": len(broken)} if broken else {})
     for r in records:
-        if isinstance(reason := r.triplet(), str):
+        if isinstance(reason := strict(r), str):
             dropped[reason] += 1
-        elif leak := next((index.name for index in searched if index.sentences.find(r.sentence)), None):
+        elif leak := next((index.name for index in indices if index.sentences.find(r.sentence)), None):
             dropped[f"in {leak}"] += 1
         elif near := known.nearest(r.sentence):
             dropped["repeated sentence" if near.similarity == 1 else "nearly repeated sentence"] += 1

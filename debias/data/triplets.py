@@ -1,4 +1,4 @@
-"""Training triplets: read from JSON Lines or the published JSON lists, checked, never silently mended."""
+"""Training triplets: read from JSON Lines or the published JSON lists, checked, and never repaired silently."""
 
 from __future__ import annotations
 
@@ -14,26 +14,48 @@ from typing import Any, Literal, NamedTuple
 from debias.records import Triplet, UserError
 
 CORPORA = Path(__file__).resolve().parent.parent / "corpora"
+FIELDS = ("sentence", "target", "attribute")
 
 Policy = Literal["strict", "as_published"]
 
 
+class Record(NamedTuple):
+    """One row of a file with its three texts, before its words are looked for in its sentence."""
+
+    sentence: str
+    target: str
+    attribute: str
+    bias: str
+    source: str = ""
+    stereotype: str | None = None
+    place: int = 0  # line of JSON Lines or item of a JSON list, from 1
+    row: Mapping[str, Any] = MappingProxyType({})  # everything the file says about it, including fields that we ignore
+
+
+class Broken(NamedTuple):
+    """A line or item that does not hold a record."""
+
+    place: int
+    where: str  # the place as an error message names it
+    reason: str
+
+
 class Checked(NamedTuple):
-    """Triplets that can be trained on, how many records were dropped for which reason, and what a reader must know."""
+    """Triplets to train on, the number of records dropped for each reason, and notes for the report."""
 
     triplets: list[Triplet]
     dropped: Counter[str]
     notes: tuple[str, ...] = ()
-    spent: Mapping[str, Any] = MappingProxyType({})  # tokens, dollars (None: unknown) and seconds of a chat model
+    spent: Mapping[str, Any] = MappingProxyType({})  # by a chat model: tokens, dollars (None: unknown) and seconds
 
 
 class TripletFile:
-    """A data source: one file of triplets, or our own corpus of the bias when no path is given.
+    """A data source: one file of triplets, or our own corpus for the bias if no path is given.
 
     Args:
         bias: the social bias that the sentences address; also picks the corpus when `path` is empty.
         path: JSON Lines of objects, or one JSON list of `[sentence, target, attribute]`.
-        policy: `strict` drops and counts records whose attribute does not stand after the target as a whole word;
+        policy: `strict` drops and counts records whose attribute does not follow the target as a whole word;
             `as_published` does what the paper's script did (see `_as_published`).
     """
 
@@ -48,30 +70,30 @@ class TripletFile:
         return hashlib.sha256(_read(self.path)).hexdigest()
 
     def load(self, seed: int = 0) -> Checked:
-        """Read and check. Raises UserError when nothing is left to train on."""
+        """Read and check. Raises UserError for a broken line, and when nothing is left to train on."""
+        records, broken = read_records(self.path, self.bias)
+        if broken:
+            raise UserError(
+                f"{broken[0].where}: {broken[0].reason}; fix or delete it (`debias doctor` lists all faults)"
+            )
         check = strict if self.policy == "strict" else _as_published
         triplets: list[Triplet] = []
         dropped: Counter[str] = Counter()
-        for record in _records(self.path, self.bias):
+        for record in records:
             checked = check(record)
             if isinstance(checked, str):
                 dropped[checked] += 1
             else:
                 triplets.append(checked)
         if not triplets:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "the file is empty"
-            raise UserError(f"{self.path}: no usable triplet is left ({reasons}); mend the file or choose another")
+            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+            raise UserError(f"{self.path}: no usable triplet is left ({reasons}); fix the file or choose another")
         return Checked(triplets, dropped)
 
 
 def corpora() -> list[str]:
     """Names of the corpora that come with the program."""
     return sorted(path.stem for path in CORPORA.glob("*.jsonl"))
-
-
-def whole_word(word: str) -> re.Pattern[str]:
-    """Pattern of `word` as a whole word, ignoring case; `self` is not a word of `self-made` or `selfish`."""
-    return re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])", re.IGNORECASE)
 
 
 def _corpus(bias: str) -> Path:
@@ -84,6 +106,102 @@ def _corpus(bias: str) -> Path:
     return path
 
 
+# ---------------------------------------------------------------- file -> records
+
+
+def read_records(path: Path, bias: str = "") -> tuple[list[Record], list[Broken]]:
+    """All records, with `bias` for those that do not name one, and all places that do not hold a record.
+
+    Raises UserError if nothing can be read: the file is missing, empty or not UTF-8, or its JSON list is not JSON.
+    """
+    records: list[Record] = []
+    broken: list[Broken] = []
+    for place, where, row in _rows(path, _text(path)):
+        read = _record(row, bias, path.name, place)
+        if isinstance(read, Record):
+            records.append(read)
+        else:
+            broken.append(Broken(place, where, read))
+    if not records and not broken:
+        raise UserError(f"{path}: there is no record in this file; write one triplet per line, or choose another file")
+    return records, broken
+
+
+def _record(row: Any, bias: str, source: str, place: int) -> Record | str:
+    """The only reader of the record format: a record, or the reason why the row is not one.
+
+    `debias run` stops at a row that has a reason and `debias doctor` counts it, so they cannot disagree.
+    """
+    if isinstance(row, ValueError):
+        return f"not JSON ({row})"
+    if isinstance(row, list) and len(row) == len(FIELDS):
+        row = dict(zip(FIELDS, row, strict=True))
+    if not isinstance(row, dict):
+        return f"expected an object or [sentence, target, attribute], found {str(row)[:60]!r}"
+    for key in FIELDS:
+        if not _is_text(row.get(key)):
+            return f"{key!r} is missing, empty or not a string"
+    sentence, target, attribute = (row[key].strip() for key in FIELDS)
+    stereotype = row.get("stereotype")
+    if stereotype is not None and not _is_text(stereotype):
+        return "'stereotype' is empty or not a string"
+    return Record(
+        sentence,
+        target,
+        attribute,
+        bias=str(row.get("bias") or bias),
+        source=str(row.get("source") or source),
+        stereotype=stereotype.strip() if stereotype else None,
+        place=place,
+        row=row,
+    )
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        value.encode()  # half a surrogate pair, as in JSON's "\ud83d", cannot be tokenised or written to a file
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
+    """Number, place in words and decoded content of each row; a line that is not JSON comes as a ValueError."""
+    if text.lstrip().startswith("[") and path.suffix != ".jsonl":
+        try:
+            items = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); fix this line") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+            raise UserError(f"{path}: not JSON ({error}); save the triplets as JSON Lines") from error
+        yield from ((i, f"{path}: item {i}", item) for i, item in enumerate(items, start=1))
+        return
+    for i, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield i, f"{path}:{i}", _decoded(line)
+
+
+def _decoded(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        return ValueError(error.msg)
+    except (ValueError, RecursionError) as error:
+        return ValueError(error)
+
+
+def _text(path: Path) -> str:
+    try:
+        text = _read(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty; write one triplet per line, or choose another file")
+    return text
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -91,79 +209,42 @@ def _read(path: Path) -> bytes:
         raise UserError(f"{path}: cannot read the triplets ({error.strerror}); check the path") from error
 
 
-def read_text(path: Path) -> str:
-    """A file of triplets as text. Raises UserError when it cannot be read or is no UTF-8."""
-    try:
-        return _read(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+# ---------------------------------------------------------------- record -> triplet
 
 
-def _records(path: Path, bias: str) -> Iterator[dict[str, str]]:
-    """Records of a file as `{sentence, target, attribute, bias, source}`; UserError names the line of a bad one."""
-    text = read_text(path)
-    for place, raw in _rows(path, text):
-        row: Any = raw
-        if isinstance(row, list) and len(row) == 3:
-            row = dict(zip(("sentence", "target", "attribute"), row, strict=True))
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: expected an object or [sentence, target, attribute], found {str(raw)[:60]!r}")
-        for key in ("sentence", "target", "attribute"):
-            if not isinstance(row.get(key), str) or not row[key].strip():
-                raise UserError(f"{place}: {key!r} is missing, empty or not a text; add it or delete the record")
-        stereotype = row.get("stereotype")
-        if stereotype is not None and (not isinstance(stereotype, str) or not stereotype.strip()):
-            raise UserError(f"{place}: 'stereotype' is empty or not a text; mend it or leave it out")
-        yield {
-            **({"stereotype": stereotype.strip()} if stereotype else {}),
-            "sentence": row["sentence"].strip(),
-            "target": row["target"].strip(),
-            "attribute": row["attribute"].strip(),
-            "bias": str(row.get("bias") or bias),
-            "source": str(row.get("source") or path.name),
-        }
+def whole_word(word: str) -> re.Pattern[str]:
+    """Pattern of `word` as a whole word, ignoring case; `self` is not a word of `self-made` or `selfish`."""
+    return re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])", re.IGNORECASE)
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    if text.lstrip().startswith("[") and path.suffix != ".jsonl":
-        try:
-            items = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); mend this line") from error
-        yield from ((f"{path}: item {i}", item) for i, item in enumerate(items, start=1))
-        return
-    for i, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}:{i}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{i}: not JSON ({error.msg}); mend or delete this line") from error
-
-
-def strict(record: dict[str, str]) -> Triplet | str:
-    """The triplet with its attribute located, or the reason why it cannot be trained on."""
-    sentence = record["sentence"]
-    target = whole_word(record["target"]).search(sentence)
+def strict(record: Record) -> Triplet | str:
+    """The triplet with its attribute located after its target, or the reason why it cannot be trained on."""
+    target = whole_word(record.target).search(record.sentence)
     if target is None:
         return "target not in the sentence"
-    attribute = whole_word(record["attribute"])
-    if attribute.search(sentence) is None:
+    attribute = whole_word(record.attribute)
+    if attribute.search(record.sentence) is None:
         return "attribute not in the sentence"
-    found = attribute.search(sentence, target.end())
+    found = attribute.search(record.sentence, target.end())
     if found is None:
         return "attribute before the target"
-    return Triplet(**record, start=found.start(), stop=found.end())
+    return _triplet(record, record.sentence, found.start(), found.end())
 
 
-def _as_published(record: dict[str, str]) -> Triplet | str:
+def _as_published(record: Record) -> Triplet | str:
     """What Data/process_data_for_gpt.py of the paper's repository makes of a record.
 
-    The text before the attribute's first exact occurrence (inside a word or not), or the whole sentence where there is
-    none, followed by the attribute. The notebook joins them by two spaces; we by one.
+    The text before the attribute's first exact occurrence (inside a word or not), or the whole sentence if there is
+    none, followed by the attribute. The notebook joins them with two spaces; we use one.
     """
-    context = record["sentence"].split(record["attribute"])[0].strip()
+    context = record.sentence.split(record.attribute)[0].strip()
     if not context:
         return "attribute begins the sentence"
-    sentence = f"{context} {record['attribute']}"
-    return Triplet(**{**record, "sentence": sentence}, start=len(context) + 1, stop=len(sentence))
+    sentence = f"{context} {record.attribute}"
+    return _triplet(record, sentence, len(context) + 1, len(sentence))
+
+
+def _triplet(record: Record, sentence: str, start: int, stop: int) -> Triplet:
+    return Triplet(
+        sentence, record.target, record.attribute, record.bias, record.source, start, stop, record.stereotype
+    )

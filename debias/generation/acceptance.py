@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from debias.data.quality import NearDuplicates, opening, words
-from debias.data.triplets import strict
+from debias.data.triplets import Record, strict
 from debias.generation.wanted import Wanted
 from debias.records import Triplet
 
@@ -65,7 +65,7 @@ def form(item: Mapping[str, Any], bias: str, source: str, wanted: Wanted) -> Tri
         return Rejection("attribute repeats the target")
     named = item.get("bias")
     label = named.strip().lower() if isinstance(named, str) and 0 < len(named.strip()) <= LONGEST_BIAS else bias
-    found = strict({**record, "bias": label, "source": source})
+    found = strict(Record(record["sentence"], record["target"], attribute, label, source))
     return _spelled(found) if isinstance(found, Triplet) else Rejection(found)
 
 
