@@ -19,6 +19,7 @@ from debias.benchmarks.evaluation import evaluate, figures_of, prepared, scores_
 from debias.benchmarks.perplexity import Perplexity
 from debias.benchmarks.stereoset import StereoSet
 from debias.cli.build import benchmarks_of
+from debias.jobs.archive import archive
 from debias.jobs.evaluate import adapter_names
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
@@ -148,8 +149,11 @@ def test_figures_need_records_alone_and_a_false_one_is_found(tiny: Path, small: 
     assert list(pd.read_parquet(folder / "likelihoods.parquet").columns) == LIKELIHOODS
     console = Console(record=True, width=200)
     report([folder], console, benchmarks_of, recompute=True)
+    archive([folder], tmp_path / "x.parquet", records=True)
+    report([tmp_path / "x.parquet"], console, benchmarks_of, recompute=True)
     count = len(read_figures(folder))
-    assert f"recomputed {count} figures of 1 runs from their records alone: all are the same" in console.export_text()
+    proof = f"recomputed {count} figures of 1 runs from their records alone: all are the same"
+    assert console.export_text().count(proof) == 2  # from the folder, and from the archive
 
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     row = json.loads(lines[0])

@@ -53,13 +53,10 @@ def archive(
         raise UserError("no run has records (likelihoods.parquet) to keep: leave --records out")
     known = names(pair for run in found.runs for pair in texts_in(run.config))
     models = names((MODEL, figure.model) for run in found.runs for figure in run.figures)
-    others = [(state, folder) for state, folders in found.unfinished.items() for folder in folders]
-    run_names = distinct(
-        [_name(run.folder, paths, run.config) for run in found.runs] + [_name(folder, paths) for _, folder in others]
-    )
-    rows = [_row(name, run, known, models, records) for name, run in zip(run_names, found.runs, strict=False)] + [
-        Row(name, state) for name, (state, _) in zip(run_names[len(found.runs) :], others, strict=True)
-    ]
+    rows = [_row(_name(run.folder, paths, run.config), run, known, models, records) for run in found.runs]
+    rows += [Row(_name(folder, paths), state) for state, folders in found.unfinished.items() for folder in folders]
+    run_names = distinct([row.run for row in rows])
+    rows = [row._replace(run=name) for row, name in zip(rows, run_names, strict=True)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write(out, Archive(rows, found.missing, found.generated))
@@ -83,6 +80,5 @@ def _row(name: str, run: Run, known: Mapping[Keyed, str], models: Mapping[Keyed,
 
     figures = [figure._replace(model=models[MODEL, figure.model]) for figure in run.figures]
     config, status, cost = (renamed(part, known) for part in (run.config, run.status, run.cost))
-    return Row(
-        name, "done", config, status, cost, figures, run.losses, likelihoods if records and run.records else None
-    )
+    kept = likelihoods if records and run.records else None
+    return Row(name, "done", config, status, cost, figures, run.losses, kept)

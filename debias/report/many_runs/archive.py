@@ -17,7 +17,7 @@ never started (`missing`) and how many folders held generated data (`generated`)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ def write(path: Path, archive: Archive) -> None:
     """Write an archive whole; equal content gives equal bytes."""
     about = {"version": VERSION, "missing": archive.missing, "generated": archive.generated}
     schema = SCHEMA.with_metadata({KEY: json.dumps(about)})
-    tables: Iterator[pa.Table] | list[pa.Table] = (_table(row) for row in archive.rows)
+    tables: Iterable[pa.Table] = map(_table, archive.rows)
     if not any(row.records for row in archive.rows):
         tables = [pa.concat_tables(tables)]  # one row group is smaller; with records, each run can be read on its own
     with (
@@ -114,7 +114,7 @@ def _list_of(records: pd.DataFrame) -> pa.Array:
 
 
 def _json(content: dict[str, Any] | None) -> str | None:
-    return None if content is None else json.dumps(content, ensure_ascii=False)
+    return None if content is None else json.dumps(content, ensure_ascii=False, default=str)  # a date in a config
 
 
 def read(path: Path) -> Archive:
