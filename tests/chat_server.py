@@ -86,7 +86,14 @@ class ChatServer(ThreadingHTTPServer):
         self.batch_status = "completed"  # that batches reach when `finish_batches` is called
         self.batch_fails: set[int] = set()  # numbers of requests in a batch that have no result
         self.serving = 0
+        self.arrived = threading.Event()  # set by every call; whoever waits for the next one clears it
+        self.idle = threading.Condition(self.lock)
         self.base_url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def wait_until_idle(self) -> None:
+        """Return when no call is being served: those of a client that hung up are counted by then."""
+        with self.idle:
+            assert self.idle.wait_for(lambda: not self.serving, 60)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are part of the game."""
@@ -185,12 +192,14 @@ class _Handler(BaseHTTPRequestHandler):
             counts.bodies.append(body)
             counts.headers.append({name.lower(): value for name, value in self.headers.items()})
             fault = server.faults.pop(0) if server.faults else None
+        server.arrived.set()
         try:
             time.sleep(server.delay)
             self._answer(body, fault or Fault())
         finally:
-            with server.lock:
+            with server.idle:
                 server.serving -= 1
+                server.idle.notify_all()
 
     def _answer(self, body: dict[str, Any], fault: Fault) -> None:
         time.sleep(fault.stall)

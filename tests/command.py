@@ -31,11 +31,18 @@ class Shown(NamedTuple):
     err: str
 
 
-def run(cwd: Path, *words: str) -> Shown:
-    """Run `debias WORDS` in this process, in a folder."""
+class _Terminal(StringIO):
+    """Text that was shown on a terminal, with everything that moved the cursor."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run(cwd: Path, *words: str, terminal: bool = False) -> Shown:
+    """Run `debias WORDS` in this process, in a folder; its error output may be a terminal."""
     from debias import cli
 
-    out, err = StringIO(), StringIO()
+    out, err = StringIO(), _Terminal() if terminal else StringIO()
     with chdir(cwd), redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", ["debias", *words]):
         try:
             cli.main()

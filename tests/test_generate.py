@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import random
 import re
-import subprocess
-import sys
-import time
 import urllib.request
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import pytest
 from chat_server import ChatServer, Fault, ledger_lines, serving
+from command import Shown, gets, run, start, succeed
 from datasets import load_dataset
 
 from debias.data.doctor import examine
@@ -48,23 +46,18 @@ def writer(body: dict[str, Any]) -> str:
     return json.dumps({"triplets": rows})
 
 
-def command(server: ChatServer, *words: str) -> list[str]:
-    terms = ",".join(TERMS)
+def words(server: ChatServer, *more: str) -> list[str]:
+    """The command line of a set that the server writes."""
     return [
-        sys.executable, "-m", "debias", "generate", "llm=compatible", f"llm.base_url={server.base_url}",
-        "llm.model=mock",
-        "llm.structured=json_schema", "llm.max_tokens=300", f"strategy.terms=[{terms}]", "generate.per_call=6",
-        "generate.benchmarks=false", "name=set", *PRICES, *words,
+        "generate", "llm=compatible", f"llm.base_url={server.base_url}", "llm.model=mock",
+        "llm.structured=json_schema", "llm.max_tokens=300", f"strategy.terms=[{','.join(TERMS)}]",
+        "generate.per_call=6", "generate.benchmarks=false", "name=set", *PRICES, *more,
     ]  # fmt: skip
 
 
-def generate(
-    server: ChatServer, cwd: Path, *words: str, status: int = 0, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    answer = subprocess.run(
-        command(server, *words), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
-    )
-    assert answer.returncode == status, answer.stderr
+def generate(server: ChatServer, cwd: Path, *more: str, status: int = 0) -> Shown:
+    answer = run(cwd, *words(server, *more))
+    assert answer.status == status, answer.err
     return answer
 
 
@@ -77,36 +70,25 @@ def triplets(cwd: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder_of(cwd) / "set.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_terminal_sees_a_live_line(tmp_path: Path) -> None:
+def test_a_terminal_sees_a_live_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It counts up to the end: accepted, rejected, calls, dollars and the time left; elsewhere it is a log line."""
-    reader, terminal = pty.openpty()
-    with serving(reply=writer) as server, os.fdopen(reader, "rb", buffering=0) as screen:
-        words = command(server, "generate.n=20")
-        environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
-        with subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=terminal) as job:
-            os.close(terminal)
-            shown = b"".join(iter(lambda: _read(screen), b"")).decode()
-        assert job.returncode == 0, shown
-        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
-        pattern = r"(\d+) of 20 accepted, (\d+) rejected, (\d+) calls, ([\d.]+) dollars +left +\S+"
-        accepted, rejected, calls, dollars = re.findall(pattern, plain)[-1]
-        assert int(accepted) == 20
-        assert int(rejected) > 0
-        assert 4 <= int(calls) <= server.counts.calls  # 5 of 6 triplets are good; what was in flight is paid as well
-        assert 0 < float(dollars) <= server.counts.dollars(2, 10) + 1e-4
-
-
-def _read(screen: Any) -> bytes:
-    """What a terminal shows next; nothing once its last writer has gone, which Linux calls an error."""
-    try:
-        return screen.read(65536)
-    except OSError:
-        return b""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    with serving(reply=writer) as server:
+        shown = run(tmp_path, *words(server, "generate.n=20"), terminal=True)
+    assert shown.status == 0, shown.err
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.err)
+    pattern = r"(\d+) of 20 accepted, (\d+) rejected, (\d+) calls, ([\d.]+) dollars +left +\S+"
+    accepted, rejected, calls, dollars = re.findall(pattern, plain)[-1]
+    assert int(accepted) == 20
+    assert int(rejected) > 0
+    assert 4 <= int(calls) <= server.counts.calls  # 5 of 6 triplets are good; what was in flight is paid as well
+    assert 0 < float(dollars) <= server.counts.dollars(2, 10) + 1e-4
 
 
 def test_a_set_is_generated_repeated_and_extended(tmp_path: Path) -> None:
     with serving(reply=writer) as server:
-        shown = generate(server, tmp_path, "generate.n=20").stdout
+        shown = generate(server, tmp_path, "generate.n=20").out
         folder = folder_of(tmp_path)
         rows = triplets(tmp_path)
         assert len(rows) == 20
@@ -179,43 +161,80 @@ def test_faults_do_not_end_it_and_nothing_that_came_is_lost(tmp_path: Path) -> N
         assert server.counts.dollars(2, 10) < cost["dollars"] < server.counts.dollars(2, 10) + 3 * bound.worst
 
 
-def killed_five_times(run: list[str], cwd: Path, server: ChatServer, longest: float) -> tuple[set[str], int, int]:
-    """kill -9 up to `longest` seconds after a call arrived; keys of the answers held then, calls made, kills."""
-    moments, quiet = random.Random(3), {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    killed = 0
-    for _ in range(5):
-        before = server.counts.calls
-        process = subprocess.Popen(run, cwd=cwd, **quiet)
-        deadline = time.monotonic() + 60
-        while server.counts.calls == before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(moments.uniform(0, longest))
-        if process.poll() is None:
-            process.kill()
-            killed += 1
-        process.wait()
-    return set(read_ledger(next(cwd.rglob("ledger.jsonl"))).answers), len(server.counts.keys), killed
+LEDGER = "debias.generation.ledger:Ledger"
+KILLED = {
+    "recorded, not sent": partial(gets, SIGKILL, f"{LEDGER}.sent", call=2, after=True),
+    "paid, not recorded": partial(gets, SIGKILL, f"{LEDGER}.answered", call=3),
+    "recorded": partial(gets, SIGKILL, f"{LEDGER}.answered", call=4, after=True),
+    "half a set": partial(gets, SIGKILL, "pathlib:Path.replace", about="set.jsonl"),
+    "all but done": partial(gets, SIGKILL, "debias.jobs.generate:DataFolder.end"),
+}
+SIXTY = ["generate.n=60", "generate.cap_target=0.2", "llm.concurrency=2"]
 
 
-def test_killed_five_times_it_pays_once_and_ends_with_the_same_set(tmp_path: Path) -> None:
-    """Calls that were in flight may be made again; answers in the ledger never are."""
-    words = ["generate.n=60", "generate.cap_target=0.2", "llm.concurrency=2"]
+def test_killed_at_every_stage_it_pays_once_and_ends_with_the_same_set(tmp_path: Path) -> None:
+    """kill -9 at one stage after the other: calls in flight may be made again, answers in the ledger never are."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     with serving(reply=writer) as server:
-        generate(server, tmp_path / "a", *words)
+        generate(server, tmp_path / "a", *SIXTY)
+    with serving(reply=writer) as server:
+        for stage, first in KILLED.items():
+            held, already = answered(tmp_path / "b"), len(server.counts.keys)
+            process = start(tmp_path / "b", *words(server, *SIXTY), first=first)
+            process.join()
+            assert process.exitcode == -SIGKILL, stage
+            server.wait_until_idle()
+            assert not held & set(server.counts.keys[already:]), stage
+        pays_for_no_answer_of_the_ledger(server, tmp_path / "b", lost=2 * 3)  # two at a time, while calls were made
+    same_sets(tmp_path / "a", tmp_path / "b")
+
+
+def answered(cwd: Path) -> set[str]:
+    """Keys of the answers in the ledger."""
+    return {key for ledger in cwd.rglob("ledger.jsonl") for key in read_ledger(ledger).answers}
+
+
+def pays_for_no_answer_of_the_ledger(server: ChatServer, cwd: Path, lost: int) -> None:
+    """The same command ends well; all in all at most so many calls were made twice."""
+    held, already = answered(cwd), len(server.counts.keys)
+    assert held
+    assert held <= set(server.counts.keys)
+    generate(server, cwd, *SIXTY)
+    assert not held & set(server.counts.keys[already:])
+    assert sum(count - 1 for count in Counter(server.counts.keys).values()) <= lost
+
+
+def same_sets(first: Path, second: Path) -> None:
+    keys = ("sentence", "target", "attribute", "bias")
+    assert [[row[k] for k in keys] for row in triplets(first)] == [[row[k] for k in keys] for row in triplets(second)]
+
+
+def killed_five_times(words: list[str], cwd: Path, server: ChatServer, longest: float) -> int:
+    """kill -9 up to `longest` seconds after a call arrived; returns how many were really killed."""
+    moments, killed = random.Random(3), 0
+    for _ in range(5):
+        server.arrived.clear()
+        process = start(cwd, *words)
+        server.arrived.wait(60)
+        process.join(moments.uniform(0, longest))
+        killed += process.is_alive()
+        process.kill()
+        process.join()
+    return killed
+
+
+@pytest.mark.slow
+def test_killed_five_times_at_random_it_pays_once_and_ends_with_the_same_set(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with serving(reply=writer) as server:
+        generate(server, tmp_path / "a", *SIXTY)
     with serving(reply=writer, delay=0.4) as server:
-        held, already, killed = killed_five_times(command(server, *words), tmp_path / "b", server, 0.8)
-        assert held
-        assert held <= set(server.counts.keys)
-        generate(server, tmp_path / "b", *words)
+        killed = killed_five_times(words(server, *SIXTY), tmp_path / "b", server, 0.8)
         assert killed >= 3
-        assert not held & set(server.counts.keys[already:])  # what the ledger held was not asked again
-        lost = sum(count - 1 for count in Counter(server.counts.keys).values())
-        assert lost <= 2 * killed  # at most what was in flight at a kill
-    same = ("sentence", "target", "attribute", "bias")
-    first, second = ([[row[k] for k in same] for row in triplets(tmp_path / name)] for name in "ab")
-    assert first == second
+        pays_for_no_answer_of_the_ledger(server, tmp_path / "b", lost=2 * killed)
+    same_sets(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.slow
@@ -233,22 +252,18 @@ def test_killed_five_times_with_a_real_model(tmp_path: Path) -> None:
                 return str(json.load(response)["choices"][0]["message"]["content"])
 
         with serving(reply=written) as server:
-            run = [
-                *command(server, "strategy=targeted_brief", "generate.n=12", "generate.patience=60"),
+            command = [
+                *words(server, "strategy=targeted_brief", "generate.n=12", "generate.patience=60"),
                 "llm.concurrency=1", "llm.timeout=600", "llm.max_tokens=1024",
             ]  # fmt: skip
-            held, already, killed = killed_five_times(run, tmp_path, server, 8.0)
-            assert killed == 5
-            answer = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
-            assert answer.returncode == 0, answer.stderr
+            assert killed_five_times(command, tmp_path, server, 8.0) == 5
+            held, already = answered(tmp_path), len(server.counts.keys)
+            succeed(tmp_path, *command)
             assert not held & set(server.counts.keys[already:])
-            lost = sum(count - 1 for count in Counter(server.counts.keys).values())
-            assert lost <= killed
+            assert sum(count - 1 for count in Counter(server.counts.keys).values()) <= 5
             kept = read_ledger(folder_of(tmp_path) / "ledger.jsonl")
             assert set(server.counts.keys) == set(kept.answers) | set(kept.broken)
-    found = folder_of(tmp_path) / "set.jsonl"
-    doctor = [sys.executable, "-m", "debias", "doctor", str(found)]
-    assert subprocess.run(doctor, cwd=tmp_path, capture_output=True).returncode == 0
+    succeed(tmp_path, "doctor", str(folder_of(tmp_path) / "set.jsonl"))
     assert len(triplets(tmp_path)) == 12
 
 
@@ -256,14 +271,14 @@ def test_money_patience_and_their_status(tmp_path: Path) -> None:
     with serving(reply=writer) as server:
         shown = generate(server, tmp_path, "generate.n=500", "llm.max_cost_usd=0.05", "llm.concurrency=2", status=3)
         assert server.counts.dollars(2, 10) <= 0.05
-        assert "llm.max_cost_usd is reached" in shown.stdout
-        assert "next: raise llm.max_cost_usd" in shown.stdout
+        assert "llm.max_cost_usd is reached" in shown.out
+        assert "next: raise llm.max_cost_usd" in shown.out
         assert 0 < len(triplets(tmp_path)) < 500
     with serving(reply=lambda _: json.dumps({"triplets": []})) as server:
         (tmp_path / "p").mkdir()
         shown = generate(server, tmp_path / "p", "generate.patience=3", "llm.concurrency=1", status=3)
-        assert "3 calls in a row brought nothing that was accepted" in shown.stdout
-        assert "next: raise generate.patience" in shown.stdout
+        assert "3 calls in a row brought nothing that was accepted" in shown.out
+        assert "next: raise generate.patience" in shown.out
         assert server.counts.calls == 3
 
 
@@ -281,10 +296,10 @@ def test_an_extension_is_estimated_at_the_yield_so_far(tmp_path: Path) -> None:
         generate(server, tmp_path, "generate.n=8", "llm.concurrency=1")
         calls = server.counts.calls
         assert calls >= 8
-        shown = generate(server, tmp_path, "generate.n=16", "generate.dry_run=true").stdout
+        shown = generate(server, tmp_path, "generate.n=16", "generate.dry_run=true").out
         assert f"{calls} answers are in the ledger and cost nothing; 8 of 16 triplets" in " ".join(shown.split())
         assert 4 <= expected(shown) <= 8  # for eight more; the config's yield still weighs as much as four calls
-        assert expected(generate(server, tmp_path, "generate.n=8", "generate.dry_run=true").stdout) == 0
+        assert expected(generate(server, tmp_path, "generate.n=8", "generate.dry_run=true").out) == 0
         assert server.counts.calls == calls
 
 
@@ -306,28 +321,29 @@ def test_what_failed_for_good_stays_so_when_the_ledger_is_replayed(tmp_path: Pat
 
 def test_dry_run_costs_nothing(tmp_path: Path) -> None:
     with serving() as server:
-        shown = generate(server, tmp_path, "generate.dry_run=true", "generate.n=500").stdout
+        shown = generate(server, tmp_path, "generate.dry_run=true", "generate.n=500").out
         assert server.counts.calls == 0
     assert "calls" in shown
     assert "dollars" in shown
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_the_key_reaches_no_file(tmp_path: Path) -> None:
+def test_the_key_reaches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where the server sends it back, in an error or in an answer."""
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     faults = [Fault(500, error=f"your key is {SECRET}"), Fault(text=f"Bearer {SECRET}")]
     with serving(faults, reply=writer) as server:
-        words = ["generate.n=5", "llm.api_key_env=OPENAI_API_KEY", "llm.concurrency=1"]
-        shown = generate(server, tmp_path, *words, OPENAI_API_KEY=SECRET)
+        more = ["generate.n=5", "llm.api_key_env=OPENAI_API_KEY", "llm.concurrency=1"]
+        shown = generate(server, tmp_path, *more)
         assert any(SECRET in header["authorization"] for header in server.counts.headers)  # it was used
         assert server.faults == []
     with serving([Fault(401, error=f"wrong key {SECRET}")]) as server:
         (tmp_path / "refused").mkdir()
-        refused = generate(server, tmp_path / "refused", *words, status=1, OPENAI_API_KEY=SECRET)
+        refused = generate(server, tmp_path / "refused", *more, status=1)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 8
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
-    assert SECRET not in shown.stdout + shown.stderr + refused.stdout + refused.stderr
+    assert SECRET not in shown.out + shown.err + refused.out + refused.err
 
 
 def test_another_config_is_refused_and_the_ledger_survives_overwriting(tmp_path: Path) -> None:
@@ -337,31 +353,28 @@ def test_another_config_is_refused_and_the_ledger_survives_overwriting(tmp_path:
         paid = (folder / "ledger.jsonl").read_bytes()
         where = f"hydra.run.dir={folder}"
         answer = generate(server, tmp_path, "generate.n=5", "seed=2", where, status=1)
-        assert "holds a set made by another config" in answer.stderr
+        assert "holds a set made by another config" in answer.err
         generate(server, tmp_path, "generate.n=5", "seed=2", where, "overwrite=true")
         assert (folder / "ledger.jsonl").read_bytes().startswith(paid)
 
 
-def test_run_trains_on_what_it_generates(tmp_path: Path, small: list[str]) -> None:
+def test_run_trains_on_what_it_generates(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """It pays once, says so in cost.json, and no file holds the key or the password of the address."""
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     with serving(reply=writer) as server:
         server.base_url = server.base_url.replace("://", "://user:hunter2@")
-        words = [w for w in command(server)[4:] if not w.startswith("name=")]
-        command_ = [
-            sys.executable, "-m", "debias", "run", "data=generated", "generate.n=16", "name=run", *words,
-            *[w for w in small if not w.startswith("data.n")], "llm.api_key_env=OPENAI_API_KEY",
-        ]  # fmt: skip
-        known = {**os.environ, "OPENAI_API_KEY": SECRET}
-        subprocess.run(command_, cwd=tmp_path, check=True, capture_output=True, timeout=300, env=known)
+        of_set = [w for w in words(server)[1:] if not w.startswith("name=")]
+        of_run = [w for w in small if not w.startswith("data.n")]
+        command = ["run", "data=generated", "generate.n=16", "name=run", *of_set, *of_run]
+        command.append("llm.api_key_env=OPENAI_API_KEY")
+        succeed(tmp_path, *command)
         (cost,) = (json.loads(path.read_text()) for path in (tmp_path / "outputs" / "run").rglob("cost.json"))
         assert cost["dollars"] == cost["stages"]["generate"]["dollars"] == pytest.approx(server.counts.dollars(2, 10))
         calls = server.counts.calls
         assert calls > 0
-        again = subprocess.run(
-            [*command_, "seed=2"], cwd=tmp_path, check=True, capture_output=True, text=True, env=known
-        )
+        again = succeed(tmp_path, *command, "seed=2")
         assert server.counts.calls == calls  # another seed of the run pays nothing
-    assert "16 sentences from generated" in again.stderr
+    assert "16 sentences from generated" in again.err
     assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 2
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 20
@@ -372,13 +385,9 @@ def test_run_trains_on_what_it_generates(tmp_path: Path, small: list[str]) -> No
 @pytest.mark.parametrize("n", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_real_model_behind_a_real_server(tmp_path: Path, n: int) -> None:
     """SmolLM2 in llama.cpp's server, started and stopped by the run; its prose is poor, so the filters have work."""
-    words = ["llm=local", "strategy=targeted_brief", f"strategy.terms=[{','.join(TERMS[:8])}]", "generate.per_call=6",
-             "generate.benchmarks=false", f"generate.n={n}", "generate.patience=60", "name=set"]  # fmt: skip
-    answer = subprocess.run(
-        [sys.executable, "-m", "debias", "generate", *words], cwd=tmp_path, capture_output=True, text=True, timeout=1800
-    )
-    assert answer.returncode == 0, answer.stderr
-    rows = triplets(tmp_path)
-    assert len(rows) == n
-    doctor = [sys.executable, "-m", "debias", "doctor", str(folder_of(tmp_path) / "set.jsonl"), "leakage=false"]
-    assert subprocess.run(doctor, cwd=tmp_path, capture_output=True).returncode == 0
+    succeed(
+        tmp_path, "generate", "llm=local", "strategy=targeted_brief", f"strategy.terms=[{','.join(TERMS[:8])}]",
+        "generate.per_call=6", "generate.benchmarks=false", f"generate.n={n}", "generate.patience=60", "name=set",
+    )  # fmt: skip
+    assert len(triplets(tmp_path)) == n
+    succeed(tmp_path, "doctor", str(folder_of(tmp_path) / "set.jsonl"), "leakage=false")
