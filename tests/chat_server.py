@@ -10,7 +10,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 from debias.generation.client import Chat
 from debias.generation.exchange import LLM, Answer, Message, Outcome, Request, Spent
 
+PATIENCE = 60  # seconds after which a test that waits has failed
 TRIPLET = {"sentence": "The nurse fixed his own motorbike.", "target": "nurse", "attribute": "motorbike"}
 
 
@@ -34,8 +34,8 @@ class Fault:
     text: str | None = None  # the answer's text, in place of the usual one
     body: bytes | None = None  # the whole body, in place of a chat completion
     cut: int | None = None  # bytes of the body that are sent before the connection breaks
-    stall: float = 0.0  # seconds of silence before the status line
-    stall_body: float = 0.0  # seconds of silence in the middle of the body
+    silent: bool = False  # no status line, until the client hangs up
+    silent_body: bool = False  # nothing more after the first half of the body, until the client hangs up
     message: dict[str, Any] = field(default_factory=dict)  # further fields of the message
     finish_reason: str = "stop"
     usage: tuple[int, int] | None = None  # prompt and completion tokens, in place of one per word
@@ -52,6 +52,7 @@ class Counts:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     at_once: int = 0  # most calls that were being served at the same time
+    hung_up: int = 0  # clients that left a silent call
     keys: list[str] = field(default_factory=list)  # Idempotency-Key of every call
     bodies: list[dict[str, Any]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # of the chat completions that were sent whole
@@ -69,31 +70,38 @@ class ChatServer(ThreadingHTTPServer):
     Args:
         faults: of the first calls, in order; None is a call without.
         reply: from a request body to the text of its answer.
-        delay: seconds that every answer takes.
+        before: is called with this server and the number of a call (1, 2, ...), which is answered when it returns.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(
-        self, faults: Sequence[Fault | None], reply: Callable[[dict[str, Any]], str] | None, delay: float
-    ) -> None:  # fmt: skip
+        self,
+        faults: Sequence[Fault | None],
+        reply: Callable[[dict[str, Any]], str] | None,
+        before: Callable[[ChatServer, int], object],
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.faults, self.reply, self.delay = list(faults), reply or _triplets, delay
+        self.faults, self.reply, self.before = list(faults), reply or _triplets, before
         self.counts, self.lock = Counts(), threading.Lock()
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.batch_status = "completed"  # that batches reach when `finish_batches` is called
         self.batch_fails: set[int] = set()  # numbers of requests in a batch that have no result
         self.serving = 0
-        self.arrived = threading.Event()  # set by every call; whoever waits for the next one clears it
-        self.idle = threading.Condition(self.lock)
+        self.changed = threading.Condition(self.lock)  # told when a call arrives, and when one has been served
+        self.gate = threading.Event()  # for `before` to wait at
         self.base_url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Return when something is true of the calls that arrived or are being served."""
+        with self.changed:
+            assert self.changed.wait_for(holds, PATIENCE)
 
     def wait_until_idle(self) -> None:
         """Return when no call is being served: those of a client that hung up are counted by then."""
-        with self.idle:
-            assert self.idle.wait_for(lambda: not self.serving, 60)
+        self.wait_until(lambda: not self.serving)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are part of the game."""
@@ -154,7 +162,7 @@ class ChatServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: ChatServer
     protocol_version = "HTTP/1.1"
-    timeout = 30
+    timeout = PATIENCE
 
     def log_message(self, format: str, *args: Any) -> None:
         """Tests are quiet."""
@@ -184,25 +192,27 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _chat(self, body: dict[str, Any]) -> None:
         server, counts = self.server, self.server.counts
-        with server.lock:
+        with server.changed:
             counts.calls += 1
+            number = counts.calls
             server.serving += 1
             counts.at_once = max(counts.at_once, server.serving)
             counts.keys.append(self.headers.get("Idempotency-Key", ""))
             counts.bodies.append(body)
             counts.headers.append({name.lower(): value for name, value in self.headers.items()})
             fault = server.faults.pop(0) if server.faults else None
-        server.arrived.set()
+            server.changed.notify_all()
         try:
-            time.sleep(server.delay)
+            server.before(server, number)
             self._answer(body, fault or Fault())
         finally:
-            with server.idle:
+            with server.changed:
                 server.serving -= 1
-                server.idle.notify_all()
+                server.changed.notify_all()
 
     def _answer(self, body: dict[str, Any], fault: Fault) -> None:
-        time.sleep(fault.stall)
+        if fault.silent:
+            self._wait_until_it_hangs_up()  # which it does not see before it has answered, and counts
         if fault.status != 200:
             error = (
                 fault.error if isinstance(fault.error, dict) else {"message": fault.error, "type": "x", "code": None}
@@ -214,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.counts.prompt_tokens += prompt_tokens
             self.server.counts.completion_tokens += completion_tokens
         content = content if fault.body is None else fault.body
-        if fault.cut is None and not fault.stall_body:
+        if fault.cut is None and not fault.silent_body:
             with self.server.lock:
                 self.server.counts.whole += 1
                 if fault.body is None:
@@ -231,10 +241,17 @@ class _Handler(BaseHTTPRequestHandler):
         part = content[: len(content) // 2 if fault.cut is None else fault.cut]
         self.wfile.write(part)
         self.wfile.flush()
-        time.sleep(fault.stall_body)
+        if fault.silent_body:
+            self._wait_until_it_hangs_up()
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         self.close_connection = True
+
+    def _wait_until_it_hangs_up(self) -> None:
+        self.close_connection = True
+        if not self.connection.recv(1):
+            with self.server.changed:
+                self.server.counts.hung_up += 1
 
     def _take_file(self, content: bytes) -> None:
         """The one file of a multipart form."""
@@ -262,8 +279,9 @@ class _Handler(BaseHTTPRequestHandler):
             "request_counts": {"total": total, "completed": 0, "failed": 0},
         }  # fmt: skip
         self.server.batches[batch["id"]] = batch
-        if fault is not None and fault.stall:
-            time.sleep(fault.stall)
+        if fault is not None and fault.silent:
+            self._wait_until_it_hangs_up()
+            return
         self._send(200, batch)
 
     def _send(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
@@ -294,10 +312,12 @@ def _triplets(body: dict[str, Any]) -> str:
 
 @contextmanager
 def serving(
-    faults: Sequence[Fault | None] = (), reply: Callable[[dict[str, Any]], str] | None = None, delay: float = 0.0
+    faults: Sequence[Fault | None] = (),
+    reply: Callable[[dict[str, Any]], str] | None = None,
+    before: Callable[[ChatServer, int], object] = lambda server, number: None,
 ) -> Iterator[ChatServer]:
     """A running server, gone at the end of the block."""
-    server = ChatServer(faults, reply, delay)
+    server = ChatServer(faults, reply, before)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 # Its processes are forked from one that has imported the program and has done nothing yet: no start-up, no threads.
-_FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload([
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload([
     "pytest", "hydra.main", "debias.cli.jobs", "debias.cli.launch", "debias.jobs.run", "debias.jobs.generate",
     "debias.jobs.tracking", "pyarrow.parquet", "matplotlib.backends.backend_svg", "sacrebleu.metrics", "peft.utils",
 ])  # fmt: skip
@@ -68,7 +68,7 @@ def start(
         first: what the process does before, such as `partial(gets, signal.SIGKILL, ...)`.
         environment: variables beside this process's own.
     """
-    process = _FORKED.Process(target=_main, args=(cwd, words, first, {**os.environ, **(environment or {})}))
+    process = FORKED.Process(target=_main, args=(cwd, words, first, {**os.environ, **(environment or {})}))
     process.start()
     return process
 

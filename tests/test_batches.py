@@ -66,7 +66,7 @@ def test_a_failed_batch_is_told_and_can_be_repeated(ledger: Path) -> None:
 
 def test_a_batch_whose_id_was_never_written_is_found_again(ledger: Path) -> None:
     """The server takes the batch, but the client never hears of it."""
-    with serving([Fault(stall=1.5)]) as server:
+    with serving([Fault(silent=True)]) as server:
         llm = settings(server.base_url, batch=True, timeout=0.5)
         with pytest.raises(UserError):
             ask(llm, ledger, [question("x")])

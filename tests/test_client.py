@@ -70,7 +70,7 @@ def test_a_request_named_twice_is_asked_once(ledger: Path) -> None:
 
 
 def test_concurrency_is_bounded_and_used(ledger: Path) -> None:
-    with serving(delay=0.05) as server:
+    with serving(before=lambda server, _: server.wait_until(lambda: server.counts.at_once >= 3)) as server:
         ask(settings(server.base_url, concurrency=3), ledger, [question(str(i)) for i in range(12)])
     assert server.counts.at_once == 3
 
@@ -89,11 +89,18 @@ def test_passing_faults_are_repeated_at_no_cost(status: int, ledger: Path) -> No
     assert len(set(server.counts.keys)) == 1  # one Idempotency-Key for one request
 
 
-def test_retry_after_is_honoured_and_holds_for_everybody(ledger: Path) -> None:
-    with serving([Fault(429, {"Retry-After": "0.4"})], delay=0.01) as server:
-        start = time.monotonic()
+def test_retry_after_is_honoured_and_holds_for_everybody(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question that was refused and the two behind it are all told to wait; here nobody does."""
+    waits: list[float] = []
+
+    async def pause(_: live.Live, seconds: float, end: live.End) -> None:
+        waits.extend([seconds] if seconds > 0 else [])
+
+    monkeypatch.setattr(live.Live, "_pause", pause)
+    with serving([Fault(429, {"Retry-After": "400"})]) as server:
         ask(settings(server.base_url, concurrency=1), ledger, [question(str(i)) for i in range(3)])
-        assert time.monotonic() - start > 0.4
+    assert len(waits) == 3
+    assert all(300 < seconds <= 400 for seconds in waits)
     assert server.counts.calls == 4
 
 
@@ -132,14 +139,14 @@ def test_a_server_that_only_fails_ends_the_run_in_words(ledger: Path) -> None:
 
 
 def test_silence_before_the_body_counts_as_perhaps_paid(ledger: Path) -> None:
-    with serving([Fault(stall=4)]) as server:
+    with serving([Fault(silent=True)]) as server:
         outcome, _, spent = ask(settings(server.base_url, timeout=1), ledger, [question("x")])
         worst = question_of(question("x"), settings("http://x")).bound.worst
     assert outcome.answers[0] is not None
     assert (spent.calls, spent.lost, spent.lost_dollars) == (1, 1, pytest.approx(worst))
 
 
-@pytest.mark.parametrize("fault", [Fault(cut=290), Fault(stall_body=4, cut=290)], ids=["cut", "stalled"])
+@pytest.mark.parametrize("fault", [Fault(cut=290), Fault(silent_body=True, cut=290)], ids=["cut", "stalled"])
 def test_a_body_cut_off_is_kept_up_to_the_cut(fault: Fault, ledger: Path) -> None:
     with serving([fault]) as server:
         outcome, _, spent = ask(settings(server.base_url, timeout=1), ledger, [question("x")])
@@ -207,17 +214,16 @@ def test_odd_answers_are_answers(fault: Fault, finish_reason: str, text: str, le
 def test_everything_at_once_loses_nothing(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every text that went out whole with a 200 is in the ledger, no fault ends the run, and the bills agree."""
     faults: list[Fault | None] = [
-        Fault(429, {"Retry-After": "0.05"}), Fault(429), Fault(500), Fault(503), Fault(stall=1.2), Fault(cut=300),
+        Fault(429, {"Retry-After": "0.05"}), Fault(429), Fault(500), Fault(503), Fault(silent=True), Fault(cut=300),
         Fault(body=b""), Fault(body=b"{}"), Fault(text="cut short", finish_reason="length"), None,
-        Fault(text="", message={"refusal": "no"}), Fault(cut=0), Fault(stall_body=1.2),
+        Fault(text="", message={"refusal": "no"}), Fault(cut=0), Fault(silent_body=True),
     ] * 2  # fmt: skip
     random.Random(3).shuffle(faults)
     monkeypatch.setattr(live, "MAX_BROKEN", 9)
     with serving(faults) as server:
         llm = settings(server.base_url, timeout=0.7, max_retries=9)
         outcome, _, spent = ask(llm, ledger, [question(f"number {i}") for i in range(30)])
-        while server.serving:  # stalled calls are counted when they wake up
-            time.sleep(0.02)
+        server.wait_until_idle()
         recorded = " ".join(json.loads(line["body"])["choices"][0]["message"]["content"] for line in whole(ledger))
         assert all(text in recorded for text in server.counts.texts if text)
     assert None not in outcome.answers
@@ -278,7 +284,9 @@ def test_a_prompt_that_the_server_filters_is_left_out(ledger: Path) -> None:
 
 
 def test_what_is_in_flight_is_recorded_before_a_mistake_is_told(ledger: Path) -> None:
-    with serving([Fault(401), None, None, None], delay=0.1) as server, pytest.raises(UserError):
+    faults = [Fault(401), None, None, None]
+    together = serving(faults, before=lambda server, _: server.wait_until(lambda: server.counts.calls >= 4))
+    with together as server, pytest.raises(UserError):
         ask(settings(server.base_url), ledger, [question(str(i)) for i in range(9)])
     assert server.counts.calls < 9
     assert len(whole(ledger)) == server.counts.whole >= 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 import urllib.request
 from collections import Counter
 from functools import partial
@@ -214,9 +215,9 @@ def killed_five_times(words: list[str], cwd: Path, server: ChatServer, longest: 
     """kill -9 up to `longest` seconds after a call arrived; returns how many were really killed."""
     moments, killed = random.Random(3), 0
     for _ in range(5):
-        server.arrived.clear()
+        before = server.counts.calls
         process = start(cwd, *words)
-        server.arrived.wait(60)
+        server.wait_until(lambda: server.counts.calls > before)  # noqa: B023
         process.join(moments.uniform(0, longest))
         killed += process.is_alive()
         process.kill()
@@ -230,7 +231,7 @@ def test_killed_five_times_at_random_it_pays_once_and_ends_with_the_same_set(tmp
     (tmp_path / "b").mkdir()
     with serving(reply=writer) as server:
         generate(server, tmp_path / "a", *SIXTY)
-    with serving(reply=writer, delay=0.4) as server:
+    with serving(reply=writer, before=lambda *_: time.sleep(0.4)) as server:
         killed = killed_five_times(words(server, *SIXTY), tmp_path / "b", server, 0.8)
         assert killed >= 3
         pays_for_no_answer_of_the_ledger(server, tmp_path / "b", lost=2 * killed)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from chat_server import ChatServer, Fault, ask, ledger_lines, question, serving, settings, whole
+from chat_server import PATIENCE, ChatServer, Fault, ask, ledger_lines, question, serving, settings, whole
+from command import FORKED, gets
 
 from debias.generation import live
+from debias.generation.client import Chat
 from debias.generation.exchange import question_of
 from debias.generation.ledger import read_ledger
 
@@ -79,50 +86,58 @@ def test_an_unknown_price_is_said(ledger: Path) -> None:
 # ---------------- the end
 
 
-CHILD = """
-import asyncio, os, signal, sys
-sys.path[:0] = [{tests!r}]
-from pathlib import Path
-from chat_server import question, settings
-from debias.generation.client import Chat
-from debias.generation.ledger import read_ledger
-from debias.generation.ledger import Ledger
+def asking(
+    base_url: str, ledger: Path, n: int, concurrency: int, told: Connection, first: Callable[[], object] | None
+) -> None:
+    """Ask as a process of its own; what it logs, and how it ends, goes through `told`."""
 
-if {hook!r}:
-    answered = Ledger.answered
-    def die(self, *arguments):
-        if self.memory.calls == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        answered(self, *arguments)
-    Ledger.answered = die
+    class Tells(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.send(record.getMessage())
 
-async def main():
-    async with Chat(settings({base_url!r}, concurrency={concurrency}), Path({ledger!r}), first_delay=0.01) as chat:
-        outcome = await chat.ask([question(f"number {{i}}") for i in range({n})], lambda answer: print(".", flush=True))
-        print("stopped:", outcome.stopped)
+    async def ask_all() -> None:
+        llm = settings(base_url, concurrency=concurrency, timeout=10 * PATIENCE)
+        async with Chat(llm, ledger, first_delay=0.01) as chat:
+            await chat.ask([question(f"number {i}") for i in range(n)], lambda answer: None)
 
-asyncio.run(main())
-"""
+    logging.getLogger("debias").addHandler(Tells())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if first:
+        first()
+    try:
+        asyncio.run(ask_all())
+    except KeyboardInterrupt:
+        told.send("KeyboardInterrupt")
 
 
-def child(server: ChatServer, ledger: Path, n: int, concurrency: int = 4, hook: bool = False) -> subprocess.Popen[str]:
-    tests = str(Path(__file__).parent)
-    code = CHILD.format(
-        tests=tests, hook=hook, base_url=server.base_url, ledger=str(ledger), n=n, concurrency=concurrency
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs inherit "ignore"
-    )  # fmt: skip
+class Child(NamedTuple):
+    """A process that asks, and what it tells."""
+
+    process: BaseProcess
+    told: Connection
+
+    def waits_for_its_calls(self) -> None:
+        """Return when it has been interrupted once."""
+        assert self.told.poll(PATIENCE)
+        assert self.told.recv().startswith("stopping: waiting for")
+
+
+def child(
+    server: ChatServer, ledger: Path, n: int, concurrency: int = 4, first: Callable[[], object] | None = None
+) -> Child:
+    told, tells = FORKED.Pipe(duplex=False)
+    process = FORKED.Process(target=asking, args=(server.base_url, ledger, n, concurrency, tells, first))
+    process.start()
+    return Child(process, told)
 
 
 def test_killed_between_answer_and_ledger(ledger: Path) -> None:
     """The call in flight is lost and said; the answers in the ledger are not asked again."""
+    dies = partial(gets, signal.SIGKILL, "debias.generation.ledger:Ledger.answered", call=3)
     with serving() as server:
-        process = child(server, ledger, 6, concurrency=1, hook=True)
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
+        process, _ = child(server, ledger, 6, concurrency=1, first=dies)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         assert server.counts.calls == 3
         outcome, _, spent = ask(settings(server.base_url), ledger, [question(f"number {i}") for i in range(6)])
     assert (server.counts.calls, spent.calls, spent.lost) == (7, 6, 1)
@@ -130,75 +145,97 @@ def test_killed_between_answer_and_ledger(ledger: Path) -> None:
     assert [server.counts.keys.count(key) for key in server.counts.keys[:3]] == [1, 1, 2]
 
 
-def test_killed_at_random_five_times(ledger: Path) -> None:
-    """At most what was in flight is asked twice, and every answer is recorded once."""
-    rng, requests = random.Random(5), [question(f"number {i}") for i in range(60)]
-    with serving(delay=0.05) as server:
-        for _ in range(5):
-            before, held = len(server.counts.keys), set(read_ledger(ledger).answers)
-            process = child(server, ledger, len(requests))
-            assert process.stdout is not None
-            for _ in range(rng.randint(1, 8)):
-                process.stdout.readline()
-            time.sleep(rng.uniform(0, 0.05))
+def test_killed_with_calls_in_flight(ledger: Path) -> None:
+    """Three times with four calls in flight: they are asked again, and every answer is recorded once."""
+    requests, allowed = [question(f"number {i}") for i in range(60)], 0
+    with serving(before=lambda server, number: number <= allowed or server.gate.wait(PATIENCE)) as server:
+        for _ in range(3):
+            already, held = server.counts.calls, set(read_ledger(ledger).answers)
+            allowed = already + 6
+            process, _ = child(server, ledger, len(requests))
+            server.wait_until(lambda: server.counts.calls == already + 10)  # noqa: B023
             process.kill()
-            process.communicate(timeout=60)
-            while server.serving:
-                time.sleep(0.02)
-            assert not held & set(server.counts.keys[before:])
-        before, held = len(server.counts.keys), set(read_ledger(ledger).answers)
-        assert 5 <= len(held) < 60
+            process.join()
+            assert len(set(read_ledger(ledger).answers) - held) == 6
+            assert not held & set(server.counts.keys[already:])
+        server.gate.set()
+        server.wait_until_idle()
         outcome, _, spent = ask(settings(server.base_url), ledger, requests)
-        assert sorted(server.counts.keys[before:]) == sorted(
-            {answer.key for answer in outcome.answers if answer} - held
-        )
     assert None not in outcome.answers
     answered = [line for line in ledger_lines(ledger) if line["kind"] == "answered"]
     assert len(answered) == spent.calls == 60
-    assert len(server.counts.keys) - 60 <= spent.lost <= 5 * 4  # four calls at a time
+    assert (len(server.counts.keys), spent.lost) == (60 + 3 * 4, 3 * 4)
+
+
+@pytest.mark.slow
+def test_killed_at_random_twenty_times(ledger: Path) -> None:
+    """At most what was in flight is asked twice, and every answer is recorded once."""
+    rng, requests = random.Random(5), [question(f"number {i}") for i in range(200)]
+    with serving(before=lambda *_: time.sleep(0.05)) as server:
+        for _ in range(20):
+            before, held = server.counts.calls, set(read_ledger(ledger).answers)
+            process, _ = child(server, ledger, len(requests))
+            answers = before + rng.randint(1, 8)
+            server.wait_until(lambda: server.counts.calls > answers)  # noqa: B023
+            time.sleep(rng.uniform(0, 0.05))
+            process.kill()
+            process.join()
+            server.wait_until_idle()
+            assert not held & set(server.counts.keys[before:])
+        outcome, _, spent = ask(settings(server.base_url), ledger, requests)
+    assert None not in outcome.answers
+    answered = [line for line in ledger_lines(ledger) if line["kind"] == "answered"]
+    assert len(answered) == spent.calls == 200
+    assert len(server.counts.keys) - 200 <= spent.lost <= 20 * 4  # four calls at a time
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_records_what_is_in_flight(number: signal.Signals, ledger: Path) -> None:
-    with serving(delay=0.4) as server:
-        process = child(server, ledger, 40, concurrency=3)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.1)  # the next three are in flight
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        assert err.rstrip().endswith("KeyboardInterrupt")
-        assert server.counts.calls == server.counts.whole == len(whole(ledger)) < 40
+    """Three calls are answered and three are in flight: it waits for these, and asks no more."""
+    with serving(before=lambda server, number: number <= 3 or server.gate.wait(PATIENCE)) as server:
+        started = child(server, ledger, 40, concurrency=3)
+        server.wait_until(lambda: server.counts.calls == 6)
+        os.kill(started.process.pid or 0, number)
+        started.waits_for_its_calls()
+        server.gate.set()
+        assert started.told.recv() == "KeyboardInterrupt"
+        started.process.join()
+        assert server.counts.calls == server.counts.whole == len(whole(ledger)) == 6
+
+
+def forgive() -> None:
+    live.GRACE = 10.0 * PATIENCE
 
 
 def test_a_second_interrupt_ends_at_once(ledger: Path) -> None:
-    with serving([Fault(stall=20)] * 9) as server:
-        process = child(server, ledger, 40, concurrency=2)
-        while server.counts.calls < 2:
-            time.sleep(0.02)
-        start = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-        assert time.monotonic() - start < 3
+    """The server stays silent, and nobody waits for it."""
+    with serving([Fault(silent=True)] * 9) as server:
+        started = child(server, ledger, 40, concurrency=2, first=forgive)
+        server.wait_until(lambda: server.counts.calls == 2)
+        os.kill(started.process.pid or 0, signal.SIGINT)
+        started.waits_for_its_calls()
+        os.kill(started.process.pid or 0, signal.SIGINT)
+        assert started.told.recv() == "KeyboardInterrupt"
+        started.process.join()
+        server.wait_until_idle()
+        assert server.counts.hung_up == 2
         assert [line["kind"] for line in ledger_lines(ledger)] == ["sent", "sent", "lost", "lost"]
 
 
 def test_waiting_for_calls_in_flight_is_bounded(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server stays silent, and the wait for it ends long before the call would."""
     monkeypatch.setattr(live, "GRACE", 0.2)
     before = signal.getsignal(signal.SIGTERM)
-    with serving([Fault(stall=5)]) as server:
+    with serving([Fault(silent=True)]) as server:
 
         def terminate() -> None:
-            while not server.counts.calls:
-                time.sleep(0.02)
+            server.wait_until(lambda: server.counts.calls == 1)
             os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=terminate, daemon=True).start()
-        start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            ask(settings(server.base_url), ledger, [question("x")])
-        assert time.monotonic() - start < 4
+            ask(settings(server.base_url, timeout=10 * PATIENCE), ledger, [question("x")])
+        server.wait_until_idle()
+        assert server.counts.hung_up == 1
     assert ledger_lines(ledger)[-1]["kind"] == "lost"
     assert signal.getsignal(signal.SIGTERM) == before
