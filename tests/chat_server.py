@@ -71,6 +71,8 @@ class ChatServer(ThreadingHTTPServer):
         faults: of the first calls, in order; None is a call without.
         reply: from a request body to the text of its answer.
         before: is called with this server and the number of a call (1, 2, ...), which is answered when it returns.
+        habit: what goes wrong with the other calls, and with those of a batch: from a call's number and its body to a
+            fault, or None.
     """
 
     daemon_threads = True
@@ -81,9 +83,10 @@ class ChatServer(ThreadingHTTPServer):
         faults: Sequence[Fault | None],
         reply: Callable[[dict[str, Any]], str] | None,
         before: Callable[[ChatServer, int], object],
+        habit: Habit,
     ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.faults, self.reply, self.before = list(faults), reply or _triplets, before
+        self.faults, self.reply, self.before, self.habit = list(faults), reply or _triplets, before, habit
         self.counts, self.lock = Counts(), threading.Lock()
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
@@ -146,7 +149,13 @@ class ChatServer(ThreadingHTTPServer):
                     response = {"status_code": 500, "request_id": "r", "body": {"error": {"message": "no luck"}}}
                     failed.append({"id": "x", "custom_id": asked["custom_id"], "response": response, "error": None})
                 continue
-            body, prompt_tokens, completion_tokens, text = self.completion(asked["body"], Fault())
+            self.counts.calls += 1
+            fault = self.habit(self.counts.calls, asked["body"]) or Fault()
+            if fault.status != 200:
+                response = {"status_code": fault.status, "request_id": f"r{i}", "body": {"error": _error(fault)}}
+                failed.append({"id": "x", "custom_id": asked["custom_id"], "response": response, "error": None})
+                continue
+            body, prompt_tokens, completion_tokens, text = self.completion(asked["body"], fault)
             self.counts.whole += 1
             self.counts.prompt_tokens += prompt_tokens
             self.counts.completion_tokens += completion_tokens
@@ -200,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
             counts.keys.append(self.headers.get("Idempotency-Key", ""))
             counts.bodies.append(body)
             counts.headers.append({name.lower(): value for name, value in self.headers.items()})
-            fault = server.faults.pop(0) if server.faults else None
+            fault = server.faults.pop(0) if server.faults else server.habit(number, body)
             server.changed.notify_all()
         try:
             server.before(server, number)
@@ -214,10 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.silent:
             self._wait_until_it_hangs_up()  # which it does not see before it has answered, and counts
         if fault.status != 200:
-            error = (
-                fault.error if isinstance(fault.error, dict) else {"message": fault.error, "type": "x", "code": None}
-            )
-            self._send(fault.status, {"error": error}, fault.headers)
+            self._send(fault.status, {"error": _error(fault)}, fault.headers)
             return
         with self.server.lock:
             content, prompt_tokens, completion_tokens, text = self.server.completion(body, fault)
@@ -303,6 +309,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
+def _error(fault: Fault) -> dict[str, Any]:
+    return fault.error if isinstance(fault.error, dict) else {"message": fault.error, "type": "x", "code": None}
+
+
+Habit = Callable[[int, dict[str, Any]], Fault | None]
+
+
+def every(number: int, fault: Fault) -> Habit:
+    """A fault of every third (or fourth, ...) call."""
+    return lambda call, _: None if call % number else fault
+
+
+def never(_call: int, _body: dict[str, Any]) -> None:
+    """No fault."""
+
+
 def _triplets(body: dict[str, Any]) -> str:
     """Two triplets, of which one names the last message, so that answers to different questions differ."""
     about = body["messages"][-1]["content"][:40]
@@ -315,9 +337,10 @@ def serving(
     faults: Sequence[Fault | None] = (),
     reply: Callable[[dict[str, Any]], str] | None = None,
     before: Callable[[ChatServer, int], object] = lambda server, number: None,
+    habit: Habit = never,
 ) -> Iterator[ChatServer]:
     """A running server, gone at the end of the block."""
-    server = ChatServer(faults, reply, before)
+    server = ChatServer(faults, reply, before, habit)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

@@ -17,8 +17,8 @@ TEMPLATE = "template: markup, numbering or talk about the task"
 def wanted(**changes: Any) -> Wanted:
     """100 triplets; at most 3 of one target, 2 of one attribute and 2 of one opening."""
     values: dict[str, Any] = {
-        "n": 100, "per_call": 10, "patience": 5, "expected_yield": 0.5, "dry_run": False, "against": [],
-        "benchmarks": False, "min_words": 4, "max_words": 12, "similarity": 0.5, "cap_target": 0.03,
+        "n": 100, "per_call": 10, "patience": 5, "max_filtered": 4, "expected_yield": 0.5, "dry_run": False,
+        "against": [], "benchmarks": False, "min_words": 4, "max_words": 12, "similarity": 0.5, "cap_target": 0.03,
         "cap_attribute": 0.02, "cap_opening": 0.01, "licence": "other",
     }  # fmt: skip
     return Wanted(**{**values, **changes})

@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chat_server import Fault, ask, ledger_lines, question, serving, settings, whole
@@ -240,7 +241,7 @@ def test_everything_at_once_loses_nothing(ledger: Path, monkeypatch: pytest.Monk
             Fault(401, error=f"Incorrect key {KEY}"),
             r"refuses the key in TEST_KEY \(status 401: Incorrect key \[key\]\)",
         ),
-        (Fault(403), "refuses the key in TEST_KEY"),
+        (Fault(403, error="not here"), "status 403: not here; this is what .* answers to the key in TEST_KEY"),
         (Fault(404, error="no such model"), r"does not know llm.model=mock.*no such model"),
         (Fault(400, error="response_format is not supported"), "try llm.structured=json_object or text"),
         (Fault(402), "no money left"),
@@ -276,11 +277,32 @@ def test_an_address_that_is_none(ledger: Path) -> None:
         ask(settings("localhost:8000"), ledger, [question("x")])
 
 
-def test_a_prompt_that_the_server_filters_is_left_out(ledger: Path) -> None:
-    with serving([Fault(400, error={"message": "filtered", "code": "content_filter"})]) as server:
-        outcome, _, _ = ask(settings(server.base_url, concurrency=1), ledger, [question("x"), question("y")])
-    assert [answer is None for answer in outcome.answers] == [True, False]
-    assert server.counts.calls == 2
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        {"message": "Filtered.", "code": "content_filter"},
+        {"message": "Your request was rejected by our safety system."},
+        {"message": "The prompt was filtered by Azure OpenAI's content management policy."},
+        {"message": "Input data may contain inappropriate content.", "code": "data_inspection_failed"},
+        {"message": "This request seems to violate our acceptable use policy."},
+        {"message": "x requires moderation on y.", "code": 403, "metadata": {"reasons": ["hate"]}},
+    ],
+)
+def test_a_prompt_that_a_filter_refuses_has_an_empty_answer(complaint: dict[str, Any], ledger: Path) -> None:
+    with serving([Fault(400, error=complaint)]) as server:
+        outcome, _, spent = ask(settings(server.base_url, concurrency=1), ledger, [question("x"), question("y")])
+        again, _, _ = ask(settings(server.base_url), ledger, [question("x"), question("y")])
+    assert [(a.finish_reason, bool(a.text), a.dollars == 0) for a in outcome.answers if a] == [
+        ("filtered", False, True), ("stop", True, False),
+    ]  # fmt: skip
+    assert (server.counts.calls, spent.calls) == (2, 1)
+    assert [a.text for a in again.answers if a] == [a.text for a in outcome.answers if a]
+
+
+@pytest.mark.parametrize("message", ["model is required", "Unknown parameter: 'x'", "this policy is unknown"])
+def test_other_refusals_are_not_those_of_a_filter(message: str, ledger: Path) -> None:
+    with serving([Fault(400, error=message)]) as server, pytest.raises(UserError, match=message):
+        ask(settings(server.base_url), ledger, [question("x")])
 
 
 def test_what_is_in_flight_is_recorded_before_a_mistake_is_told(ledger: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 import openai
 from openai.types import Batch
 
-from debias.generation.complaints import mistake, reason_of, redacted, shown, unreachable
+from debias.generation.complaints import complaint_in, complaint_of, mistake, redacted, shown, unreachable
 from debias.generation.exchange import LLM, Answer, Question
 from debias.generation.ledger import Ledger
 from debias.records import UserError
@@ -94,12 +94,16 @@ class Batches:
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 log.warning("line %d of a batch's results does not belong to a request of ours (%s)", i, error)
                 continue
-            if response.get("status_code") == 200:
+            status = response.get("status_code")
+            if status == 200:
                 body = redacted(json.dumps(response.get("body")), self.secret)
                 answered.append((attempt, body, str(response.get("request_id", ""))))
+                continue
+            complaint = complaint_in(status or 0, result.get("error") or response.get("body"), self.secret)
+            if complaint.filtered:
+                self.ledger.filtered(attempt, complaint.status, complaint.reason)
             else:
-                reason = redacted(json.dumps(result.get("error") or response.get("body")), self.secret)[:200]
-                self.ledger.declined([attempt], response.get("status_code"), reason)
+                self.ledger.declined([attempt], status, complaint.reason)
         self.ledger.answered_all(answered)
 
     async def _submit(self, questions: Mapping[str, Question]) -> tuple[str, str]:
@@ -124,7 +128,8 @@ class Batches:
             )
         except openai.APIStatusError as error:
             if error.status_code < 500:
-                self.ledger.declined(self._attempts(tag).values(), error.status_code, reason_of(error, self.secret))
+                complaint = complaint_of(error, self.secret)
+                self.ledger.declined(self._attempts(tag).values(), complaint.status, complaint.reason)
                 self.ledger.batch_ended(tag, "refused")
             raise
 
@@ -140,13 +145,14 @@ class Batches:
         return chosen
 
     def _told(self, error: openai.APIStatusError) -> UserError:
-        reason = reason_of(error, self.secret)
-        if error.status_code in (404, 405):
+        complaint = complaint_of(error, self.secret)
+        if complaint.status in (404, 405):
             return UserError(
-                f"{shown(self.base_url)} does not have this batch or a Batch API ({reason}); set llm.batch=false"
+                f"{shown(self.base_url)} does not have this batch or a Batch API ({complaint.reason}); "
+                "set llm.batch=false"
             )
-        told = mistake(error, self.llm, self.base_url, self.secret)
-        return told or UserError(f"{shown(self.base_url)} is failing ({reason}); run the same command later")
+        told = mistake(complaint, self.llm, self.base_url)
+        return told or UserError(f"{shown(self.base_url)} is failing ({complaint.reason}); run the same command later")
 
 
 def _progress(batch: Batch) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import email.utils
 import math
+import re
 import time
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import openai
 
@@ -13,6 +15,47 @@ from debias.generation.exchange import LLM
 from debias.records import UserError
 
 PASSING = (408, 409, 425, 429)  # these and all from 500 on are worth a retry
+REFUSING = (400, 403, 422, 451)  # with which servers report a prompt or an answer that their content filter refuses
+# The codes and the wording of content filters: OpenAI, Azure, OpenRouter, Anthropic, Google, Alibaba and others.
+_FILTER = re.compile(
+    r"content[ _-]?(?:\w+[ _-]){0,2}(?:filter|polic)|usage polic|moderat|flagged|invalid_prompt|responsible ?ai"
+    r"|violat\w*(?: \w+){0,4} polic|safety (?:system|filter|setting|polic)"
+    r"|(?:inappropriate|prohibited|sensitive) content|data_?inspection",
+    re.IGNORECASE,
+)
+
+
+class Complaint(NamedTuple):
+    """A server's error: the status and content of a reply, or of one result of a batch."""
+
+    status: int
+    message: str  # on one line, without the API key
+    code: str = ""
+    wait: float | None = None  # seconds that the server asks us to wait; None: it does not say
+
+    @property
+    def reason(self) -> str:
+        """Status and message, shortened."""
+        return f"status {self.status}: {self.message[:200]}{'...' if len(self.message) > 200 else ''}"
+
+    @property
+    def filtered(self) -> bool:
+        """Whether a content filter refuses this request, which says nothing about the others."""
+        return self.status in REFUSING and bool(_FILTER.search(f"{self.code} {self.message}"))
+
+
+def complaint_of(error: openai.APIStatusError, secret: str) -> Complaint:
+    """The error of a reply."""
+    complaint = complaint_in(error.status_code, error.body or error.response.reason_phrase, secret)
+    return complaint._replace(wait=wait_of(error.response.headers))
+
+
+def complaint_in(status: int, content: Any, secret: str) -> Complaint:
+    """The error in the content of a reply: an object with a message, with or without an `error` around it."""
+    content = content.get("error", content) if isinstance(content, dict) else content
+    fields = content if isinstance(content, dict) else {}
+    message = " ".join(redacted(str(fields.get("message") or content), secret).split())
+    return Complaint(status, message, str(fields.get("code") or ""))
 
 
 def redacted(text: str, secret: str) -> str:
@@ -20,21 +63,15 @@ def redacted(text: str, secret: str) -> str:
     return text.replace(secret, "[key]") if secret else text
 
 
-def reason_of(error: openai.APIStatusError, secret: str) -> str:
-    """The server's message in one short line."""
-    body = error.body
-    said = body.get("message") if isinstance(body, dict) else None
-    text = " ".join(redacted(str(said or body or error.response.reason_phrase), secret).split())
-    return f"status {error.status_code}: {text[:200]}{'...' if len(text) > 200 else ''}"
-
-
-def mistake(error: openai.APIStatusError, llm: LLM, base_url: str, secret: str) -> UserError | None:
+def mistake(complaint: Complaint, llm: LLM, base_url: str) -> UserError | None:
     """What the user can do about a refusal; None if a retry may help."""
-    reason, status = reason_of(error, secret), error.status_code
+    reason, status = complaint.reason, complaint.status
     key = f"the key in {llm.api_key_env}" if llm.api_key_env else "a request without a key (set llm.api_key_env)"
-    if status in (401, 403):
+    if status == 401:
         return UserError(f"{shown(base_url)} refuses {key} ({reason})")
-    if status == 402 or error.code == "insufficient_quota":
+    if status == 403:  # for many reasons, of which the key is one: the server knows which
+        return UserError(f"{reason}; this is what {shown(base_url)} answers to {key}")
+    if status == 402 or complaint.code == "insufficient_quota":
         return UserError(f"the account of {key} has no money left ({reason})")
     if status in PASSING or status >= 500:
         return None

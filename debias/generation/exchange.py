@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from debias.records import UserError
 
+FILTERED = "filtered"  # finish reason of a request that a content filter refused
+
 
 class Message(NamedTuple):
     """One turn of a conversation; `role` is system, user or assistant."""
@@ -59,7 +61,7 @@ class Answer(NamedTuple):
 
     key: str  # of the request
     text: str
-    finish_reason: str  # stop, length, refusal, content_filter, incomplete (the body was cut off), empty
+    finish_reason: str  # stop, length, refusal, content_filter, filtered, incomplete (the body was cut off), empty
     prompt_tokens: int
     completion_tokens: int
     dollars: float | None  # None: the price is unknown

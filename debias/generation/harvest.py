@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from debias.generation import parser
 from debias.generation.acceptance import Acceptance, Rejection
-from debias.generation.exchange import Answer, Outcome, Request, Spent
+from debias.generation.exchange import FILTERED, Answer, Outcome, Request, Spent
 from debias.generation.prompts import prompt_sha256
 from debias.generation.strategies import Strategy, Task, Wave
 from debias.records import Triplet
@@ -69,7 +69,9 @@ class Harvest:
     bought: int = 0  # answers paid in this run
     poor: Counter[str] = field(default_factory=Counter)  # answers without any triplet, by kind
     barren: int = 0  # consecutive calls without an accepted triplet
-    stopped: str = ""  # n, budget, patience, failed or batch; empty while the loop runs
+    filtered: int = 0  # requests that a content filter refused
+    filtered_in_a_row: int = 0
+    stopped: str = ""  # n, budget, patience, filtered, failed or batch; empty while the loop runs
     reason: str = ""
 
 
@@ -126,7 +128,9 @@ class Loop:
         """Number of calls to make next: what is missing at the yield so far, but no more than patience allows."""
         if wave.holds != "triplets":
             return len(wave.requests)
-        return max(1, min(self.to_come(), self.task.wanted.patience - self.harvest.barren))
+        wanted, harvest = self.task.wanted, self.harvest
+        bearable = min(wanted.patience - harvest.barren, wanted.max_filtered - harvest.filtered_in_a_row)
+        return max(1, min(self.to_come(), bearable))
 
     def to_come(self) -> int:
         """Number of calls that should bring what is missing, at the yield so far."""
@@ -174,7 +178,15 @@ class Loop:
                 break
         fruitful = len(harvest.kept) > before or (holds == "terms" and answer is not None and parser.terms(answer.text))
         harvest.barren = 0 if fruitful else harvest.barren + 1
-        if harvest.barren >= wanted.patience and not harvest.stopped:
+        filtered = answer is not None and answer.finish_reason == FILTERED
+        harvest.filtered += filtered
+        harvest.filtered_in_a_row = harvest.filtered_in_a_row + 1 if filtered else 0
+        if harvest.filtered_in_a_row >= wanted.max_filtered:
+            harvest.stopped = "filtered"
+            harvest.reason = (
+                f"{harvest.filtered_in_a_row} requests in a row, {harvest.filtered} of {harvest.calls} in all"
+            )
+        elif harvest.barren >= wanted.patience and not harvest.stopped:
             harvest.stopped = "patience"
             harvest.reason = f"{harvest.barren} calls in a row brought nothing that was accepted"
         self.watcher.arrived(harvest, self.partner.spent)
@@ -184,5 +196,12 @@ def _kind(answer: Answer | None) -> str:
     """Why an answer holds no triplet."""
     if answer is None:
         return "no answer"
-    kinds = {"length": "cut off at llm.max_tokens", "incomplete": "broken off", "stop": "no triplet in it"}
+    kinds = {
+        "length": "cut off at llm.max_tokens",
+        "incomplete": "broken off",
+        "stop": "no triplet in it",
+        "refusal": "refused by the model",
+        "content_filter": "ended by a content filter",
+        FILTERED: "refused by a content filter",
+    }
     return kinds.get(answer.finish_reason, answer.finish_reason)

@@ -5,6 +5,7 @@ Each call has a `sent` line, written before the call is made, and one line for i
     sent      attempt, key, upper bound of the cost        (from here on the call may be charged)
     answered  attempt, raw body of status 200              (charged)
     declined  attempt, status, reason                      (not charged: refused, or the server was not reached)
+    filtered  attempt, status, reason                      (not charged: refused by a content filter, and final)
     lost      attempt, reason                              (no reply: perhaps charged)
     given_up  key                                          (failed for good: later requests were made without it)
 
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from debias.generation.exchange import Answer, Bound, Spent
+from debias.generation.exchange import FILTERED, Answer, Bound, Spent
 from debias.generation.reading import read_body
 from debias.records import UserError
 
@@ -72,6 +73,10 @@ class Memory:
                 self._answered(self.pending.pop(line["attempt"]), line)
             case "declined":
                 del self.pending[line["attempt"]]
+            case "filtered":
+                key = self.pending.pop(line["attempt"]).key
+                nothing = Answer(key, "", FILTERED, 0, 0, 0.0, "", line["time"], "", cached=True)
+                self.answers.setdefault(key, nothing)
             case "lost":
                 self.lost[line["attempt"]] = self.pending.pop(line["attempt"])
             case "given_up":
@@ -201,6 +206,10 @@ class Ledger:
     def declined(self, attempts: Iterable[str], status: int | None, reason: str) -> None:
         """Record that calls ended without being charged."""
         self._append([{"kind": "declined", "attempt": a, "status": status, "reason": reason} for a in attempts])
+
+    def filtered(self, attempt: str, status: int, reason: str) -> None:
+        """Record that a content filter refused a request: from now on its answer is an empty one."""
+        self._append([{"kind": "filtered", "attempt": attempt, "status": status, "reason": reason}])
 
     def lost(self, attempt: str, reason: str) -> None:
         """Record that a call ended without a reply, so that it may have been charged."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import httpx2
 import openai
 
-from debias.generation.complaints import mistake, reason_of, redacted, shown, unreachable, wait_of
+from debias.generation.complaints import complaint_of, mistake, redacted, shown, unreachable
 from debias.generation.exchange import LLM, Answer, Question
 from debias.generation.ledger import Ledger
 
@@ -38,7 +38,6 @@ class Failure(NamedTuple):
 
     reason: str
     wait: float | None = None  # seconds until a retry; None: the server does not say
-    hopeless: bool = False  # a retry would fail too
 
 
 class End:
@@ -80,6 +79,7 @@ class Live:
         self._heard = False  # whether the server has ever replied
         self._not_before = 0.0  # in the event loop's time: a Retry-After holds for all workers
         self._failed_in_a_row = 0
+        self._filtered = False  # whether a content filter has refused a request
 
     async def ask(self, missing: Mapping[str, Question], collect: Callable[[Answer], None]) -> tuple[str, str]:
         """Ask; returns why it stopped early and the reason in words, both empty if everything was asked."""
@@ -126,7 +126,7 @@ class Live:
             else:
                 failures += 1
             log.debug("%s: attempt %d failed: %s", question.key[:8], failures + broken, failure.reason)
-            if failure.hopeless or failures > self.llm.max_retries or broken >= MAX_BROKEN:
+            if failures > self.llm.max_retries or broken >= MAX_BROKEN:
                 self._give_up(failure, end)
                 return None
             await self._back_off(failure, failures + broken, end)
@@ -158,7 +158,7 @@ class Live:
             return attempt
 
     async def _attempt(self, question: Question, attempt: str) -> Failure | None:
-        """One call and its end in the ledger; None if the server replied with status 200."""
+        """One call and its end in the ledger; None if the server replied with status 200 or a filter refused it."""
         try:
             return await self._call(question, attempt)
         finally:
@@ -205,18 +205,23 @@ class Live:
         body = redacted(b"".join(chunks).decode("utf-8", "replace"), self.secret)
         self.ledger.answered(attempt, body, redacted(request_id, self.secret))
 
-    def _refused(self, attempt: str, error: openai.APIStatusError) -> Failure:
+    def _refused(self, attempt: str, error: openai.APIStatusError) -> Failure | None:
+        """Record an error status; None if it settles the request."""
         self._heard = True
-        reason = reason_of(error, self.secret)
-        if error.status_code in GATEWAY_TIMEOUTS:
-            self.ledger.lost(attempt, reason)
+        complaint = complaint_of(error, self.secret)
+        if complaint.filtered:
+            if not self._filtered:  # the others are counted
+                log.warning("a content filter refused a request, which is skipped: %s", complaint.reason)
+            self._filtered = True
+            self.ledger.filtered(attempt, complaint.status, complaint.reason)
+            return None
+        if complaint.status in GATEWAY_TIMEOUTS:
+            self.ledger.lost(attempt, complaint.reason)
         else:
-            self.ledger.declined([attempt], error.status_code, reason)
-        if error.code == "content_filter":
-            return Failure(reason, hopeless=True)
-        if told := mistake(error, self.llm, self.base_url, self.secret):
+            self.ledger.declined([attempt], complaint.status, complaint.reason)
+        if told := mistake(complaint, self.llm, self.base_url):
             raise told from None  # the original error may quote the key
-        return Failure(reason, wait_of(error.response.headers))
+        return Failure(complaint.reason, complaint.wait)
 
     def _unheard(self, attempt: str, error: Exception) -> Failure:
         reason = f"{type(error.__cause__ or error).__name__}"
@@ -230,7 +235,7 @@ class Live:
 
     def _give_up(self, failure: Failure, end: End) -> None:
         log.warning("a request failed for good: %s", failure.reason)
-        self._failed_in_a_row += not failure.hopeless
+        self._failed_in_a_row += 1
         if self._failed_in_a_row >= max(3, self.llm.concurrency):
             where = shown(self.base_url)
             end.because(

@@ -12,7 +12,7 @@ BESIDE = {
         "max_cost_usd", "concurrency", "batch", "batch_price_factor", "max_retries", "timeout", "price_prompt",
         "price_completion", "priced_on", "prices", "api_key_env",
     ),
-    "generate": ("n", "patience", "expected_yield", "licence", "dry_run"),
+    "generate": ("n", "patience", "max_filtered", "expected_yield", "licence", "dry_run"),
 }  # fmt: skip
 
 
@@ -23,6 +23,7 @@ class Wanted:
     n: int
     per_call: int
     patience: int
+    max_filtered: int
     expected_yield: float
     dry_run: bool
     against: list[str]
@@ -36,7 +37,7 @@ class Wanted:
     licence: str
 
     def __post_init__(self) -> None:
-        for name in ("n", "per_call", "patience", "min_words"):
+        for name in ("n", "per_call", "patience", "max_filtered", "min_words"):
             if getattr(self, name) < 1:
                 raise UserError(f"generate.{name}={getattr(self, name)} must be 1 or more")
         for name in ("expected_yield", "cap_target", "cap_attribute", "cap_opening"):

@@ -91,7 +91,7 @@ def estimate(generation: Generation, ledger: Path) -> report.Estimate:
     first, typical = generation.strategy.preview(generation.task)
     memory = read_ledger(ledger)
     loop = _replayed(generation, memory)
-    ended = loop.harvest.stopped in ("n", "patience")  # the answers at hand are the whole run
+    ended = loop.harvest.stopped in ("n", "patience", "filtered")  # the answers at hand are the whole run
     requests = [] if ended else [*(first if not memory.answers else []), *[typical] * loop.to_come()]
     bounds = [question_of(request, llm).bound for request in requests]
     prompt = sum(bound.prompt_tokens for bound in bounds)
@@ -100,7 +100,7 @@ def estimate(generation: Generation, ledger: Path) -> report.Estimate:
     price = question_of(typical, llm).bound.dollars
     return report.Estimate(
         len(bounds), len(memory.answers), len(loop.harvest.kept), wanted.n, likely, (prompt, answer), price(*likely),
-        price(prompt, answer), llm.max_cost_usd, llm.model, llm.priced_on,
+        price(prompt, answer), llm.max_cost_usd, llm.model, llm.priced_on, loop.harvest.stopped if ended else "",
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ ENDINGS = {
     "n": "complete",
     "budget": "llm.max_cost_usd is reached",
     "patience": "generate.patience is used up",
+    "filtered": "the server's content filter refuses the prompts",
     "failed": "the server failed",
     "batch": "a batch is on its way",
     "interrupted": "interrupted",
@@ -32,6 +33,7 @@ ENDINGS = {
 AHEAD = {  # what must change before the same command can go further
     "budget": "raise llm.max_cost_usd",
     "patience": "raise generate.patience, or change what is asked (strategy.*) or what may get in (generate.*)",
+    "filtered": "change what is asked (strategy.*) or who is asked (llm=...), or raise generate.max_filtered",
 }
 
 
@@ -49,6 +51,7 @@ class Estimate(NamedTuple):
     limit: float | None
     model: str
     priced_on: str | None
+    stopped: str  # why the answers in the ledger end the run, as in `Harvest`; empty if they do not
 
 
 class Product(NamedTuple):
@@ -99,8 +102,8 @@ def estimate(e: Estimate) -> RenderableType:
     limit = f"{e.limit:g} dollars are never exceeded (llm.max_cost_usd)" if e.limit is not None else "no limit is set"
     notes = f"The most that these calls can cost; if fewer triplets are accepted, more calls follow: {limit}{when}."
     paid = f"{e.paid} answers are in the ledger and cost nothing; {e.kept} of {e.wanted} triplets came of them."
-    if e.paid and not e.calls and e.kept < e.wanted:
-        paid += f" They end the run, because {ENDINGS['patience']}: {AHEAD['patience']}."
+    if e.stopped in AHEAD:
+        paid += f" They end the run, because {ENDINGS[e.stopped]}: {AHEAD[e.stopped]}."
     return Group(Text("Nothing was sent.", style="bold"), table, Text(f"{notes} {paid}" if e.paid else notes))
 
 
@@ -122,6 +125,9 @@ def _lines(product: Product) -> Iterator[RenderableType]:
     new = "nothing had to be paid" if not harvest.bought else f"{harvest.bought} of them asked now"
     yield Text(f"{harvest.calls} calls, {new}; {dollars(spent.dollars)} in all, {spent.prompt_tokens:,} prompt and "
                f"{spent.completion_tokens:,} answer tokens; {product.accepted_share:.0%} accepted")  # fmt: skip
+    if harvest.filtered:
+        share = f"{harvest.filtered / harvest.calls:.0%}"
+        yield Text(f"{harvest.filtered} requests ({share}) were refused by the server's content filter, at no cost")
     if spent.bounded:
         yield Text(f"{spent.bounded} calls came without a usage report and count at their upper bound")
     if product.diagnosis is not None:

@@ -1,0 +1,150 @@
+"""What real servers do beside answering: every fault is survived, and the bill is the server's own to the token."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import ChatServer, Fault, every, ledger_lines, serving
+from command import Shown, run
+
+from debias.generation.ledger import read_ledger
+
+TARGETS = [f"{a} {b}" for a in ("old", "tall", "shy", "young") for b in ("baker", "sailor", "widow", "uncle", "nurse")]
+
+
+def writer(body: dict[str, Any]) -> str:
+    """Six sound triplets in words made up from the request, so that every call brings others."""
+    draw = random.Random(json.dumps(body, sort_keys=True))
+
+    def word() -> str:
+        return "".join(draw.choice("bdfgklmnprst") + draw.choice("aeiou") for _ in range(3))
+
+    rows = []
+    for target in draw.sample(TARGETS, 6):
+        one, two, three, attribute, four = (word() for _ in range(5))
+        sentence = f"{one.capitalize()} {two} the {target} {three} {attribute} {four}."
+        rows.append({"sentence": sentence, "target": target, "attribute": attribute})
+    return json.dumps({"triplets": rows})
+
+
+def generate(server: ChatServer, cwd: Path, *more: str, status: int = 0) -> Shown:
+    """`debias generate` with sets of 60 triplets, ten answers, unless said otherwise."""
+    words = [
+        "generate", "llm=compatible", f"llm.base_url={server.base_url}", "llm.model=mock", "llm.concurrency=1",
+        "llm.structured=json_schema", "llm.max_tokens=300", "llm.price_prompt=2", "llm.price_completion=10",
+        f"strategy.terms=[{','.join(TARGETS)}]", "generate.per_call=6", "generate.expected_yield=1", "generate.n=60",
+        "generate.cap_target=1", "generate.benchmarks=false", "name=set",
+    ]  # fmt: skip
+    shown = run(cwd, *words, *more)
+    assert shown.status == status, shown.err
+    return shown
+
+
+def folder_of(cwd: Path) -> Path:
+    (ledger,) = cwd.rglob("ledger.jsonl")
+    return ledger.parent
+
+
+def sentences(cwd: Path) -> list[str]:
+    rows = (folder_of(cwd) / "set.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(row)["sentence"] for row in rows if row]
+
+
+def kinds(cwd: Path) -> Counter[str]:
+    """Lines of the ledger by kind."""
+    return Counter(line["kind"] for line in ledger_lines(folder_of(cwd) / "ledger.jsonl"))
+
+
+def assert_accounts_agree(server: ChatServer, cwd: Path) -> None:
+    """Dollars and tokens are those that the server has counted, and no call is unaccounted for."""
+    cost = json.loads((folder_of(cwd) / "cost.json").read_text())
+    assert cost["dollars"] == pytest.approx(server.counts.dollars(2, 10), abs=1e-12)
+    spent = read_ledger(folder_of(cwd) / "ledger.jsonl").spent
+    assert (spent.prompt_tokens, spent.completion_tokens) == (
+        server.counts.prompt_tokens, server.counts.completion_tokens,
+    )  # fmt: skip
+    assert (spent.lost, spent.bounded) == (0, 0)
+
+
+# ---------------------------------------------------------------- content filters
+
+FILTERS = {
+    "code": Fault(400, error={"message": "Invalid prompt: it may violate our usage policy.", "code": "invalid_prompt"}),
+    "wording": Fault(400, error="The response was blocked by our content filtering policy"),
+    "403": Fault(403, error={
+        "message": "mistral requires moderation. Your input was flagged for \"hate\".", "code": 403,
+        "metadata": {"reasons": ["hate"], "flagged_input": "Write 30 other"},
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FILTERS.values(), ids=FILTERS)
+def test_a_filter_refuses_single_requests(fault: Fault, tmp_path: Path) -> None:
+    """Calls 3, 6, 9, 12 are refused, so the tenth answer of six triplets is that of call 14; 15 was asked with it."""
+    with serving(reply=writer, habit=every(3, fault)) as server:
+        shown = generate(server, tmp_path)
+        assert server.counts.calls == 15
+        assert kinds(tmp_path) == {"sent": 15, "answered": 10, "filtered": 5}
+        assert len(set(sentences(tmp_path))) == 60
+        assert "4 requests (29%) were refused by the server's content filter, at no cost" in shown.out
+        assert "refused by a content filter" in shown.out
+        assert shown.err.count("a content filter refused a request, which is skipped") == 1
+        assert "refused 4 of 14 requests" in (folder_of(tmp_path) / "README.md").read_text(encoding="utf-8")
+        assert_accounts_agree(server, tmp_path)
+        rows = sentences(tmp_path)
+        generate(server, tmp_path)  # refused requests are not asked again
+        assert (server.counts.calls, sentences(tmp_path)) == (15, rows)
+        generate(server, tmp_path, "generate.n=66")
+        assert (server.counts.calls, sentences(tmp_path)[:60]) == (16, rows)
+        assert max(Counter(server.counts.keys).values()) == 1
+
+
+def test_a_filter_that_refuses_everything_ends_the_run(tmp_path: Path) -> None:
+    with serving(reply=writer, habit=every(1, FILTERS["403"])) as server:
+        shown = generate(server, tmp_path, "llm.concurrency=4", status=3)
+        assert server.counts.calls == 10
+        assert "status 403: mistral requires moderation. Your input was flagged" in " ".join(shown.err.split())
+        assert "filter refuses the prompts: 10 requests in a row, 10 of 10 in all" in " ".join(shown.out.split())
+        assert "next: change what is asked (strategy.*) or who is asked (llm=...)" in shown.out
+        generate(server, tmp_path, status=3)
+        assert server.counts.calls == 10
+        assert "generate.max_filtered" in generate(server, tmp_path, "generate.dry_run=true").out
+        generate(server, tmp_path, "generate.max_filtered=12", status=3)
+        assert server.counts.calls == 12
+        assert_accounts_agree(server, tmp_path)
+
+
+def test_a_filter_that_dislikes_a_word(tmp_path: Path) -> None:
+    """The same prompts are refused in every launch: none of them is asked twice, and the others are answered."""
+    with serving(reply=writer, habit=lambda _, body: FILTERS["code"] if "shy widow" in str(body) else None) as server:
+        generate(server, tmp_path, "generate.n=36")
+        generate(server, tmp_path, "generate.n=48")
+        assert kinds(tmp_path)["filtered"] > 0
+        assert max(Counter(server.counts.keys).values()) == 1
+        assert len(sentences(tmp_path)) == 48
+        assert_accounts_agree(server, tmp_path)
+
+
+def test_a_filter_refuses_requests_of_a_batch(tmp_path: Path) -> None:
+    with serving(reply=writer, habit=every(4, FILTERS["wording"])) as server:
+        words = ("llm.batch=true", "llm.batch_price_factor=1", "generate.n=30")
+        generate(server, tmp_path, *words, status=4)
+        server.finish_batches()
+        generate(server, tmp_path, *words, status=4)  # one of five was refused; two are submitted, at the yield so far
+        server.finish_batches()
+        generate(server, tmp_path, *words)
+        assert (server.counts.calls, server.counts.batches) == (7, 2)
+        assert kinds(tmp_path) == {"sent": 7, "batch": 2, "batch_ended": 2, "answered": 6, "filtered": 1}
+        assert len(sentences(tmp_path)) == 30
+        assert_accounts_agree(server, tmp_path)
+
+
+def test_403_without_a_filter_shows_the_servers_reason_first(tmp_path: Path) -> None:
+    with serving([Fault(403, error="Your region is not supported.")]) as server:
+        shown = generate(server, tmp_path, status=1)
+    assert "status 403: Your region is not supported.; this is what http://127.0.0.1" in " ".join(shown.err.split())
