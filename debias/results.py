@@ -147,6 +147,16 @@ class RunFolder:
         self._write_status("running")
         write_text(self.path / "config.yaml", self.config)
 
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Work in a claimed folder: the state is `running`, and `failed` with the error if the block raises."""
+        self.start()
+        try:
+            yield
+        except BaseException as error:
+            self.fail(error)
+            raise
+
     def finish(self, hardware: Mapping[str, Any]) -> None:
         """Write the state `done`: the last file to be written."""
         self._write_status("done", hardware=dict(hardware))

@@ -20,6 +20,7 @@ from debias.results import RunFolder, code_sha256, read_figures, text_sha256
 
 if TYPE_CHECKING:
     from debias.benchmarks.evaluation import Evaluation
+    from debias.jobs.generate import DataFolder
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,19 @@ def run_folder(cfg: DictConfig, inputs: Sequence[Input]) -> RunFolder:
     return RunFolder(Path(HydraConfig.get().runtime.output_dir), OmegaConf.to_yaml(cfg), identity)
 
 
+def set_folder(cfg: DictConfig) -> DataFolder:
+    """The folder of the generated set that Hydra named; settings that let the same set grow are not its identity."""
+    from debias.generation.wanted import BESIDE
+    from debias.jobs.generate import DataFolder
+
+    OmegaConf.resolve(cfg)
+    same = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("name", "overwrite", "threads")])
+    for section, names in BESIDE.items():
+        same[section] = OmegaConf.masked_copy(same[section], [key for key in same[section] if key not in names])
+    identity = {"config_sha256": text_sha256(OmegaConf.to_yaml(same)), "code_sha256": code_sha256()}
+    return DataFolder(Path(HydraConfig.get().runtime.output_dir), OmegaConf.to_yaml(cfg), identity)
+
+
 @contextmanager
 def claimed(cfg: DictConfig, folder: RunFolder) -> Iterator[bool]:
     """Hold the folder for this process and show the run's figures at the end; yields whether there is work to do."""
@@ -58,24 +72,29 @@ def claimed(cfg: DictConfig, folder: RunFolder) -> Iterator[bool]:
 
 @contextmanager
 def logged(cfg: DictConfig, folder: RunFolder) -> Iterator[None]:
-    """Keep status.json and run.log while the job works with its share of the machine, whatever happens to it."""
-    folder.start()
-    with logging_to(folder.path / "run.log"):
-        try:
-            launcher = HydraConfig.get().launcher
-            workers.claim_gpu(launcher, folder.path.parent)  # before CUDA is first used
-            from debias.jobs import cost  # seconds of imports that a finished run does not need
+    """Record a run while it works with its share of the machine, and its end."""
+    with recorded(folder):
+        launcher = HydraConfig.get().launcher
+        workers.claim_gpu(launcher, folder.path.parent)  # before CUDA is first used
+        from debias.jobs import cost  # seconds of imports that a finished run does not need
 
-            quieten()
-            if threads := cfg.threads or workers.threads_of(launcher):
-                cost.set_threads(threads)
+        quieten()
+        if threads := cfg.threads or workers.threads_of(launcher):
+            cost.set_threads(threads)
+        yield
+        folder.finish(cost.hardware())
+    cost.release_memory()
+
+
+@contextmanager
+def recorded(folder: RunFolder) -> Iterator[None]:
+    """Keep status.json and run.log while a job works, also if it fails."""
+    with folder.working(), logging_to(folder.path / "run.log"):
+        try:
             yield
-            folder.finish(cost.hardware())
         except BaseException as error:
-            log.debug("failed: %s", error, exc_info=True)
-            folder.fail(error)
+            log.debug("failed: %s", error, exc_info=True)  # the traceback goes to run.log alone
             raise
-        cost.release_memory()
 
 
 class Tracking:

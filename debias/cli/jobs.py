@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable
+from pathlib import Path
 
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from debias.cli.build import make_adapter, make_benchmarks, make_report
 from debias.cli.config import make
-from debias.cli.data_jobs import doctor_job, generate_job
-from debias.cli.job_context import claimed, logged, run_folder, tracked
-from debias.cli.terminal import console, quieten
+from debias.cli.job_context import claimed, logged, recorded, run_folder, set_folder, tracked
+from debias.cli.terminal import console, quieten, shown
 from debias.models.ranks import launched_rank
 from debias.records import Recipe, Scoring, UserError, checked
 
@@ -63,6 +66,76 @@ def evaluate_job(cfg: DictConfig) -> None:
                     weights=None if cfg.adapter.weights is None else list(cfg.adapter.weights),
                 )
                 tracking.scored(evaluation)
+
+
+def generate_job(cfg: DictConfig) -> int:
+    """Have a chat model write triplets; returns 3 if money, patience or server ended it, 4 if a batch is pending."""
+    from debias.generation.exchange import LLM
+    from debias.generation.wanted import Wanted
+    from debias.jobs import generate
+    from debias.report.one_run import generated_set
+
+    folder = set_folder(cfg)
+    llm, wanted = checked(LLM, cfg, "llm"), checked(Wanted, cfg, "generate")
+    generation = generate.Generation(
+        name=cfg.name,
+        llm=llm,
+        server=make(cfg.llm.server) if cfg.llm.server else None,
+        strategy=make(cfg.strategy, _convert_="all"),
+        wanted=wanted,
+        biases=generate.biases(list(cfg.bias) if OmegaConf.is_list(cfg.bias) else str(cfg.bias)),
+        seed=cfg.seed,
+    )
+    if not generation.strategy.biased and any(w.startswith("bias=") for w in HydraConfig.get().overrides.task):
+        raise UserError(f"strategy={generation.strategy.name} chooses the biases by itself: leave bias out")
+    if wanted.dry_run:
+        with contextlib.suppress(OSError):  # a dry run writes nothing, so the empty folders that Hydra made go too
+            for path in (folder.path, *list(folder.path.parents)[:2]):
+                path.rmdir()
+        estimate = generate.estimate(generation, folder.path / generate.LEDGER)
+        console.print(generated_set.estimate(estimate), highlight=False)
+        return 0
+    with folder.claim(cfg.overwrite), recorded(folder):
+        if cfg.threads:
+            from debias.jobs import cost
+
+            cost.set_threads(cfg.threads)
+        product = generate.generate(folder, generation)
+    product = product._replace(path=shown(product.path))
+    console.print(generated_set.terminal(product), highlight=False, soft_wrap=True)
+    return {"n": 0, "batch": 4}.get(product.harvest.stopped, 3)
+
+
+def doctor_job(cfg: DictConfig) -> int:
+    """Examine files of triplets; returns 1 if one of them does not pass."""
+    from debias.jobs.doctor import examine_files
+    from debias.report.one_run import data_quality
+
+    if not cfg.files:
+        raise UserError("name at least one file: debias doctor FILE...")
+    examined = []
+    for one in examine_files(
+        [Path(name).expanduser() for name in cfg.files],
+        bias=cfg.bias,
+        search_leakage=cfg.leakage,
+        write_page=cfg.html,
+        fix=cfg.fix,
+        overwrite=cfg.overwrite,
+        model=make(cfg.model) if cfg.loss else None,
+    ):
+        examined.append(one)
+        if cfg.json:
+            continue
+        console.print(data_quality.terminal(one.diagnosis), highlight=False)
+        if one.page:
+            console.print(f"\npage: {one.page}", highlight=False, soft_wrap=True)
+        if one.fixed:
+            reasons = "".join(f"; {count:,} dropped: {reason}" for reason, count in one.fixed.dropped.items())
+            told = f"\nwrote {one.fixed.path}: {one.fixed.kept:,} records{reasons}"
+            console.print(told, highlight=False, soft_wrap=True)
+    if cfg.json:
+        print(json.dumps([one.as_json() for one in examined], indent=2, ensure_ascii=False))
+    return 0 if all(one.diagnosis.passes for one in examined) else 1
 
 
 def export_job(cfg: DictConfig) -> None:

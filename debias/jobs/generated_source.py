@@ -61,13 +61,8 @@ class Generated:
         config = dict(zip(("bias", "llm", "strategy", "generate", "seed"), json.loads(self.identity), strict=True))
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         folder = DataFolder(self.folder, text, {"config_sha256": text_sha256(self.identity)})
-        with folder.claim():
-            folder.start()
-            try:
-                product = generate(folder, self.generation)
-            except BaseException as error:
-                folder.fail(error)
-                raise
+        with folder.claim(), folder.working():
+            product = generate(folder, self.generation)
         if product.harvest.stopped == "batch":
             raise UserError(f"{product.harvest.reason}; run the same command again to go on")
         if not product.harvest.kept:

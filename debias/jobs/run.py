@@ -14,14 +14,10 @@ from debias.jobs.cost import Cost
 from debias.models import adapter as adapters
 from debias.models.base import BaseModel
 from debias.models.placement import device, place
-from debias.progress import bar
-from debias.records import Scoring, Triplet, UserError
+from debias.records import Scoring, UserError
 from debias.report.one_run.report import RunReport, write_reports
 from debias.results import ADAPTER, RunFolder
-from debias.scoring import likelihood
-from debias.scoring.encoding import encode
 from debias.scoring.scorer import Scorer
-from debias.training.objectives import Attribute
 from debias.training.stage import Tuning, train
 
 log = logging.getLogger(__name__)
@@ -96,13 +92,3 @@ def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Prepared]) -> li
             raise UserError(f"{what}; choose another benchmark with eval=[...]{split}, or other data")
         notes += [f"{what} too"] if count else []
     return notes
-
-
-def attribute_losses(model: BaseModel, triplets: Sequence[Triplet]) -> list[float]:
-    """The base model's loss on each triplet, in nats per attribute token."""
-    base = model.load()
-    objective = Attribute()
-    spans = [objective.span(text) for text in encode(triplets, base.tokens)]
-    layout = likelihood.choose_layout(base.model, base.kind)
-    logprob_S = likelihood.score(base.model, spans, layout, progress=bar("scoring attributes"))
-    return [-float(logprob) / span.num_tokens for logprob, span in zip(logprob_S, spans, strict=True)]

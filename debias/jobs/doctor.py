@@ -1,0 +1,117 @@
+"""`debias doctor`: files of triplets in; a diagnosis of each, and on request a page and a cleaned copy, out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from debias.data import leakage
+from debias.data.doctor import Diagnosis, cleaned, diagnose, histogram
+from debias.data.triplets import FIELDS, Record, read_records, strict
+from debias.files import write_text
+from debias.progress import bar
+from debias.records import Triplet, UserError
+from debias.report.one_run import data_quality
+
+if TYPE_CHECKING:
+    from debias.models.base import BaseModel
+
+
+class Fixed(NamedTuple):
+    """A cleaned copy: its path, the number of records kept, and of those dropped for each reason."""
+
+    path: str
+    kept: int
+    dropped: dict[str, int]
+
+
+class Examined(NamedTuple):
+    """A file's diagnosis, and the page and the cleaned copy that were written; None if they were not asked for."""
+
+    diagnosis: Diagnosis
+    page: Path | None
+    fixed: Fixed | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The diagnosis and the cleaned copy as plain values."""
+        return self.diagnosis.as_json() | ({"fixed": self.fixed._asdict()} if self.fixed else {})
+
+
+def examine_files(
+    paths: Sequence[Path],
+    bias: str = "",
+    search_leakage: bool = True,
+    write_page: bool = False,
+    fix: bool = False,
+    overwrite: bool = False,
+    model: BaseModel | None = None,
+) -> Iterator[Examined]:
+    """Examine files one after the other.
+
+    Args:
+        bias: for records that do not name one.
+        search_leakage: search the file for sentences of the benchmarks.
+        write_page: write FILE.quality.html.
+        fix: write FILE.fixed.jsonl, without what cannot be trained on, repeats and benchmark sentences.
+        overwrite: replace earlier files of these names.
+        model: measures its loss on each attribute, if given.
+
+    Raises UserError before examining any if one cannot be read or has no place to be written to.
+    """
+    read = {path: read_records(path, bias) for path in paths}
+    _check_targets([_fixed(path) for path in read if fix], overwrite)
+    _check_targets([_page(path) for path in read if write_page], overwrite)
+    names = leakage.available() if search_leakage else []
+    indices = [leakage.benchmark_index(name) for name in bar("reading benchmarks")(names, len(names))] if names else []
+    unread = leakage.missing() if search_leakage else []
+    for path, (records, broken) in read.items():
+        diagnosis = diagnose(str(path), records, broken, indices, unread)
+        if model is not None:
+            diagnosis.loss = _losses(model, records)
+        if write_page:
+            write_text(_page(path), data_quality.page(diagnosis))
+        copy = _write_fixed(_fixed(path), *cleaned(records, broken, indices)) if fix else None
+        yield Examined(diagnosis, _page(path) if write_page else None, copy)
+
+
+def _check_targets(targets: Sequence[Path], overwrite: bool) -> None:
+    for target in targets:
+        if targets.count(target) > 1:
+            raise UserError(f"two of the files would be written to {target}; examine them one at a time")
+        if target.exists() and not overwrite:
+            raise UserError(f"{target} exists already; move it away, or set overwrite=true")
+
+
+def _page(path: Path) -> Path:
+    return path.with_suffix(".quality.html")
+
+
+def _fixed(path: Path) -> Path:
+    return path.with_suffix(".fixed.jsonl")
+
+
+def _write_fixed(target: Path, kept: Sequence[Record], dropped: Mapping[str, int]) -> Fixed:
+    """Write the records to keep with all the fields that their file gave them."""
+    if not kept:
+        raise UserError(f"nothing is left to write to {target}; choose another file")
+    rows = [{**r.row, **{name: getattr(r, name) for name in (*FIELDS, "bias") if getattr(r, name)}} for r in kept]
+    write_text(target, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    return Fixed(str(target), len(kept), dict(dropped))
+
+
+def _losses(model: BaseModel, records: Sequence[Record]) -> dict[str, Any] | None:
+    """Histogram of the model's loss on the attributes of usable records, in nats per token."""
+    from debias.scoring import likelihood  # seconds of imports that other examinations do not need
+    from debias.scoring.encoding import encode
+    from debias.training.objectives import Attribute
+
+    triplets = [triplet for r in records if isinstance(triplet := strict(r), Triplet)]
+    if not triplets:
+        return None
+    base, objective = model.load(), Attribute()
+    spans = [objective.span(text) for text in encode(triplets, base.tokens)]
+    layout = likelihood.choose_layout(base.model, base.kind)
+    logprob_S = likelihood.score(base.model, spans, layout, progress=bar("scoring attributes"))
+    return histogram([-float(logprob) / span.num_tokens for logprob, span in zip(logprob_S, spans, strict=True)])
