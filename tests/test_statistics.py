@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from debias.benchmarks import metrics
-from debias.benchmarks.statistics import adjusted, compare, over_seeds, per_cluster, ratio
+from debias.benchmarks.statistics import adjusted, adjusted_p, compare, over_seeds, per_cluster, ratio
 from debias.records import Figure
 
 
@@ -71,6 +71,24 @@ def test_mcnemar_counts_the_pairs_that_changed() -> None:
     assert result.p_value == pytest.approx(2 * (1 + 9) / 2**9)
 
 
+@pytest.mark.parametrize(
+    ("lost", "won", "expected"),
+    [
+        (0, 0, 1.0),  # nothing changed
+        (1, 0, 1.0),  # 2 * 1 / 2
+        (3, 3, 1.0),  # 2 * (1 + 6 + 15 + 20) / 64 is more than 1
+        (0, 5, 2 / 32),
+        (5, 0, 2 / 32),
+        (2, 6, 2 * (1 + 8 + 28) / 256),
+    ],
+)
+def test_mcnemar_by_hand(lost: int, won: int, expected: float) -> None:
+    before = np.array([1.0] * lost + [0.0] * won + [1.0, 0.0])
+    after = np.array([0.0] * lost + [1.0] * won + [1.0, 0.0])
+    result = compare("b", "SS", 50, len(before), metrics.mean_of_first, (before,), (after,), pairs=True, n_resamples=9)
+    assert result.p_value == pytest.approx(expected, rel=1e-14)
+
+
 def test_smallest_detectable_difference() -> None:
     """Differences of standard deviation 1 over 400 units: (1.96 + 0.84) / 20 = 0.140."""
     change = np.random.default_rng(0).normal(0, 1, 400)
@@ -90,6 +108,17 @@ def test_p_values_are_adjusted_for_their_number() -> None:
     lines = [figure(0.02), figure(None, "base"), figure(0.5), figure(0.01), figure(float("nan")), figure(0.03)]
     values = [f.p_adjusted for f in adjusted(lines)]
     assert values == [pytest.approx(0.04), None, pytest.approx(0.5), pytest.approx(0.04), None, pytest.approx(0.04)]
+
+
+def test_adjusted_p_values_are_those_of_scipy() -> None:
+    """Up to the last digit, whatever their order and however many are equal; at most 1, and none for none."""
+    draw = np.random.default_rng(5)
+    for size in range(1, 60):
+        p = np.minimum(1, 2 * draw.integers(1, 5001, size) / 10_000)
+        assert adjusted_p(p) == pytest.approx(stats.false_discovery_control(p), rel=1e-15)
+    assert adjusted_p([0.9, 0.8, 1.0]) == [1.0, 1.0, 1.0]  # 0.8 * 3, 0.9 * 3 / 2
+    assert adjusted_p([]) == []
+    assert np.isnan(adjusted_p([0.1, float("nan"), 0.3])).all()
 
 
 def test_clusters_are_summed() -> None:

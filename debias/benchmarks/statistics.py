@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from debias.records import Figure
 
@@ -146,8 +144,12 @@ def two_sided(samples_R: np.ndarray) -> float:
 
 
 def _mcnemar(before: np.ndarray, after: np.ndarray) -> float:
-    table = [[np.sum(before & after), np.sum(before & ~after)], [np.sum(~before & after), np.sum(~before & ~after)]]
-    return float(mcnemar(table, exact=True).pvalue)
+    """Exact two-sided p-value: of the pairs that changed, did as many change one way as the other?"""
+    lost, won = int(np.sum(before & ~after)), int(np.sum(~before & after))
+    if lost + won == 0:
+        return 1.0
+    # At a probability of one half both tails are equal, so twice the smaller one is the two-sided p-value.
+    return min(1.0, 2 * float(stats.binomtest(min(lost, won), lost + won, alternative="less").pvalue))
 
 
 def _detectable(samples_R: np.ndarray) -> float | None:
@@ -202,7 +204,14 @@ def adjusted(figures: Sequence[Figure]) -> list[Figure]:
 
 def adjusted_p(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for their number by the false discovery rate (Benjamini & Hochberg 1995)."""
-    return [float(p) for p in multipletests(list(p_values), method="fdr_bh")[1]] if len(p_values) else []
+    p_M = np.asarray(p_values, dtype=float)
+    order_M = np.argsort(p_M)
+    # The k-th smallest of M is multiplied by M / k, and no p-value may exceed that of a larger one. SciPy's
+    # `false_discovery_control` rounds this product otherwise, which would change the last digit of published figures.
+    raw_M = p_M[order_M] / (np.arange(1, len(p_M) + 1) / len(p_M))
+    adjusted_M = np.empty_like(p_M)
+    adjusted_M[order_M] = np.minimum(1.0, np.minimum.accumulate(raw_M[::-1])[::-1])
+    return adjusted_M.tolist()
 
 
 class Seeds(NamedTuple):
