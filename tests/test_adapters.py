@@ -73,11 +73,11 @@ def test_target_modules_are_overridable() -> None:
     [
         ("BERT", lambda: config_of("lora", target_modules=["q_proj"]),
          r"LoraConfig does not fit BertForMaskedLM .*q_proj.* not found.*name the modules with adapter\.target_mod"),
-        ("BERT", lambda: config_of("bottleneck", target_modules=["word_embeddings"]), "Embedding is no linear layer"),
+        ("BERT", lambda: config_of("bottleneck", target_modules=["word_embeddings"]), "Embedding is not a linear"),
         ("Mamba", lambda: config_of("prefix"), r"PrefixTuningConfig does not fit .*choose another method"),
         ("Mamba", lambda: config_of("full"), "cannot be trained whole.*choose another adapter, such as adapter=lora"),
-        ("GPT-2", lambda: with_head(config_of("lora")), r"adapter\.train_head=true is for masked models"),
-        ("BERT", lambda: with_head(config_of("prompt")), r"cannot be combined with prompts; choose adapter=lora"),
+        ("GPT-2", lambda: with_head(config_of("lora")), r"adapter\.train_head=true works with masked models only"),
+        ("BERT", lambda: with_head(config_of("prompt")), r"does not work with prompts; choose adapter=lora"),
     ],
 )  # fmt: skip
 def test_what_an_architecture_cannot_take_is_told_in_one_line(
@@ -279,6 +279,6 @@ def test_adalora_cannot_go_back_to_its_best(tmp_path: Path) -> None:
     model = adapters.attach(base_of("GPT-2"), config_of("adalora"))
     recipe = Recipe(0.05, 4, 2, "constant", 0.0, 0.0, False, 0.0, 0, watch=Watch(every=1, patience=2))
     data = SpanData([(span,) for span in SPANS["causal"]], likelihood.choose_layout(model), 2, seed=1)
-    module = training.Debiaser(model, Attribute(), recipe, seed=1, look=lambda _: {"ICAT": 1.0, "SS": 60.0})
-    with pytest.raises(UserError, match=r"leave training\.watch\.patience out"):
+    module = training.Debiaser(model, Attribute(), recipe, seed=1, dev_scores=lambda _: {"ICAT": 1.0, "SS": 60.0})
+    with pytest.raises(UserError, match=r"remove training\.watch\.patience"):
         training.fit(module, data, TRAINER, tmp_path)

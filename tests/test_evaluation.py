@@ -94,7 +94,7 @@ def test_a_missing_adapter_is_found_before_anything_is_scored(tiny: Path, small:
     words = [w for w in small if w.startswith(("model", "eval", "threads"))]
     answer = run(tmp_path, "evaluate", *words, f"adapter.path=[{tmp_path / 'a'},nowhere]", "name=x")
     assert answer.status == 1
-    assert "nowhere is no adapter folder" in answer.err
+    assert "nowhere is not an adapter folder" in answer.err
     assert "stereoset" not in answer.err
 
 

@@ -1,4 +1,4 @@
-"""Neutral text: what a model is held to its base on."""
+"""Neutral text: where the KL term keeps the model close to its base."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from debias.models import placement
 from debias.models.base import Base, BaseModel
 from debias.records import UserError
-from debias.training.neutral import ByKind, OwnText, Wikipedia
+from debias.training.neutral import ByKind, SelfGenerated, Wikipedia
 
 START = [1, 284, 253]
 
@@ -25,37 +25,41 @@ def base(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
     return BaseModel(str(tiny)).load()
 
 
-def test_own_text_scores_nothing_and_is_as_long_as_asked(base: Base) -> None:
+def test_self_generated_text_scores_nothing_and_is_as_long_as_asked(base: Base) -> None:
     """At most 6 tokens behind the start token, whatever `start_token` says of the sentences."""
-    spans = OwnText(n=10, longest=6, batch_size=4).spans(base, start_token=False)
+    spans = SelfGenerated(n=10, longest=6, batch_size=4).spans(base, start_token=False)
     assert 0 < len(spans) <= 10
     assert all(span.ids[0] == 1 and 3 <= len(span.ids) <= 7 and span.start == len(span.ids) for span in spans)
 
 
-def test_own_text_is_written_once_and_the_draw_leaves_no_trace(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_generated_text_is_written_once_and_the_draw_leaves_no_trace(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second call reads the cache; a process that finds it draws the same numbers afterwards."""
     state = torch.random.get_rng_state()
-    first = OwnText(n=5, longest=4).spans(base, start_token=True)
+    first = SelfGenerated(n=5, longest=4).spans(base, start_token=True)
     assert torch.equal(torch.random.get_rng_state(), state)
     monkeypatch.setattr(base.model, "generate", None)
-    assert OwnText(n=5, longest=4).spans(base, start_token=True) == first
+    assert SelfGenerated(n=5, longest=4).spans(base, start_token=True) == first
 
 
 def test_a_damaged_cache_is_written_anew(base: Base, tmp_path: Path) -> None:
-    first = OwnText(n=5, longest=4).spans(base, start_token=True)
-    (file,) = (tmp_path / "own_text").glob("*.json")
+    first = SelfGenerated(n=5, longest=4).spans(base, start_token=True)
+    (file,) = (tmp_path / "self_generated").glob("*.json")
     file.write_text("[[1, 2", encoding="utf-8")
-    assert OwnText(n=5, longest=4).spans(base, start_token=True) == first
+    assert SelfGenerated(n=5, longest=4).spans(base, start_token=True) == first
 
 
-def test_own_text_follows_the_models_distribution(base: Base) -> None:
+def test_self_generated_text_follows_the_models_distribution(base: Base) -> None:
     """The likeliest token behind "1 9" comes as often as the model says it does, within four standard errors."""
     with torch.inference_mode():
         base.model.get_output_embeddings().weight *= 12  # a distribution with a peak
         p_V = base.model(torch.tensor([START])).logits[0, -1].softmax(-1)
     n = 400
     text = base.tokenizer.decode(START)
-    spans = OwnText(n=n, longest=2, start=text, batch_size=100).spans(base._replace(sha256="sharper"), start_token=True)
+    spans = SelfGenerated(n=n, longest=2, start=text, batch_size=100).spans(
+        base._replace(sha256="sharper"), start_token=True
+    )
     token = int(p_V.argmax())
     p = float(p_V[token])
     found = Counter(span.ids[len(START)] for span in spans)[token]
@@ -69,22 +73,22 @@ def test_a_text_that_the_model_ends_is_cut_there(base: Base, monkeypatch: pytest
     answer = torch.tensor([[1, 5, 6, 2, 2], [1, 2, 2, 2, 2], [1, 5, 6, 7, 8]])
     monkeypatch.setattr(base.model.generation_config, "eos_token_id", 2)
     monkeypatch.setattr(base.model, "generate", lambda *_, **__: answer)
-    assert [span.ids for span in OwnText(n=3).spans(base, True)] == [(1, 5, 6), (1, 5, 6, 7, 8)]
+    assert [span.ids for span in SelfGenerated(n=3).spans(base, True)] == [(1, 5, 6), (1, 5, 6, 7, 8)]
 
 
 def test_masked_models_write_nothing(tiny_masked: Path) -> None:
     base = BaseModel(str(tiny_masked)).load()
     assert len(Wikipedia().spans(base, True)) > 1000
     with pytest.raises(UserError, match="choose neutral=wikipedia"):
-        OwnText().spans(base, True)
-    assert ByKind(OwnText(), Wikipedia()).spans(base, True) == Wikipedia().spans(base, True)
+        SelfGenerated().spans(base, True)
+    assert ByKind(SelfGenerated(), Wikipedia()).spans(base, True) == Wikipedia().spans(base, True)
 
 
 def test_sizes_are_checked() -> None:
     with pytest.raises(UserError, match="must be 1 or more"):
-        OwnText(n=0)
+        SelfGenerated(n=0)
     with pytest.raises(UserError, match="more than 0 and at most 1"):
-        OwnText(top_p=0)
+        SelfGenerated(top_p=0)
 
 
 def test_of_several_gpus_a_process_uses_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,8 +146,8 @@ def test_the_attribute_is_found_where_its_word_stands_twice() -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (triplet("The baker was strong.", "baker", "strong"), "no word for a group that can be swapped"),
-        (triplet("The old man wept.", "man", "wept", bias="age"), "no word for a group that can be swapped"),
+        (triplet("The baker was strong.", "baker", "strong"), "no swappable word for a group"),
+        (triplet("The old man wept.", "man", "wept", bias="age"), "no swappable word for a group"),
         (triplet("The girl became a king.", "girl", "king"), "the attribute is swapped too"),
     ],
 )

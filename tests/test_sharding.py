@@ -102,9 +102,9 @@ def diverging(tiny: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="at step 6: training diverged"):
         share(tiny, folder, tuning(**DIVIDED))
     training.Debiaser.training_step = step  # type: ignore[method-assign]
-    with pytest.raises(UserError, match=r"adalora moves ranks .* choose trainer=ddp"):
+    with pytest.raises(UserError, match=r"adalora compares ranks .* use trainer=ddp"):
         share(tiny, folder / "adalora", with_adapter("adalora", tuning(**DIVIDED)))
-    with pytest.raises(UserError, match=r"does not go with training\.compile"):
+    with pytest.raises(UserError, match=r"does not work with training\.compile"):
         share(tiny, folder / "compiled", tuning(**DIVIDED, compile=True))
 
 

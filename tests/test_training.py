@@ -204,7 +204,7 @@ def test_adapter_of_another_base_is_refused(tiny: Path, tmp_path: Path) -> None:
     other = other._replace(sha256=weights_sha256(other.model))
     with pytest.raises(UserError, match="was trained on"):
         adapters.load(other, tmp_path / "adapter")
-    with pytest.raises(UserError, match="is no adapter folder"):
+    with pytest.raises(UserError, match="is not an adapter folder"):
         adapters.load(base, tmp_path)
 
 

@@ -1,1 +1,1 @@
-"""Base model and adapter in, adapter folder out."""
+"""Base models and adapters: load, attach, save, combine."""

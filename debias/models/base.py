@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import peft
 import torch
 import transformers
 from filelock import FileLock
@@ -23,6 +24,9 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from debias import assets
@@ -32,9 +36,10 @@ from debias.records import Tokens, UserError
 
 log = logging.getLogger(__name__)
 
-# Embedded models: asset name -> the id under which the same model is published on the hub.
-EMBEDDED = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+LanguageModel = PreTrainedModel | peft.PeftModel  # a base model, without or with an adapter attached
 
+# Embedded models: asset name -> hub id of the same model, which is the name that saved adapters refer to.
+EMBEDDED = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
@@ -44,38 +49,38 @@ LOADERS: dict[str, Any] = {"causal": AutoModelForCausalLM, "masked": AutoModelFo
 
 
 class Base(NamedTuple):
-    """A loaded model, its tokenizer, the name adapters are published for, and the checksum of its weights."""
+    """A frozen language model with its tokenizer."""
 
-    model: Any
-    tokenizer: Any
-    name: str
-    sha256: str
-    kind: str  # causal or masked
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str  # hub id or folder; a published adapter names its base by it
+    sha256: str  # of the weights
+    kind: str  # `causal` or `masked`
 
     @property
     def tokens(self) -> Tokens:
-        """How the model sees text."""
+        """The tokenizer and the kind of model."""
         return Tokens(self.tokenizer, self.kind)
 
     @property
     def max_positions(self) -> int | None:
-        """How many tokens the model takes at once; None where its config sets no limit."""
+        """Length of the longest input in tokens; None if the model's config sets no limit."""
         limit = getattr(self.model.config, "max_position_embeddings", None)
         for module in self.model.modules() if limit else ():
-            # RoBERTa counts positions from behind the padding token's.
+            # RoBERTa numbers positions from padding_idx + 1, so the rows before that hold no position.
             if isinstance(module, nn.Embedding) and module.num_embeddings == limit and module.padding_idx is not None:
                 return limit - module.padding_idx - 1
         return limit
 
 
 class BaseModel:
-    """Where a base model comes from.
+    """Where a base model comes from and how to load it.
 
     Args:
         path: `smollm2` or `bert-tiny` (embedded), a local folder or a Hugging Face id.
         revision: branch, tag or commit on the hub.
-        kind: `causal` (predicts the next token) or `masked`; when empty what the model's config says.
-        quantization: `4bit` or `8bit` weights by bitsandbytes, on a GPU; none when empty.
+        kind: `causal` (predicts the next token) or `masked`; None reads it from the model's config.
+        quantization: `4bit` or `8bit` weights (bitsandbytes, GPU only); None keeps full precision.
     """
 
     def __init__(
@@ -89,8 +94,8 @@ class BaseModel:
         self.path, self.revision, self.kind = str(path), revision, kind
 
     def load(self) -> Base:
-        """Load in float32, frozen, in eval mode. Raises UserError when the path is no language model of this kind."""
-        quantized = _quantized(self.quantization)  # what is not there is said before anything is loaded
+        """Load the model in float32 and eval mode, and freeze it. Raises UserError if `path` holds no such model."""
+        quantized = _quantized(self.quantization)  # fail before the weights are loaded
         tokenizer, kind = self.tokens()
         with self._place() as (folder, options):
             options |= quantized
@@ -100,17 +105,17 @@ class BaseModel:
         return Base(model, tokenizer, model.name_or_path, weights_sha256(model), kind)
 
     def tokens(self) -> Tokens:
-        """Tokenizer and kind alone, which takes a fraction of a second. Raises UserError as `load` does."""
+        """Load the tokenizer and the kind alone, in a fraction of a second. Raises UserError as `load` does."""
         with self._place() as (folder, options):
-            config = AutoConfig.from_pretrained(folder, **options)  # the smallest file: a wrong path fails at once
+            config = AutoConfig.from_pretrained(folder, **options)  # the smallest file first: a wrong path fails fast
             tokenizer = _tokenizer(folder, self.revision, _changed(folder))
         if not tokenizer.is_fast:
-            raise UserError(f"model {self.path!r} has no fast tokenizer; debias needs one to find words in sentences")
+            raise UserError(f"model {self.path!r} has no fast tokenizer; debias needs one to locate words in sentences")
         return Tokens(tokenizer, self.kind or kind_of(config))
 
     @contextmanager
     def _place(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Folder or id and options of a load; what goes wrong with them is the user's error."""
+        """Folder or hub id, and the options to load from it. Turns loading errors into UserError."""
         transformers.utils.logging.disable_progress_bar()
         folder = _folder(self.path)
         try:
@@ -118,49 +123,49 @@ class BaseModel:
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"model {self.path!r} is neither a folder with a language model in safetensors format nor a "
-                f"model that could be fetched from the hub ({reason}); see `debias ls model`"
+                f"model {self.path!r} is neither a local folder with safetensors weights nor a model that the hub "
+                f"could deliver ({reason}); see `debias ls model`"
             ) from error
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(folder: str, revision: str | None, changed: tuple[int, ...]) -> Any:
-    """A tokenizer, kept for the process's next job.
+def _tokenizer(folder: str, revision: str | None, changed: tuple[int, ...]) -> PreTrainedTokenizerBase:
+    """A tokenizer, kept for the next job of this process.
 
-    What its Rust half caches in each thread outlives it: a fresh one for each job costs 9 MB that never come back.
+    Its Rust part keeps per-thread caches that are never freed, so a fresh one per job leaks 9 MB each time.
     """
     return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
 
 
 def _changed(folder: str) -> tuple[int, ...]:
-    """When the files of a local tokenizer were last written."""
+    """Modification times of a local tokenizer's files: a cached tokenizer must not outlive an edit."""
     place = Path(folder)
     files = sorted(p for p in place.iterdir() if p.suffix in (".json", ".txt")) if place.is_dir() else ()
     return tuple(p.stat().st_mtime_ns for p in files)
 
 
 def bf16_is_native() -> bool:
-    """Whether this processor has instructions for bfloat16; without them it is emulated, slowly."""
+    """Whether the CPU has bfloat16 instructions; without them bfloat16 is emulated and slow."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return platform.machine() == "arm64"  # Apple's processors have them
+        return platform.machine() == "arm64"  # Apple's chips have them
     return any(name in flags for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert", " bf16"))
 
 
 def _quantized(bits: str | None) -> dict[str, Any]:
-    """Options of a load. Raises UserError without a GPU or without bitsandbytes."""
+    """Options that load quantised weights. Raises UserError without a GPU or bitsandbytes."""
     if bits is None:
         return {}
     if not torch.cuda.is_available():
-        raise UserError(f"model.quantization={bits} needs a GPU, and there is none here; leave it out")
+        raise UserError(f"model.quantization={bits} needs a GPU, and this machine has none; remove it")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"model.quantization={bits} needs bitsandbytes; install it: pip install 'debias[quantization]'")
     return {"quantization_config": BitsAndBytesConfig(**QUANTIZATIONS[bits]), "device_map": {"": "cuda:0"}}
 
 
-def kind_of(config: Any) -> str:
-    """`causal` or `masked`, by the architecture that a config names, else by what its family can be loaded as."""
+def kind_of(config: PretrainedConfig) -> str:
+    """`causal` or `masked`: from the architecture that the config names, else from what the model family supports."""
     names = " ".join(getattr(config, "architectures", None) or [])
     if "MaskedLM" in names or "ForPreTraining" in names:
         return "masked"
@@ -169,32 +174,32 @@ def kind_of(config: Any) -> str:
     return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else "masked"
 
 
-def weights_sha256(model: nn.Module, prefix: str = "", wanted: Callable[[nn.Parameter], bool] = lambda _: True) -> str:
-    """SHA-256 over the names, shapes and bytes of the wanted parameters whose name contains `prefix`."""
+def weights_sha256(model: nn.Module, wanted: Callable[[nn.Parameter], bool] = lambda _: True) -> str:
+    """SHA-256 of the names, shapes and bytes of the `wanted` parameters."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if prefix in name and wanted(parameter):
+        if wanted(parameter):
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _folder(path: str) -> str:
-    """Folder or id that transformers loads."""
+    """Folder or hub id to give to transformers."""
     if path == bert_tiny.NAME:
         return str(bert_tiny.folder())
     return str(_converted(path)) if path in EMBEDDED else path
 
 
 def _converted(name: str) -> Path:
-    """Folder with the embedded GGUF model dequantised to float32 safetensors, converted once and kept in the cache."""
+    """Folder of the embedded model, dequantised from GGUF to float32 safetensors once and kept in the cache."""
     asset = assets.ASSETS[name]
     folder = assets.cache_dir() / "models" / f"{name}-{asset.sha256[:12]}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if folder.is_dir():  # another process was faster
+        if folder.is_dir():  # another process converted it while this one waited
             return folder
         remove_unfinished(folder.parent, folder.name)
         source = assets.locate(name)
@@ -202,7 +207,7 @@ def _converted(name: str) -> Path:
         where: dict[str, Any] = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
         loaded = AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where)
         config = AutoConfig.from_pretrained(**where)
-        # `save_pretrained` refuses a model that says it is quantised: rebuild it from a config that does not.
+        # `save_pretrained` refuses a model whose config says it is quantised: rebuild it from one that does not.
         config.__dict__.pop("quantization_config", None)
         config.dtype = torch.float32
         model = AutoModelForCausalLM.from_config(config)

@@ -1,9 +1,7 @@
-"""Bottleneck adapters (Houlsby et al. 2019; Pfeiffer et al. 2021) as a PEFT tuner, which PEFT does not have.
+"""Bottleneck adapters (Houlsby et al. 2019; Pfeiffer et al. 2021) for PEFT, which has none.
 
-Importing this module makes PEFT know the method `BOTTLENECK`: `peft.get_peft_model`, `PeftModel.from_pretrained` and
-everything built on them work as for PEFT's own. Its `register_peft_method` takes members of the enum `PeftType` alone,
-and an enum with members cannot be extended; so the four lines at the end write to the tables that it fills. They are
-looked up by the text that stands in `adapter_config.json`, and the members of `PeftType` are such texts themselves.
+Importing this module adds the method `BOTTLENECK` to PEFT: `peft.get_peft_model`, `PeftModel.from_pretrained` and
+everything built on them then work as for PEFT's own methods.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from debias.models import targets
@@ -24,16 +23,16 @@ BOTTLENECK = "BOTTLENECK"
 
 @dataclass
 class BottleneckConfig(PeftConfig):
-    """Where bottlenecks stand and how narrow they are.
+    """Where bottlenecks are inserted and how narrow they are.
 
     Args:
-        target_modules: `pfeiffer` (after each feed-forward block), `houlsby` (after attention as well), or the linear
-            modules behind which one stands: names or a regular expression.
+        target_modules: linear modules to put a bottleneck after: `pfeiffer` (each feed-forward block), `houlsby`
+            (attention too), module names or a regular expression.
         reduction_factor: width of the model / width of the bottleneck.
         non_linearity: any activation of transformers, such as `relu`, `gelu` or `silu`.
-        dropout: share of the bottleneck's inputs that training leaves out.
-        exclude_modules: names or a regular expression of modules to leave alone.
-        modules_to_save: further modules to train whole, as in PEFT's own methods.
+        dropout: on the bottleneck's input, in training only.
+        exclude_modules: module names or a regular expression that get no bottleneck.
+        modules_to_save: other modules to train in full, as in PEFT's own methods.
     """
 
     target_modules: list[str] | str | None = "pfeiffer"
@@ -47,11 +46,11 @@ class BottleneckConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = BOTTLENECK
         if self.non_linearity not in ACT2FN:
-            raise ValueError(f"adapter.non_linearity={self.non_linearity!r} is no activation of transformers")
+            raise ValueError(f"adapter.non_linearity={self.non_linearity!r} is not an activation of transformers")
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """A linear layer y = f(x) that gives y + up(act(down(y))); of several active adapters the additions add up."""
+    """y = f(x) becomes y + up(act(down(y))); several active adapters each add their term."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("bottleneck_dropout", "bottleneck_act")
@@ -64,7 +63,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
 
     def add(self, adapter: str, config: BottleneckConfig) -> None:
-        """Put a bottleneck here that changes nothing yet: its upper half is zero."""
+        """Add a bottleneck that changes nothing yet: up is zero, so training starts from the base's function."""
         width = targets.width(self.get_base_layer())
         narrow = max(1, int(width / config.reduction_factor))
         self.bottleneck_down[adapter] = nn.Linear(width, narrow)
@@ -77,7 +76,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output, and on it the active bottlenecks."""
+        """The base layer's output plus the active bottlenecks'."""
         y = self.base_layer(*args, **kwargs)
         return y if self.disable_adapters else y + sum(self._addition(a, y) for a in self.active_adapters)
 
@@ -90,21 +89,22 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         return up(self.bottleneck_act[adapter](down(x))).to(y.dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Cannot be: no weights of the base layer do what a non-linear function of its output does."""
-        raise ValueError("a bottleneck is not linear, so no weights of the base model can take its place")
+        """Always raises ValueError: f is linear and the bottleneck is not, so no weights of f can absorb it."""
+        raise ValueError("a bottleneck is not linear, so it cannot be merged into the base's weights")
 
 
 class BottleneckModel(BaseTuner):
-    """A model with bottlenecks behind the modules that the config names."""
+    """A model with a bottleneck after each module that the config names."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's interface)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        return peft_config  # no table of architectures: see below
+        return peft_config  # PEFT would look the modules up in a table of architectures; `_prepare_model` finds them
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        assert isinstance(model, PreTrainedModel)
         targets.resolve(peft_config, model)
 
     def _create_and_replace(
@@ -126,6 +126,8 @@ class BottleneckModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
 
 
+# `peft.register_peft_method` accepts members of the enum `PeftType` only, and an enum with members cannot be extended.
+# So write to the tables that it fills: PEFT looks methods up by the string in adapter_config.json (PeftType is a str).
 PEFT_TYPE_TO_CONFIG_MAPPING[BOTTLENECK] = BottleneckConfig  # type: ignore[index]
 PEFT_TYPE_TO_TUNER_MAPPING[BOTTLENECK] = BottleneckModel  # type: ignore[index]
 PEFT_TYPE_TO_PREFIX_MAPPING[BOTTLENECK] = BottleneckModel.prefix  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, where `torchrun` or `srun` started one for each device."""
+"""Rank and number of processes, when `torchrun` or `srun` started one per device."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def launched_rank() -> int:
-    """Number of this process; 0 writes the run folder and scores, the others help it to train."""
+    """Rank of this process. Rank 0 owns the run folder and evaluates; the others only share the training."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 def launched_processes() -> int:
-    """How many processes a launcher started for this job."""
+    """Number of processes that the launcher started for this job."""
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)

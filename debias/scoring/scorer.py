@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
+from torch import nn
 
 from debias.files import whole_file
 from debias.models.adapter import adapter_sha256, virtual_tokens
-from debias.models.base import Base, bf16_is_native
+from debias.models.base import Base, LanguageModel, bf16_is_native
 from debias.progress import bar
 from debias.records import Candidate, Scored, Tokens, UserError
 from debias.scoring import likelihood
@@ -46,10 +47,10 @@ class Scorer:
         self.base, self.adapted, self.precision, self.token_budget, self.cache, self.name = (
             base, adapted, precision, token_budget, cache, name,
         )  # fmt: skip
-        self.model = base.model if adapted is None else adapted
+        self.model: LanguageModel = base.model if adapted is None else adapted
         self.adapter_sha256 = "" if adapted is None or cache is None else adapter_sha256(adapted)
         if not getattr(base.model, "is_quantized", False):  # quantised weights stay as they are
-            self.model.to(PRECISIONS[precision])
+            nn.Module.to(self.model, PRECISIONS[precision])  # transformers' own `to` is typed wrongly
         if precision == "bf16" and self.device.type == "cpu" and not bf16_is_native():
             log.warning("this processor has no bfloat16 instructions: scoring.precision=bf16 is far slower than 32")
         self.layout = likelihood.choose_layout(self.model, base.kind)

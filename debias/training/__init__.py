@@ -1,1 +1,1 @@
-"""A frozen base and checked sentences in, an adapter that passed the gate out."""
+"""Train an adapter on a frozen base: objectives, batches, retention, checkpoints and the gate."""

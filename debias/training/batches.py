@@ -1,10 +1,9 @@
-"""The batches that an adapter is trained on: grouped by length, shuffled anew in every epoch, always the same."""
+"""Training batches: grouped by length, reshuffled every epoch, and the same in every run with the same seed."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -14,22 +13,21 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from debias.records import Batch, Scored
 from debias.scoring.layouts import Layout
 
-Texts = tuple[Scored, ...]  # the spans of an example: of the training sentence, and of its counterpart if there is one
+Texts = tuple[Scored, ...]  # the spans of one example: the training sentence, then its counterpart if there is one
 
 
 class SpanData(pl.LightningDataModule):
-    """Batches of spans; batch k of epoch e is always the same, however many devices share it.
+    """Training data as batches of spans.
 
     Args:
-        examples: what the objective wants scored: the same number of spans in each.
-        layout: how spans become a batch.
+        examples: spans of each example; all examples have the same number of them.
+        layout: turns spans into a batch.
         batch_size: examples per step and device.
         seed: of the order.
-        neutral: spans with nothing scored, on which the model is held to its base.
-        num_neutral: how many of them join each batch, per device.
-        mix_lengths: take the batches of an epoch in random order: the grouping begins with long sentences, which would
-            be all that a run sees that ends early in an epoch.
-        looks: whether there is a dev set to look at while training; the module knows what is in it.
+        neutral: neutral texts, where nothing is scored and only the KL term applies.
+        num_neutral: neutral texts to add to each batch, per device.
+        mix_lengths: shuffle the batches: otherwise a truncated epoch sees only the longest sentences.
+        has_dev_set: whether the module validates during training.
     """
 
     def __init__(
@@ -41,24 +39,25 @@ class SpanData(pl.LightningDataModule):
         neutral: Sequence[Scored] = (),
         num_neutral: int = 0,
         mix_lengths: bool = False,
-        looks: bool = False,
+        has_dev_set: bool = False,
     ) -> None:
         super().__init__()
         self.examples, self.layout, self.batch_size, self.seed = list(examples), layout, batch_size, seed
         self.neutral, self.num_neutral, self.mix_lengths = list(neutral), num_neutral, mix_lengths
-        self.looks = looks
+        self.has_dev_set = has_dev_set
 
     def batches(self, epoch: int, devices: int = 1) -> list[list[int]]:
-        """Numbers of the examples in each step of an epoch, on all devices; those past the last example are neutral.
+        """Indices of the texts in each step of an epoch, over all devices: examples first, then neutral texts.
 
-        The numbers of a device are every `devices`th of them, so that a step is the same whoever shares it.
+        An index of `len(examples)` or more is a neutral text. The order depends on seed and epoch alone, so a resumed
+        run reads what an uninterrupted one would.
         """
         size = self.batch_size * devices
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         lengths = [sum(len(span.ids) for span in texts) for texts in self.examples]
         order = list(LengthGroupedSampler(size, lengths=lengths, generator=generator))
         batches = [order[k : k + size] for k in range(0, len(order), size)]
-        if len(batches) > 1 and len(batches[-1]) < devices:  # every device needs one
+        if len(batches) > 1 and len(batches[-1]) < devices:  # every device needs an example in every step
             batches[-2:] = [batches[-2] + batches[-1]]
         if self.mix_lengths:
             batches = [batches[k] for k in torch.randperm(len(batches), generator=generator)]
@@ -69,7 +68,7 @@ class SpanData(pl.LightningDataModule):
         return batches
 
     def tokens_per_step(self, devices: int = 1, accumulated: int = 1) -> Iterator[int]:
-        """Tokens of the sentences read in step after step, without end; neutral spans do not count."""
+        """Tokens of training sentences in each optimiser step, without end. Neutral texts do not count."""
         for epoch in itertools.count():
             read = [
                 sum(len(span.ids) for i in batch if i < len(self.examples) for span in self.examples[i])
@@ -79,43 +78,46 @@ class SpanData(pl.LightningDataModule):
                 yield sum(read[k : k + accumulated])
 
     def train_dataloader(self) -> DataLoader[Texts]:
-        """The current epoch's batches, this device's share (`reload_dataloaders_every_n_epochs=1`)."""
+        """This device's share of the current epoch, from the batch on where an interrupted run stopped."""
         trainer = self.trainer
         assert trainer is not None
         steps = self.batches(trainer.current_epoch, trainer.world_size)
         mine = [_share(step, len(self.examples), trainer.global_rank, trainer.world_size) for step in steps]
-        sampler: Any = _From(mine, _read_before(trainer))
-        texts: Any = self.examples + [(span,) for span in self.neutral]
-        return DataLoader(texts, batch_sampler=sampler, collate_fn=self.lay)
+        loop = trainer.fit_loop
+        done = loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0
+        texts = self.examples + [(span,) for span in self.neutral]
+        return DataLoader(texts, batch_sampler=_Resumed(mine, done), collate_fn=self.lay)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> list[DataLoader[int]]:
-        """One batch that means: look at the dev set now."""
-        return [DataLoader([0])] if self.looks else []  # type: ignore[arg-type]
+        """One dummy batch, so that Lightning calls `validation_step` once; the module holds the dev set itself."""
+        return [DataLoader([0])] if self.has_dev_set else []  # type: ignore[arg-type]
 
     def lay(self, chosen: Sequence[Texts]) -> Batch:
         """The spans of some examples as one batch."""
         return self.layout([span for texts in chosen for span in texts])
 
 
-class _From(list[list[int]]):
-    """All batches of an epoch, of which those before `start` were read by a process that was interrupted."""
+class _Resumed(list[list[int]]):
+    """All batches of an epoch, of which the first `done` are skipped.
 
-    def __init__(self, batches: list[list[int]], start: int) -> None:
+    The length stays that of the whole epoch: Lightning counts the skipped batches as read, and ends the epoch when the
+    count reaches the length.
+    """
+
+    def __init__(self, batches: list[list[int]], done: int) -> None:
         super().__init__(batches)
-        self.start = start
+        self.done = done
 
     def __iter__(self) -> Iterator[list[int]]:
-        return itertools.islice(super().__iter__(), self.start, None)
+        return itertools.islice(super().__iter__(), self.done, None)
 
 
 def _share(batch: list[int], num_examples: int, rank: int, devices: int) -> list[int]:
-    """What one device takes of a step: its share of the examples, and of the neutral spans."""
-    scored = [i for i in batch if i < num_examples]
+    """One device's share of a step.
+
+    Examples and neutral texts are dealt out separately, so that every device gets its part of both, and one step of
+    several devices holds the same texts as one step of a single device with the joint batch size.
+    """
+    examples = [i for i in batch if i < num_examples]
     neutral = [i for i in batch if i >= num_examples]
-    return scored[rank::devices] + neutral[rank::devices]
-
-
-def _read_before(trainer: pl.Trainer) -> int:
-    """Batches of this epoch that were read before the checkpoint from which training goes on."""
-    loop = trainer.fit_loop
-    return loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0
+    return examples[rank::devices] + neutral[rank::devices]

@@ -1,4 +1,4 @@
-"""What happens beside training: the loss curve, checkpoints, and when to stop."""
+"""Lightning callbacks: the loss curve, checkpoints on signals, and when to stop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LossCurve(Callback):
         self.path = path
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the rows up to the checkpoint, drop what a killed process wrote after it."""
+        """Keep the rows up to the checkpoint: a killed process may have written later ones, which will be repeated."""
         if not trainer.is_global_zero:
             return
         kept: list[dict[str, str]] = []
@@ -40,7 +40,7 @@ class LossCurve(Callback):
             writer.writerows(kept)
 
     def on_train_batch_start(self, *_: Any, **__: Any) -> None:
-        """Start the clock."""
+        """Start timing the step."""
         self.start = time.perf_counter()
 
     def on_train_batch_end(
@@ -62,20 +62,20 @@ class LossCurve(Callback):
 
 
 class StopAfter(Callback):
-    """Ends training after so many optimiser steps.
+    """Ends training after a number of optimiser steps.
 
-    Not by `max_steps`: with that Lightning 2.6 resumes in the epoch before the one that a checkpoint belongs to.
+    Lightning's own `max_steps` cannot be used: with it, Lightning 2.6 resumes one epoch too early.
     """
 
     def __init__(self, steps: int | None) -> None:
         self.steps = steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A process that died after the last step has nothing left to do."""
+        """Stop at once if the checkpoint is already at the last step."""
         self._stop(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """Stop in time."""
+        """Stop after the last step."""
         self._stop(trainer)
 
     def _stop(self, trainer: pl.Trainer) -> None:
@@ -84,37 +84,38 @@ class StopAfter(Callback):
 
 
 class SaveOnSignal(Callback):
-    """Writes a checkpoint when the process is asked to end (SIGTERM: Slurm, Kubernetes), after the batch at hand.
+    """Saves a checkpoint after the current batch when the process gets SIGTERM, as Slurm and Kubernetes send it.
 
-    Lightning then leaves the loop; the same command goes on with the next batch.
+    Lightning then leaves its loop, and the same command resumes with the next batch.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """Save once, in time."""
+        """Save if SIGTERM arrived during the batch."""
         if trainer.received_sigterm:
             trainer.save_checkpoint(self.path)
 
 
 class Diverged(Callback):
-    """Ends a run whose loss is no number any more, and keeps the adapter as it was when it still was one.
+    """Stops when the loss is NaN or inf and keeps the last finite adapter.
 
     Args:
-        keep: saves the adapter, and returns what to call the place.
-        every: steps between the states that are remembered.
+        gather: makes a sharded model whole, so that its adapter can be saved.
+        keep: saves the adapter and returns where.
+        every: steps between the copies of the adapter that are held in memory.
     """
 
-    def __init__(self, keep: Callable[[], Path] | None = None, every: int = 10) -> None:
-        self.keep, self.every = keep, every
-        self.good: dict[str, Tensor] = {}
+    def __init__(self, gather: Callable[[], None], keep: Callable[[], Path] | None = None, every: int = 10) -> None:
+        self.gather, self.keep, self.every = gather, keep, every
+        self.good: dict[str, Tensor] = {}  # the adapter's weights at `step`
         self.step = 0
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
-        """Raises UserError when the loss of any process is NaN or infinite."""
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Raises UserError if the loss of any process is NaN or inf."""
         broken = torch.isfinite(loss.detach()).logical_not().float()
-        if trainer.world_size > 1:  # all stop together, or the others would wait for the one that has stopped
+        if trainer.world_size > 1:  # all stop together, or the others would wait for the stopped one forever
             broken = trainer.strategy.reduce(broken, reduce_op="sum")
         if broken == 0:
             if trainer.global_step % self.every == 0:
@@ -122,30 +123,30 @@ class Diverged(Callback):
                 self.step = trainer.global_step
             return
         raise UserError(
-            f"the loss is no number any more at step {trainer.global_step + 1}: training diverged"
-            f"{self._kept(trainer, pl_module)}; "
-            "lower training.lr, raise training.warmup, or set trainer.gradient_clip_val=1, and overwrite=true"
+            f"the loss is NaN or inf at step {trainer.global_step + 1}: training diverged"
+            f"{self._kept(trainer, pl_module)}; lower training.lr, raise training.warmup or set "
+            "trainer.gradient_clip_val=1, and add overwrite=true"
         )
 
-    def _kept(self, trainer: pl.Trainer, module: Any) -> str:
-        """Save what is remembered; returns what to say of it. All processes take part, for each may hold a part."""
+    def _kept(self, trainer: pl.Trainer, module: pl.LightningModule) -> str:
+        """Save the last finite adapter; returns where, as words. All processes call it: each may hold a shard."""
         if not self.good or self.keep is None:
             return ""
         with torch.no_grad():
             for name, parameter in _trainable(module):
                 parameter.copy_(self.good[name])
-        module.gather()
+        self.gather()
         if not trainer.is_global_zero:
             return ""
         return f"; the adapter of step {self.step}, before it diverged, is in {self.keep()}"
 
 
-def _trainable(module: Any) -> Iterator[tuple[str, Tensor]]:
+def _trainable(module: pl.LightningModule) -> Iterator[tuple[str, Tensor]]:
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Checkpoints under a temporary name first: a killed process leaves the old one or the new one, never a torso."""
+    """Writes checkpoints under a temporary name, then renames: a killed process leaves the old or the new one whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write, then rename."""
@@ -154,4 +155,4 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def _int(text: str | None) -> float:
-    return int(text) if text and text.isdigit() else float("inf")  # a half-written last row is dropped
+    return int(text) if text and text.isdigit() else float("inf")  # drops a half-written last row

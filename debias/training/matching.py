@@ -1,4 +1,4 @@
-"""Fair comparisons between sources of different sizes: how many optimiser steps a run gets."""
+"""How many optimiser steps a run gets when sources of different sizes are compared."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 
 def steps_of_examples(examples: int, batch_size: int, epochs: int) -> int:
-    """Steps in which a source of this many examples is read `epochs` times."""
+    """Steps that `epochs` passes over this many examples take."""
     return epochs * math.ceil(examples / batch_size)
 
 
 def steps_of_tokens(tokens: float, tokens_per_step: Iterable[int]) -> int:
-    """Steps after which at least `tokens` tokens were read."""
+    """The first step after which at least `tokens` tokens have been read."""
     read = 0
     for step, count in enumerate(tokens_per_step, start=1):
         read += count

@@ -1,4 +1,13 @@
-"""The LightningModule around a frozen base with an adapter, and the trainer that fits it."""
+"""The LightningModule that trains an adapter on a frozen base, and the trainer that fits it.
+
+Only the adapter is trained; every weight of the base is frozen. The loss of a batch is
+
+    objective(scored tokens) + retention * KL(base || model) per unscored token
+
+The first term is what debiases. The second, retention, keeps the model close to its base by the KL term wherever
+nothing is to be learned: on the other tokens of the training sentences and on neutral text. The base's predictions come
+from the same model with its adapter switched off.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +16,13 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+import peft
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -19,87 +30,80 @@ from transformers import get_scheduler
 
 from debias.models.base import bf16_is_native
 from debias.models.ranks import launched_processes
-from debias.records import Batch, Encoded, Recipe, Scored, UserError, Watch
+from debias.records import Batch, Recipe, UserError, Watch
 from debias.scoring.likelihood import beside_base, span_logprobs
 from debias.training import sharding
 from debias.training.batches import SpanData
 from debias.training.callbacks import Diverged, LossCurve, SaveOnSignal, StopAfter, WholeFiles
-from debias.training.rank_allocation import callbacks_for
+from debias.training.objectives import Objective
+from debias.training.rank_allocation import RankAllocation
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.ckpt"
-BEST = "best.ckpt"
+CHECKPOINT = "checkpoint.ckpt"  # the state to resume from
+BEST = "best.ckpt"  # the best adapter on the dev set, for early stopping
 
-
-class Objective(Protocol):
-    """What the trainer needs of an objective (`debias/training/objectives.py`)."""
-
-    contrast: str | None
-    needs_base: bool
-
-    def span(self, text: Encoded) -> Scored:
-        """The tokens of a text that are scored."""
-
-    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and weight of each example."""
+DevScores = Callable[[peft.PeftModel], dict[str, float]]  # figures of a model on a dev set, by name
 
 
 class Spent(NamedTuple):
-    """What training took: optimiser steps, and positions read by this process (neutral text and padding included)."""
+    """What training took: optimiser steps, and positions that this process computed, neutral text and padding included.
+
+    A resumed run counts only its own positions.
+    """
 
     steps: int
     tokens: int
 
 
 class Debiaser(pl.LightningModule):
-    """Trains the adapter of a PEFT model on the log-probabilities of spans.
-
-    The base stays in eval mode, as Hugging Face loads it, so its own dropout is off; the adapter's dropout is on.
+    """Trains the adapter of a PEFT model.
 
     Args:
         model: a frozen base with a trainable adapter.
-        objective: what the loss is taken on.
-        recipe: how it is trained.
-        seed: of dropout.
-        steps: train for exactly that many optimiser steps; the recipe's epochs decide when empty.
-        look: figures of the model on a dev set, by name; only asked where `recipe.watch` says when.
+        objective: the loss on the scored tokens.
+        recipe: optimiser, schedule, retention and when to look at the dev set.
+        seed: of the adapter's dropout.
+        steps: number of optimiser steps; None trains for the recipe's epochs.
+        dev_scores: scores the model on a dev set, as often as `recipe.watch` says.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: peft.PeftModel,
         objective: Objective,
         recipe: Recipe,
         seed: int,
         steps: int | None = None,
-        look: Callable[[Any], dict[str, float]] | None = None,
+        dev_scores: DevScores | None = None,
     ) -> None:
         super().__init__()
+        # Hugging Face loads models in eval mode and Lightning leaves the mode alone, so the base's own dropout stays
+        # off, and base predictions are the same in every step. The adapter's new modules are in training mode.
         self.model, self.objective, self.recipe, self.seed, self.steps = model, objective, recipe, seed, steps
-        self.look = look
+        self.dev_scores = dev_scores
         self.epoch_loss = MeanMetric()
-        self.read = 0
-        self.strict_loading = False  # checkpoints hold the trainable part alone
-        self._gathered: Callable[[], Any] | None = None
+        self.read = 0  # positions computed so far
+        self.strict_loading = False  # checkpoints hold the adapter only
+        self._gathered: Callable[[], peft.PeftModel] | None = None
 
     def configure_model(self) -> None:
-        """Where the strategy divides a model among devices (trainer=fsdp), train a divided copy."""
+        """Under trainer=fsdp, replace the model by a sharded copy."""
         if self.device_mesh is not None and self._gathered is None:
             whole, self.model = self.model, sharding.sharded(self.model, self.device_mesh["data_parallel"])
             self._gathered = partial(sharding.gathered, self.model, whole)
 
     def gather(self) -> None:
-        """Make a divided model whole again, and leave any other as it is; all processes call it together."""
+        """Replace a sharded model by the whole one with the trained weights. All processes must call this together."""
         if self._gathered is not None:
             self.model, self._gathered = self._gathered(), None
 
     def on_train_end(self) -> None:
-        """What comes next needs the whole model."""
+        """The gate and the evaluation need the whole model."""
         self.gather()
 
     def training_step(self, batch: Batch) -> Tensor:
-        """Loss of one batch; the epoch's mean is weighted as the batch's."""
+        """Loss of one batch, in nats per scored token."""
         retention = self.recipe.retention
         if retention or self.objective.needs_base:
             beside = beside_base(self.model, batch, drift=bool(retention))
@@ -112,19 +116,20 @@ class Debiaser(pl.LightningModule):
         self.read += batch.input_ids_BT.numel()
         self.epoch_loss.update(loss.detach(), weight_B.sum())
         self.log("loss", loss, prog_bar=True, batch_size=len(loss_B), sync_dist=True)
-        done = {"steps": self.global_step + 1.0, "positions": float(self.read)}  # for `fit`, not for a logger
+        done = {"steps": self.global_step + 1.0, "positions": float(self.read)}  # read by `fit`
         self.log_dict(done, batch_size=1, logger=False)
         return loss
 
     def _losses(self, batch: Batch, logprob_S: Tensor, base_S: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and weight of each example; neutral spans, which score nothing, belong to none."""
+        """Loss and weight of each example. Neutral texts have no scored tokens and belong to no example."""
         scored_S = batch.num_tokens_S > 0
         texts = 1 if self.objective.contrast is None else 2
         of_examples = (t[scored_S].view(-1, texts) for t in (logprob_S, base_S, batch.num_tokens_S))
         return self.objective.losses(*of_examples)
 
     def _mean(self, total: Tensor, weight: Tensor) -> Tensor:
-        """Weighted mean over the examples of all devices; devices' gradients are averaged, hence the factor."""
+        """Weighted mean over the examples of all devices, such that the mean of the devices' gradients is right."""
+        # DDP averages gradients, so multiply by the world size: each device divides by 1 / devices of the total weight.
         devices = self.trainer.world_size
         weight = weight.detach().sum().float()
         if devices > 1:
@@ -137,14 +142,14 @@ class Debiaser(pl.LightningModule):
         self.epoch_loss.reset()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Look at the dev set."""
-        assert self.look is not None
-        figures = {f"dev_{name}": value for name, value in self.look(self.model).items()}
+        """Score the model on the dev set."""
+        assert self.dev_scores is not None
+        figures = {f"dev_{name}": value for name, value in self.dev_scores(self.model).items()}
         self.log_dict(figures, prog_bar=True, batch_size=1)
         log.info("step %d: %s", self.global_step, ", ".join(f"{k} {v:.1f}" for k, v in figures.items()))
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the adapter's parameters with a schedule by step."""
+        """AdamW on the adapter's parameters; the learning rate changes with every step."""
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=self.recipe.lr, weight_decay=self.recipe.weight_decay)
         steps = self.steps or int(self.trainer.estimated_stepping_batches)
@@ -152,30 +157,30 @@ class Debiaser(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout depends on seed, step and device alone, so that a resumed run draws what an undisturbed one would."""
+        """Seed dropout from seed, step and rank alone, so that a resumed run draws what an uninterrupted one would."""
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trainable part alone."""
+        """Drop the frozen base: it is the same before and after, and would make every checkpoint as large as itself."""
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
 
 
 def make_trainer(precision: str = "auto", **options: Any) -> pl.Trainer:
-    """A Lightning trainer; `precision="auto"` is bf16-mixed on a GPU that has it, else 32-true.
+    """A Lightning trainer. Raises UserError if this machine lacks the requested devices.
 
-    On the CPU float32 is the default even where bfloat16 has instructions of its own: the products of a small model on
-    a hundred tokens are too small to gain from them (docs/decisions.md has the measurement).
-
-    Raises UserError where a device is asked for that is not there.
+    Args:
+        precision: any of Lightning's, or `auto`: bf16-mixed on a GPU with bfloat16, else 32-true. CPUs get float32 even
+            if they have bfloat16 instructions: the matrices of a small model are too small to gain (docs/decisions.md).
+        options: of `pytorch_lightning.Trainer`.
     """
     on_gpu = torch.cuda.is_available() and options.get("accelerator") != "cpu"
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
     elif precision.startswith("bf16") and not on_gpu and not bf16_is_native():
-        log.warning("this processor has no bfloat16 instructions: %s may be a hundred times slower than 32", precision)
+        log.warning("this CPU has no bfloat16 instructions: %s may be a hundred times slower than 32-true", precision)
     if options.get("strategy") == "ddp" and launched_processes() < 2:
-        options["strategy"] = "ddp_spawn"  # the processes are ours to start, and the command line is not run again
+        options["strategy"] = "ddp_spawn"  # Lightning's `ddp` would run the command line again in each process
     if options.get("strategy") == "fsdp":
         options["strategy"] = sharding.strategy()
     terminal = sys.stderr.isatty()
@@ -185,7 +190,7 @@ def make_trainer(precision: str = "auto", **options: Any) -> pl.Trainer:
         return pl.Trainer(precision=precision, enable_progress_bar=terminal, **options)  # type: ignore[arg-type]
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the trainer cannot be had here ({reason}); trainer=cpu works everywhere") from error
+        raise UserError(f"this trainer does not work here ({reason}); trainer=cpu works everywhere") from error
 
 
 def fit(
@@ -194,26 +199,27 @@ def fit(
     make_trainer: Callable[..., pl.Trainer],
     folder: Path,
     keep: Callable[[], Path] | None = None,
-    logger: Any = False,
+    logger: Logger | bool = False,
 ) -> Spent:
-    """Train to the end, the recipe's epochs or `module.steps`, from the folder's checkpoint if there is one.
+    """Train the adapter, from the folder's checkpoint if there is one.
 
     Args:
-        keep: saves the adapter of a run that diverged, as it was before, and returns where.
-        logger: of Lightning, which is told the loss and the learning rate beside train.csv.
+        keep: saves the last finite adapter if the loss becomes NaN or inf, and returns where.
+        logger: gets the loss and the learning rate, which also go to train.csv.
 
-    Raises KeyboardInterrupt on Ctrl-C and SIGTERM (Lightning would leave with exit status 1).
+    Raises KeyboardInterrupt on Ctrl-C and SIGTERM (Lightning would exit with status 1).
     """
-    checkpoint, recipe = folder / CHECKPOINT, module.recipe
-    watch = recipe.watch if module.look is not None and recipe.watch.every else None
+    checkpoint, recipe, tuner = folder / CHECKPOINT, module.recipe, module.model.base_model
+    watch = recipe.watch if module.dev_scores is not None and recipe.watch.every else None
+    restores_best = watch is not None and watch.patience is not None
     trainer = make_trainer(
         max_epochs=recipe.epochs if module.steps is None else -1,
         callbacks=[
             LossCurve(folder / "train.csv"),
             StopAfter(module.steps),
             SaveOnSignal(checkpoint),
-            Diverged(keep),
-            *callbacks_for(module.model),
+            Diverged(module.gather, keep),
+            *([RankAllocation(tuner, module.steps, restores_best)] if isinstance(tuner, peft.AdaLoraModel) else ()),
             ModelCheckpoint(folder, checkpoint.stem, save_top_k=1, every_n_epochs=1, enable_version_counter=False),
             *(_watching(watch, folder) if watch else ()),
         ],
@@ -231,19 +237,19 @@ def fit(
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None, weights_only=True)
     except (SystemExit, SIGTERMException) as error:
         raise KeyboardInterrupt from error
-    if trainer.is_global_zero:  # of several processes one saves and tidies up
+    if trainer.is_global_zero:
         if (best := folder / BEST).is_file():
-            module.load_state_dict(torch.load(best, weights_only=True)["state_dict"], strict=False)  # the adapter alone
+            module.load_state_dict(torch.load(best, weights_only=True)["state_dict"], strict=False)  # adapter only
             best.unlink()
         checkpoint.unlink(missing_ok=True)
-    found = trainer.callback_metrics  # a trainer that ran in other processes knows its steps from here alone
+    found = trainer.callback_metrics  # under ddp_spawn, the only counters that come back from the processes
     return Spent(int(found.get("steps", 0)), int(found.get("positions", 0)))
 
 
 def _watching(watch: Watch, folder: Path) -> list[pl.Callback]:
-    """Callbacks that stop at a dev score: overshoot guard and early stopping."""
+    """Callbacks that stop training by dev scores."""
     callbacks: list[pl.Callback] = []
-    if watch.stop_at is not None:
+    if watch.stop_at is not None:  # stop at the threshold; the patience is never reached
         callbacks.append(
             EarlyStopping("dev_SS", mode="min", stopping_threshold=watch.stop_at, patience=10**9, verbose=False)
         )

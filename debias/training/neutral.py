@@ -1,11 +1,15 @@
-"""Neutral text: what a model is held to its base on, and is never taught."""
+"""Neutral text: the model is not trained to predict it, only kept close to the base on it by the KL term.
+
+The KL term also covers the unscored tokens of training sentences, but those are few and all of one kind. Neutral text
+shows the model being trained what the base says in general.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock
@@ -20,25 +24,29 @@ from debias.records import Masked, Scored, Span, UserError
 from debias.scoring.spans import start_id
 
 
-class Neutral(Protocol):
-    """What training needs of neutral text."""
+class NeutralText(Protocol):
+    """A source of neutral text."""
 
     def spans(self, base: Base, start_token: bool) -> list[Scored]:
-        """Texts in which nothing is scored."""
+        """Texts with no scored tokens.
+
+        Args:
+            start_token: whether training sentences begin with the model's start token; sources may follow them.
+        """
 
 
 class Wikipedia:
     """Wikipedia sentences about professions (BOLD, Dhamala et al. 2021).
 
     Args:
-        longest: tokens of a sentence; what is longer is cut.
+        longest: sentences are cut after this many tokens.
     """
 
     def __init__(self, longest: int = 32) -> None:
         self.longest = longest
 
     def spans(self, base: Base, start_token: bool) -> list[Scored]:
-        """The sentences, in which nothing is scored."""
+        """The sentences, with no scored tokens."""
         sentences = list(read_passages("bold-professions"))
         if base.kind == "masked":
             texts = base.tokenizer(sentences, truncation=True, max_length=self.longest).input_ids
@@ -48,21 +56,21 @@ class Wikipedia:
         return [_unscored((*front, *ids[: self.longest])) for ids in texts if len(ids) > 1]
 
 
-class OwnText:
-    """What the base model writes when it is asked for nothing: samples of its own distribution.
+class SelfGenerated:
+    """Self-generated text: samples from the base model itself, without a prompt.
 
-    On them the retention term estimates KL(base || model) over whatever the base would say, of any kind of text, and no
-    other data is needed (self-synthesised rehearsal: Huang et al. 2024). They are written once for each model and kept
-    in the cache.
+    For whole texts, KL(base || model) is the mean over x ~ base of sum_t KL(base(. | x_<t) || model(. | x_<t)). So the
+    base's own samples are the texts to take the KL term on: they cover whatever the base would say, and need no other
+    data (self-synthesised rehearsal, Huang et al. 2024). They are generated once per model and kept in the cache.
 
     Args:
-        n: samples.
-        longest: tokens of a sample.
-        start: what a sample begins with; the model's start token when empty.
-        top_p: share of the probability that tokens are drawn from (nucleus sampling); 1 is the model's distribution,
-            less leaves its noise out.
-        seed: of the samples.
-        batch_size: samples that are written together.
+        n: number of samples.
+        longest: most new tokens of a sample.
+        start: text that every sample begins with; None uses the model's start token.
+        top_p: nucleus sampling: draw from the likeliest tokens that hold this share of the probability. 1 samples from
+            the model's full distribution; less cuts the noise of its tail.
+        seed: of the sampling.
+        batch_size: samples generated at a time.
     """
 
     def __init__(
@@ -82,38 +90,40 @@ class OwnText:
         self.seed, self.batch_size = seed, batch_size
 
     def spans(self, base: Base, start_token: bool) -> list[Scored]:
-        """The samples, in which nothing is scored; a sample has its beginning whatever `start_token` is.
+        """The samples, with no scored tokens. They begin with `start` whatever `start_token` is.
 
-        Raises UserError for a masked model, which writes no text.
+        Raises UserError for a masked model, which cannot generate.
         """
         if base.kind == "masked":
-            raise UserError("a masked model writes no text of its own; choose neutral=wikipedia")
+            raise UserError("a masked model cannot generate text; choose neutral=wikipedia")
         key = repr((base.sha256, self.n, self.longest, self.start, self.top_p, self.seed, self.batch_size))
-        path = assets.cache_dir() / "own_text" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+        path = assets.cache_dir() / "self_generated" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # runs that start together wait for the first
+        with FileLock(path.with_suffix(".lock")):  # runs that start together: one generates, the others wait
             samples = _kept(path)
             if samples is None:
                 remove_unfinished(path.parent, path.name)
-                samples = self._write(base)
+                samples = self._generate(base)
                 write_text(path, json.dumps(samples))
         return [_unscored(tuple(ids)) for ids in samples]
 
     @torch.inference_mode()
-    def _write(self, base: Base) -> list[list[int]]:
-        """Token ids of each sample, ended where the model ended it; none that it ended at once."""
+    def _generate(self, base: Base) -> list[list[int]]:
+        """Token ids of each sample, up to the model's end token. Drops samples of fewer than two new tokens."""
+        model: Any = base.model  # transformers does not type `generate` for PreTrainedModel
         front = torch.tensor(
             [base.tokenizer.encode(self.start, add_special_tokens=False) if self.start else [start_id(base.tokenizer)]]
         )
-        ends = base.model.generation_config.eos_token_id
+        ends = model.generation_config.eos_token_id
         stop = {token for token in (ends if isinstance(ends, list) else [ends]) if token is not None}
         samples: list[list[int]] = []
         batches = range(0, self.n, self.batch_size)
         with placed(base.model), torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            for first in bar("writing neutral text")(batches, len(batches)):
-                begin_BT = front.expand(min(self.batch_size, self.n - first), -1).to(base.model.device)
-                answer_BT = base.model.generate(
+            for first in bar("generating neutral text")(batches, len(batches)):
+                begin_BT = front.expand(min(self.batch_size, self.n - first), -1).to(model.device)
+                # Temperature and top-k are stated because the model's own generation config may set others.
+                answer_BT = model.generate(
                     begin_BT, attention_mask=torch.ones_like(begin_BT), do_sample=True, temperature=1.0, top_k=0,
                     top_p=self.top_p, max_new_tokens=self.longest, pad_token_id=min(stop, default=0),
                 )  # fmt: skip
@@ -122,23 +132,18 @@ class OwnText:
 
 
 class ByKind:
-    """The base's own text where it writes any, else another.
+    """One source for causal models, another for masked ones, which cannot generate text."""
 
-    Args:
-        causal: for causal models.
-        masked: for masked models.
-    """
-
-    def __init__(self, causal: Neutral, masked: Neutral) -> None:
+    def __init__(self, causal: NeutralText, masked: NeutralText) -> None:
         self.of_kind = {"causal": causal, "masked": masked}
 
     def spans(self, base: Base, start_token: bool) -> list[Scored]:
-        """What fits the kind of the base."""
+        """The texts of the source for this kind of model."""
         return self.of_kind[base.kind].spans(base, start_token)
 
 
 def _until(ids: list[int], start: int, stop: set[int]) -> list[int]:
-    """The ids before the first that ends a text."""
+    """The ids before the first end token after `start`."""
     end = next((k for k in range(start, len(ids)) if ids[k] in stop), len(ids))
     return ids[:end]
 

@@ -1,17 +1,18 @@
-"""What the loss is taken on: log-probabilities of spans -> loss.
+"""Objectives: log-probabilities of spans -> loss.
 
-An objective says which text stands beside a training sentence (`contrast`: none, or a kind of
-`debias/training/pairs.py`), which of their tokens are scored (`span`), and what is made of the log-probabilities
-(`losses`): the loss of each example and its weight. The loss of a batch is the weighted mean. All
-figures are in nats.
+An objective decides three things: what a training sentence is compared with (`contrast`), which tokens are scored
+(`span`), and how log-probabilities become losses (`losses`). The loss of a batch is the weighted mean of its examples'
+losses, in nats. Retention, the KL term that keeps the model close to its base, is not part of an objective: the
+training module adds it to any of them.
 
-Shapes: B examples, K texts of an example: the training sentence, then its counterpart if there is one.
+Shapes: B examples, K texts per example (the training sentence, then its counterpart if there is one).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,15 +21,28 @@ from torch.nn.functional import logsigmoid
 from debias.records import Encoded, Masked, Scored, Span, UserError
 
 
-class Attribute:
-    """The attribute's tokens and nothing else (Han et al. 2024, section 3).
+class Objective(Protocol):
+    """What training needs to know about a loss."""
 
-    Causal models predict them from what precedes them; masked models from the rest of the sentence, with all of them
-    masked at once. The labels are the true tokens.
+    contrast: str | None  # what a sentence is compared with, a key of `pairs.CONTRASTS`; None: nothing
+    needs_base: bool  # whether the loss depends on the base's log-probabilities
+
+    def span(self, text: Encoded) -> Scored:
+        """The tokens of a text whose log-probability enters the loss."""
+
+    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and weight of each example, both of shape (B,)."""
+
+
+class Attribute:
+    """Loss on the attribute's tokens alone (Han et al. 2024, section 3).
+
+    A causal model predicts them from the tokens before; a masked model from the rest of the sentence, with all of the
+    attribute's tokens masked at once. The labels are the true tokens.
 
     Args:
-        margin: an attribute is learned no further once it is that much likelier than under the base, in nats per token;
-            the paper has no such bound.
+        margin: stop learning an attribute once it is this much likelier than under the base, in nats per token. The
+            paper has no such bound.
     """
 
     contrast: str | None = None
@@ -40,34 +54,34 @@ class Attribute:
         self.needs_base = margin is not None
 
     def span(self, text: Encoded) -> Scored:
-        """Causal: the sentence up to the attribute's last token, for what follows cannot change the likelihood.
-
-        Plain text is an attribute from end to end; its first token has nothing before it but the start token, if any.
-        """
+        """The attribute's tokens and the context that they are predicted from."""
         if text.mask is None:
+            # What follows the attribute cannot change its likelihood, so the sentence is cut there. In plain text the
+            # attribute is the whole text; its first token is scored only if a start token precedes it.
             return Span(text.ids[: text.stop], max(text.start, 1))
         at = tuple(range(text.start, text.stop))
-        if len(text.ids) - len(at) <= 2:  # nothing is left but the special tokens
+        if len(text.ids) - len(at) <= 2:  # only the two special tokens would stay unmasked
             raise UserError(
-                "a masked model learns an attribute from the rest of its sentence, and this data has none (it is plain "
-                "text); choose objective=language_model, or data with attributes: data=targeted, data=general"
+                "a masked model predicts an attribute from the rest of its sentence, and this data has no attributes "
+                "(it is plain text); choose objective=language_model, or data=targeted or data=general"
             )
         hidden = (*text.ids[: text.start], *[text.mask] * len(at), *text.ids[text.stop :])
         return Masked(hidden, at, text.ids[text.start : text.stop])
 
     def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of each attribute; it weighs as much as it has tokens."""
+        """Negative log-likelihood of each attribute, weighted by its tokens: the batch loss is a mean per token."""
         loss_B = -logprob_BK[:, 0]
         if self.margin is not None:
+            # A hinge: the gradient is zero once log p >= log p_base + margin, so no attribute is pushed towards p = 1.
             bound_B = base_BK[:, 0] + self.margin * num_tokens_BK[:, 0]
             loss_B = (bound_B - logprob_BK[:, 0]).clamp(min=0)
         return loss_B, num_tokens_BK[:, 0]
 
 
 class AsPublished(Attribute):
-    """The paper's notebook for masked models, whose labels are the mask token itself: to reproduce it, not to use it.
+    """The paper's notebook as it is. For masked models its labels are the mask token: use it only to reproduce.
 
-    For causal models it is `Attribute`, as in the notebook.
+    For causal models it equals `Attribute`.
     """
 
     def span(self, text: Encoded) -> Scored:
@@ -79,26 +93,26 @@ class AsPublished(Attribute):
 
 
 class Unlikelihood(Attribute):
-    """The attribute's tokens made less likely (Welleck et al. 2020, eq. 4): the reverse of `Attribute`.
+    """Make the attribute less likely (Welleck et al. 2020, eq. 4): the reverse of `Attribute`.
 
-    Unlike the negative of a log-likelihood it is bounded below, by 0, and its gradient vanishes as p does.
+    Unlike a negated log-likelihood, this loss is bounded below by 0, and its gradient vanishes as p goes to 0.
     """
 
     def __init__(self) -> None:
         super().__init__()
 
     def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """-log(1 - p) for each token, p being the geometric mean of the tokens of the attribute."""
+        """-log(1 - p) per token, where p is the geometric mean of the probabilities of the attribute's tokens."""
         num_B = num_tokens_BK[:, 0]
         p_B = (logprob_BK[:, 0] / num_B).exp().clamp(max=1 - 1e-6)
         return -torch.log1p(-p_B) * num_B, num_B
 
 
 class LanguageModel(Attribute):
-    """Every token: ordinary fine-tuning, as CDA and plain text are trained.
+    """Loss on every token: ordinary fine-tuning, which CDA and plain text use.
 
     Args:
-        share: of a masked model's tokens that are masked; which ones is drawn from the sentence, always the same.
+        share: share of tokens to mask for a masked model. A sentence always gets the same mask.
     """
 
     def __init__(self, share: float = 0.15) -> None:
@@ -106,10 +120,11 @@ class LanguageModel(Attribute):
         self.share = share
 
     def span(self, text: Encoded) -> Scored:
-        """Causal: the whole sentence from its second token on. Masked: a share of its tokens, at least one."""
+        """Causal: every token after the first. Masked: a share of the tokens, at least one."""
         if text.mask is None:
             return Span(text.ids, 1)
-        inner = range(1, len(text.ids) - 1)  # without the special tokens at both ends
+        inner = range(1, len(text.ids) - 1)  # not the special tokens at both ends
+        # Random order by hash: depends on the sentence alone, not on epoch, batch or process, so a resumed run agrees.
         draw = {k: hashlib.sha256(repr((text.ids, k)).encode()).digest() for k in inner}
         at = tuple(sorted(sorted(inner, key=draw.__getitem__)[: max(1, round(self.share * len(inner)))]))
         hidden = tuple(text.mask if k in at else token for k, token in enumerate(text.ids))
@@ -117,7 +132,7 @@ class LanguageModel(Attribute):
 
 
 class Equalise(Attribute):
-    """The attribute made equally likely about another group: the sentence, and the same with its target swapped."""
+    """Make the attribute equally likely for two groups: the sentence, and the same with the group's words swapped."""
 
     contrast = "group"
 
@@ -125,17 +140,17 @@ class Equalise(Attribute):
         super().__init__()
 
     def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared difference of the two mean log-probabilities per token; 0 where they are equal."""
+        """Squared difference between the two mean log-probabilities per token."""
         mean_BK = logprob_BK / num_tokens_BK
         loss_B = (mean_BK[:, 0] - mean_BK[:, 1]).square()
         return loss_B, torch.ones_like(loss_B)
 
 
 class Preference(Attribute):
-    """The anti-stereotype preferred to the stereotype, relative to the base (DPO, Rafailov et al. 2023, eq. 7).
+    """Prefer the anti-stereotype to the stereotype more than the base does (DPO, Rafailov et al. 2023, eq. 7).
 
     Args:
-        beta: how strongly the model is held to its base.
+        beta: weight of DPO's implicit KL term: higher keeps the model closer to its base.
     """
 
     contrast = "stereotype"
@@ -147,17 +162,17 @@ class Preference(Attribute):
         self.beta, self.needs_base = beta, True
 
     def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """-log sigmoid(beta ((a - base a) - (s - base s))) for anti-stereotype a, stereotype s: ln 2 at the start."""
+        """-log sigmoid(beta ((a - a_base) - (s - s_base))), a and s the two texts' log-probabilities; ln 2 at first."""
         gain_BK = logprob_BK - base_BK
         loss_B = -logsigmoid(self.beta * (gain_BK[:, 0] - gain_BK[:, 1]))
         return loss_B, torch.ones_like(loss_B)
 
 
 class PreferenceMargin(Attribute):
-    """The anti-stereotype preferred to the stereotype by a margin, and no further (a hinge).
+    """Prefer the anti-stereotype to the stereotype by a margin and no further (a hinge).
 
     Args:
-        by: the margin in nats per token; 0 aims at a model without preference.
+        by: the margin in nats per token; 0 aims for no preference either way.
     """
 
     contrast = "stereotype"
@@ -169,7 +184,7 @@ class PreferenceMargin(Attribute):
         self.by = by
 
     def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """What the anti-stereotype's mean log-probability per token lacks to stand `by` above the stereotype's."""
+        """max(0, by - (a - s)), a and s the two texts' mean log-probabilities per token."""
         mean_BK = logprob_BK / num_tokens_BK
         loss_B = (self.by - mean_BK[:, 0] + mean_BK[:, 1]).clamp(min=0)
         return loss_B, torch.ones_like(loss_B)

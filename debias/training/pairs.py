@@ -1,4 +1,4 @@
-"""What stands beside a training sentence in a comparison: the same about another group, or the stereotype."""
+"""Counterparts of training sentences, for objectives that compare: the same about another group, or the stereotype."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from debias.data.swapping import Swapper
 from debias.data.triplets import whole_word
 from debias.records import Triplet, UserError
 
-Texts = tuple[Triplet, ...]  # a training sentence, and its counterpart if there is one
+Texts = tuple[Triplet, ...]  # the training sentence, then its counterpart if there is one
 
 
 def paired(triplets: Sequence[Triplet], contrast: str | None) -> tuple[list[Texts], Counter[str]]:
-    """Each sentence with its counterpart, and how many have none, by reason.
+    """Each sentence with its counterpart, and how many sentences have none, by reason.
 
     Args:
-        contrast: `group` (words for the target's group swapped for another group's), `stereotype` (what the source
-            says the stereotype would be), or None: sentences stand alone.
+        contrast: `group` (the sentence with words for one group swapped for another's), `stereotype` (the sentence
+            with the stereotype that its record names), or None (no counterparts).
 
-    Raises UserError where no sentence has a counterpart.
+    Raises UserError if no sentence has a counterpart.
     """
     if contrast is None:
         return [(triplet,) for triplet in triplets], Counter()
@@ -35,18 +35,19 @@ def paired(triplets: Sequence[Triplet], contrast: str | None) -> tuple[list[Text
             pairs.append((triplet, other))
     if not pairs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise UserError(f"this objective compares sentences, and none has a counterpart ({reasons}); {remedy}")
+        raise UserError(f"this objective compares sentences, but none has a counterpart ({reasons}); {remedy}")
     return pairs, dropped
 
 
 def other_group(triplet: Triplet) -> Triplet | str:
-    """The sentence about another group, with the same attribute; or why there is none."""
+    """The sentence about another group with the same attribute, or the reason why there is none."""
     swapper = _swapper(triplet.bias)
     swapped = swapper.swap(triplet.sentence) if swapper else None
     if swapped is None:
-        return "no word for a group that can be swapped"
+        return "no swappable word for a group"
     if not triplet.attribute:
         return "plain text without an attribute"
+    # Swapping may change the sentence's length: find the attribute again by which of its occurrences it is.
     places = [[m.span() for m in whole_word(triplet.attribute).finditer(s)] for s in (triplet.sentence, swapped)]
     if len(places[0]) != len(places[1]) or (triplet.start, triplet.stop) not in places[0]:
         return "the attribute is swapped too"
@@ -55,9 +56,9 @@ def other_group(triplet: Triplet) -> Triplet | str:
 
 
 def stereotype(triplet: Triplet) -> Triplet | str:
-    """The sentence with the stereotype in the attribute's place; or why there is none."""
+    """The sentence with the stereotype in the attribute's place, or the reason why there is none."""
     if triplet.stereotype is None:
-        return "no stereotype beside the sentence"
+        return "no stereotype in the record"
     before, after = triplet.sentence[: triplet.start], triplet.sentence[triplet.stop :]
     return triplet._replace(
         sentence=f"{before}{triplet.stereotype}{after}",
@@ -70,7 +71,7 @@ CONTRASTS: dict[str, tuple[Callable[[Triplet], Triplet | str], str]] = {
     "group": (other_group, "choose data about gender, race or religion, or objective=attribute"),
     "stereotype": (
         stereotype,
-        'choose data=stereoset, or a file whose records have a "stereotype", the word in the attribute\'s place',
+        'choose data=stereoset, or a file whose records have a "stereotype", the word to put in the attribute\'s place',
     ),
 }
 

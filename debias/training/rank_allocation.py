@@ -1,6 +1,9 @@
-"""AdaLoRA's share in training: after each optimiser step it decides which ranks stay, and its factors stay orthogonal.
+"""AdaLoRA's part of the training loop (Zhang et al. 2023).
 
-PEFT leaves the first to the training loop, and adds the second to a loss that is computed inside the model only.
+AdaLoRA writes each weight change as P diag(lambda) Q and zeroes the lambdas that matter least, so that important layers
+keep more ranks. PEFT leaves two things to the training loop: calling `update_and_allocate` after every optimiser step,
+and the penalty that keeps P and Q orthogonal (PEFT adds it only to a loss that the model itself computes; ours is
+computed outside).
 """
 
 from __future__ import annotations
@@ -16,63 +19,66 @@ from torch import Tensor
 from debias.records import UserError
 
 
-def callbacks_for(model: Any) -> list[Callback]:
-    """What the adapter on a model needs to be told while it trains."""
-    return [RankAllocation(model.base_model)] if isinstance(model.base_model, AdaLoraModel) else []
-
-
 class RankAllocation(Callback):
-    """Moves the rank budget of an AdaLoRA model along its schedule, which is given in shares of the run's steps."""
+    """Moves AdaLoRA's rank budget along its schedule, which the config gives in shares of the run's steps.
 
-    averages = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # importance of each number, its running mean and uncertainty
+    Args:
+        model: the AdaLoRA model.
+        steps: optimiser steps of the run; None: those that the trainer estimates.
+        restores_best: whether the run will go back to its best adapter at the end.
+    """
 
-    def __init__(self, model: AdaLoraModel) -> None:
+    averages = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # importance of each weight, its running mean and uncertainty
+
+    def __init__(self, model: AdaLoraModel, steps: int | None, restores_best: bool) -> None:
         self.model, self.allocator = model, model.rankallocator
+        self.steps, self.restores_best = steps, restores_best
         self.config: Any = model.peft_config[model.trainable_adapter_name]
-        self.done = 0  # steps that were told
+        self.done = 0  # optimiser steps that the allocator has seen
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Now the number of steps is known. Raises UserError where the schedule does not fit into it."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Turn the schedule's shares into steps. Raises UserError if it does not fit into the run."""
         if pl_module.device_mesh is not None:
-            raise UserError("adapter=adalora moves ranks between layers and needs them whole; choose trainer=ddp")
-        total = int(pl_module.steps or trainer.estimated_stepping_batches)
+            raise UserError("adapter=adalora compares ranks across whole layers and cannot be sharded; use trainer=ddp")
+        total = int(self.steps or trainer.estimated_stepping_batches)
         first, last = (_steps(share, total) for share in (self.config.tinit, self.config.tfinal))
-        if first + last >= total or last > total - 2:  # the importance of ranks is not known before the second step
+        if first + last >= total or last > total - 2:  # the allocator knows no rank's importance before the second step
             raise UserError(
                 f"adapter.tinit and adapter.tfinal take {first} and {last} of the run's {total} steps, which leaves "
-                "none to move ranks in; lower them, or train longer"
+                "none for moving ranks; lower them, or train longer"
             )
-        if pl_module.look is not None and pl_module.recipe.watch.patience is not None:
+        if self.restores_best:
             raise UserError(
-                "adapter=adalora cannot go back to its best adapter, for its ranks have moved since; "
-                "leave training.watch.patience out (stop_at may stay)"
+                "adapter=adalora cannot go back to its best adapter, because its ranks have moved since; "
+                "remove training.watch.patience (training.watch.stop_at may stay)"
             )
         self.config.total_step, self.config.tinit, self.config.tfinal = total, first, last
         self.done = trainer.global_step
 
-    def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Add the gradient of the penalty; the loss curve does not show it."""
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the gradient of the orthogonality penalty. The loss curve does not include it."""
+        # This runs once for each accumulated batch, so each adds its share of one penalty per step.
         penalty = self.config.orth_reg_weight * self._distance() / trainer.accumulate_grad_batches
         if penalty.requires_grad:
             penalty.backward()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """After an optimiser step, while the gradients are still there."""
+        """Move ranks after an optimiser step, before the gradients are cleared: importance is |weight * gradient|."""
         if trainer.global_step > self.done:
             self.done = trainer.global_step
             self.model.update_and_allocate(self.done)
 
     def _distance(self) -> Tensor:
-        """Mean Frobenius distance of the factors' products with themselves from the identity (eq. 4)."""
+        """Mean of |P^T P - I| and |Q Q^T - I| over all factors, Frobenius norms (eq. 4 squares them; PEFT does not)."""
         factors = [p if "lora_A" in n else p.T for n, p in self.model.named_parameters() if _is_factor(n)]
         return torch.stack([torch.norm(f @ f.T - torch.eye(len(f), device=f.device)) for f in factors]).mean()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know beside the weights."""
+        """What a checkpoint needs beside the weights: the running means and the ranks that are left."""
         return {name: getattr(self.allocator, name) for name in self.averages} | {"ranks": self.config.rank_pattern}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up where a checkpoint was written."""
+        """Restore the state of a checkpoint."""
         for name in self.averages:
             setattr(self.allocator, name, state_dict[name])
         self.config.rank_pattern = state_dict["ranks"]

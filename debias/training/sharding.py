@@ -1,20 +1,20 @@
-"""A model divided among processes (FSDP), for a base that no device can train whole.
+"""FSDP: train a base that is too large for any one device (`trainer=fsdp`).
 
-Each process holds its part of every layer. A layer's weights come together when it computes and part again behind it,
-so that a device needs room for the parts, one layer and what the layers hand on. Training alone is divided: the model
-itself stays whole in the host's memory, takes the adapter back at the end, and is scored by the first process.
+Each process holds a shard of every layer. A layer's weights are gathered when it computes and freed afterwards, so a
+device needs room for its shards, one whole layer and the activations. Only training is sharded: the whole model stays
+in host memory, takes the trained weights back at the end, and is scored by rank 0.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import peft
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from transformers import PreTrainedModel
 
 from debias.models.ranks import launched_processes
 from debias.models.targets import layers
@@ -22,43 +22,46 @@ from debias.records import UserError
 
 
 def strategy() -> ModelParallelStrategy:
-    """Lightning's strategy for `Debiaser.configure_model`. Raises UserError where no launcher started the processes."""
+    """Lightning's strategy for `Debiaser.configure_model`. Raises UserError unless a launcher started the processes."""
     processes = launched_processes()
     if processes < 2:
         raise UserError(
-            "trainer=fsdp divides the model among processes that a launcher has started: "
+            "trainer=fsdp shards the model across processes that a launcher has started: "
             "torchrun --nproc-per-node 2 -m debias run trainer=fsdp (or srun)"
         )
     return ModelParallelStrategy(processes, 1, save_distributed_checkpoint=False)
 
 
-def sharded(model: peft.PeftModel, mesh: DeviceMesh) -> Any:
-    """A copy of a model, divided among the devices of a mesh. Raises UserError where its options cannot be divided."""
-    _check(model)
-    of_layers = (p for _, layer in layers(model.get_base_model()) for p in layer.parameters())
-    divided = copy.deepcopy(model, {id(p): p for p in of_layers})  # everything but the layers' weights
-    inside = divided.get_base_model()
-    for name, layer in list(layers(inside)):
-        own = copy.deepcopy(layer, {id(b): b for b in layer.buffers()})  # one layer at a time is held twice
-        inside.set_submodule(name, own)
-        fully_shard(own, mesh=mesh)
-    fully_shard(divided, mesh=mesh)
-    return divided
-
-
-def _check(model: peft.PeftModel) -> None:
-    if getattr(model.get_base_model(), "is_quantized", False):
-        raise UserError("trainer=fsdp cannot divide quantised weights; leave model.quantization out, or trainer=ddp")
+def sharded(model: peft.PeftModel, mesh: DeviceMesh) -> peft.PeftModel:
+    """A copy of the model, sharded across the mesh. Raises UserError for options that FSDP cannot handle."""
+    base = _base_of(model)
+    if getattr(base, "is_quantized", False):
+        raise UserError("trainer=fsdp cannot shard quantised weights; remove model.quantization, or use trainer=ddp")
     if getattr(model, "_compiled_call_impl", None) is not None:
-        raise UserError("trainer=fsdp does not go with training.compile=true; leave one of them out")
+        raise UserError("trainer=fsdp does not work with training.compile=true; remove one of them")
+    # `fully_shard` replaces parameters in place, and the whole model must survive: shard a copy. The copy first shares
+    # the layers' weights with the original (the memo of `deepcopy`), then each layer is copied and sharded in turn, so
+    # that no more than one layer is in memory twice.
+    of_layers = (p for _, layer in layers(base) for p in layer.parameters())
+    copied = copy.deepcopy(model, {id(p): p for p in of_layers})
+    copied_base = _base_of(copied)
+    for name, layer in list(layers(copied_base)):
+        own = copy.deepcopy(layer, {id(b): b for b in layer.buffers()})
+        copied_base.set_submodule(name, own)
+        fully_shard(own, mesh=mesh)
+    fully_shard(copied, mesh=mesh)
+    return copied
 
 
-def gathered(divided: Any, whole: peft.PeftModel) -> peft.PeftModel:
-    """The whole model with all that its divided copy holds, base included; every process must take part.
-
-    Only the first process gets the weights.
-    """
-    state = get_model_state_dict(divided, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+def gathered(shards: peft.PeftModel, whole: peft.PeftModel) -> peft.PeftModel:
+    """The whole model with the weights of its sharded copy. All processes must call this; rank 0 gets the weights."""
+    state = get_model_state_dict(shards, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if state:
         whole.load_state_dict(state)
     return whole
+
+
+def _base_of(model: peft.PeftModel) -> PreTrainedModel:
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    return base
