@@ -112,7 +112,7 @@ def test_the_folder_is_whole_and_its_card_is_honest(tmp_path: Path, capsys: pyte
     files = {path.name for path in (tmp_path / "model").iterdir()}
     assert files == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
     card = (tmp_path / "model/README.md").read_text(encoding="utf-8")
-    assert "no stand-in for BERT base" in card
+    assert "It does not replace BERT base" in card
     assert "{" not in card
     assert re.search(r"\| sentences \| [\d,]+ \| [\d,.]+ \| [\d.]+% \| [\d.]+% \| \d+ \|", card)
     printed = capsys.readouterr().out
