@@ -148,3 +148,112 @@ def test_403_without_a_filter_shows_the_servers_reason_first(tmp_path: Path) -> 
     with serving([Fault(403, error="Your region is not supported.")]) as server:
         shown = generate(server, tmp_path, status=1)
     assert "status 403: Your region is not supported.; this is what http://127.0.0.1" in " ".join(shown.err.split())
+
+
+# ---------------------------------------------------------------- a 4xx after answers
+
+AT_ONCE = {"Retry-After": "0"}
+TOO_LONG = Fault(400, AT_ONCE, error={"message": "This prompt is 9000 tokens long.", "code": "context_length_exceeded"})
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(400, AT_ONCE, error={"message": "Failed to validate JSON.", "code": "json_validate_failed"}),
+        Fault(404, AT_ONCE, error="model overloaded: no healthy upstream"),
+        Fault(403, AT_ONCE, error="busy"),
+    ],
+    ids=["json", "404", "403"],
+)
+def test_a_passing_4xx_is_repeated(fault: Fault, tmp_path: Path) -> None:
+    """Calls 4, 8 and 12 fail: ten answers take 13 calls."""
+    with serving(reply=writer, habit=every(4, fault)) as server:
+        generate(server, tmp_path)
+        assert server.counts.calls == 13
+        assert kinds(tmp_path) == {"sent": 13, "answered": 10, "declined": 3}
+        assert len(sentences(tmp_path)) == 60
+        assert_accounts_agree(server, tmp_path)
+
+
+def test_an_answer_that_fails_its_schema_is_asked_for_again_from_the_first_call_on(tmp_path: Path) -> None:
+    fault = Fault(400, AT_ONCE, error={"message": "Failed to generate JSON.", "code": "json_validate_failed"})
+    with serving([fault, fault], reply=writer) as server:
+        generate(server, tmp_path, "generate.n=6")
+        assert (server.counts.calls, len(sentences(tmp_path))) == (3, 6)
+
+
+def test_one_request_that_is_refused_is_skipped(tmp_path: Path) -> None:
+    """The second prompt is too long: it is asked three times in all, and the others are answered."""
+    with serving(reply=writer) as server:
+        server.habit = lambda number, body: TOO_LONG if number > 1 and body == server.counts.bodies[1] else None
+        shown = generate(server, tmp_path)
+        assert server.counts.calls == 14
+        assert kinds(tmp_path) == {"sent": 14, "answered": 11, "declined": 3, "given_up": 1}
+        assert "a request failed for good: status 400: This prompt is 9000 tokens long." in " ".join(shown.err.split())
+        assert "calls without a triplet: no answer" in shown.out
+        rows = sentences(tmp_path)
+        assert len(rows) == 60
+        generate(server, tmp_path)
+        assert (server.counts.calls, sentences(tmp_path)) == (14, rows)
+        assert_accounts_agree(server, tmp_path)
+
+
+def test_a_request_that_is_refused_first_in_the_next_launch_is_still_its_own_fault(tmp_path: Path) -> None:
+    """The ledger knows that these settings work."""
+    with serving(reply=writer) as server:
+        generate(server, tmp_path, "generate.n=6")
+        server.habit = lambda number, _: TOO_LONG if number <= 4 else None
+        generate(server, tmp_path, "generate.n=12")
+        assert kinds(tmp_path) == {"sent": 6, "answered": 3, "declined": 3, "given_up": 1}
+        assert len(sentences(tmp_path)) == 12
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(401), Fault(402), Fault(429, error={"message": "pay", "code": "insufficient_quota"})]
+)
+def test_an_account_that_ends_in_between_ends_the_run_and_nothing_is_lost(fault: Fault, tmp_path: Path) -> None:
+    with serving([None, None, fault], reply=writer) as server:
+        generate(server, tmp_path, status=1)
+        assert server.counts.calls == 3
+        generate(server, tmp_path)  # somebody has paid
+        assert server.counts.calls == 11
+        assert len(sentences(tmp_path)) == 60
+        assert_accounts_agree(server, tmp_path)
+
+
+def test_a_server_that_refuses_everything_from_now_on_ends_the_run(tmp_path: Path) -> None:
+    gone = Fault(404, AT_ONCE, error="gone")
+    with serving(reply=writer, habit=lambda number, _: gone if number > 2 else None) as server:
+        shown = generate(server, tmp_path, status=3)
+        assert server.counts.calls == 2 + 3 * 3  # three requests in a row, three times each
+        assert "requests in a row failed" in " ".join(shown.out.split())
+        assert "status 404: gone" in " ".join(shown.out.split())
+        assert len(sentences(tmp_path)) == 12
+
+
+def test_a_request_that_every_batch_refuses_is_skipped_after_three(tmp_path: Path) -> None:
+    words = ("llm.batch=true", "llm.batch_price_factor=1", "generate.n=12")
+    with serving(reply=writer) as server:
+        generate(server, tmp_path, *words, status=4)
+        first = json.loads(next(iter(server.files.values())).split(b"\n")[0])["body"]
+        server.habit = lambda _, body: TOO_LONG if body == first else None
+        for _ in range(2):
+            server.finish_batches()
+            generate(server, tmp_path, *words, status=4)
+        server.finish_batches()
+        generate(server, tmp_path, *words, status=4)
+        server.finish_batches()
+        generate(server, tmp_path, *words)
+        assert server.counts.batches == 4
+        assert kinds(tmp_path)["given_up"] == 1
+        assert len(sentences(tmp_path)) == 12
+        assert_accounts_agree(server, tmp_path)
+
+
+def test_a_batch_that_is_refused_as_a_whole_says_what_is_wrong(tmp_path: Path) -> None:
+    with serving(reply=writer, habit=every(1, Fault(404, error="no such model"))) as server:
+        generate(server, tmp_path, "llm.batch=true", "generate.n=12", status=4)
+        server.finish_batches()
+        shown = generate(server, tmp_path, "llm.batch=true", "generate.n=12", status=1)
+        assert "does not know llm.model=mock" in " ".join(shown.err.split())
+        assert server.counts.batches == 1

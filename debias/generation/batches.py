@@ -10,8 +10,8 @@ from typing import Literal
 import openai
 from openai.types import Batch
 
-from debias.generation.complaints import complaint_in, complaint_of, mistake, redacted, shown, unreachable
-from debias.generation.exchange import LLM, Answer, Question
+from debias.generation.complaints import Complaint, complaint_in, complaint_of, mistake, redacted, shown, unreachable
+from debias.generation.exchange import FILTERED, LLM, MAX_REFUSED, Answer, Question
 from debias.generation.ledger import Ledger
 from debias.records import UserError
 
@@ -29,26 +29,42 @@ class Batches:
         self.client, self.llm, self.ledger, self.base_url, self.secret = client, llm, ledger, base_url, secret
         self.patient = client.with_options(max_retries=llm.max_retries)  # for calls that do no harm when repeated
 
-    async def ask(self, missing: Mapping[str, Question], collect: Callable[[Answer], None]) -> tuple[str, str]:
-        """Fetch ended batches and submit what is still missing; returns why we stopped and the reason in words."""
+    async def ask(
+        self, missing: Mapping[str, Question], collect: Callable[[Answer], None], proven: bool
+    ) -> tuple[str, str]:
+        """Fetch ended batches and submit what is still missing; returns why we stopped and the reason in words.
+
+        Args:
+            proven: whether requests with the same settings have been answered before.
+        """
         try:
-            return await self._ask(missing, collect)
+            return await self._ask(missing, collect, proven)
         except openai.APIStatusError as error:
             raise self._told(error) from None  # the original error may quote the key
         except openai.APIConnectionError as error:
             raise unreachable(self.base_url, error) from None
 
-    async def _ask(self, missing: Mapping[str, Question], collect: Callable[[Answer], None]) -> tuple[str, str]:
+    async def _ask(
+        self, missing: Mapping[str, Question], collect: Callable[[Answer], None], proven: bool
+    ) -> tuple[str, str]:
+        complaints: list[Complaint] = []
         for tag, batch_id in list(self.ledger.memory.batches.items()):
             batch = await self._find(tag, batch_id)
             if batch is not None and batch.status not in ENDED:
                 return "batch", f"batch {batch.id} is {batch.status}{_progress(batch)}; run the same command later"
-            await self._end(tag, batch)
-        known = self.ledger.memory.answers
+            complaints += await self._end(tag, batch)
+        memory = self.ledger.memory
         for key in missing:
-            if key in known:
-                collect(known[key]._replace(cached=False))
-        left = {key: question for key, question in missing.items() if key not in known}
+            if key in memory.answers:
+                proven |= memory.answers[key].finish_reason != FILTERED
+                collect(memory.answers[key]._replace(cached=False))
+        if not proven and (told := next(filter(None, (mistake(c, self.llm, self.base_url) for c in complaints)), None)):
+            raise told  # as live: before the first answer a refusal means that the settings are wrong
+        refused = [key for key in missing if memory.refused.get(key, 0) >= MAX_REFUSED]
+        if refused:
+            log.warning("%d requests were refused in %d batches and are skipped", len(refused), MAX_REFUSED)
+            self.ledger.given_up(refused)
+        left = {k: question for k, question in missing.items() if k not in memory.answers and k not in refused}
         return await self._submit(left) if left else ("", "")
 
     async def _find(self, tag: str, batch_id: str | None) -> Batch | None:
@@ -61,13 +77,17 @@ class Batches:
                 return batch
         return None
 
-    async def _end(self, tag: str, batch: Batch | None) -> None:
-        """Record every result in the ledger; requests without one were not charged and will be asked again."""
+    async def _end(self, tag: str, batch: Batch | None) -> list[Complaint]:
+        """Record every result in the ledger and return the errors among them.
+
+        Requests without a result were not charged and will be asked again.
+        """
         status = "never submitted" if batch is None else batch.status
+        complaints: list[Complaint] = []
         for file_id in [] if batch is None else [batch.output_file_id, batch.error_file_id]:
             if file_id is not None:
                 content = await self.patient.files.content(file_id)
-                self._store(tag, content.text)
+                complaints += self._store(tag, content.text)
         left = list(self._attempts(tag).values())
         if left:
             log.warning("%d requests of a batch have no result (%s)", len(left), status)
@@ -79,14 +99,16 @@ class Batches:
             raise UserError(
                 f"batch {batch.id} failed ({reason[:200] or 'no reason given'}); run again to submit another"
             )
+        return complaints
 
     def _attempts(self, tag: str) -> dict[str, str]:
         """Calls of a batch that have no result yet, as key -> attempt."""
         return {sent.key: attempt for attempt, sent in self.ledger.memory.pending.items() if sent.batch == tag}
 
-    def _store(self, tag: str, text: str) -> None:
+    def _store(self, tag: str, text: str) -> list[Complaint]:
         attempts = self._attempts(tag)
         answered: list[tuple[str, str, str]] = []
+        complaints: list[Complaint] = []
         for i, line in enumerate(text.splitlines(), start=1):
             try:
                 result = json.loads(line)
@@ -104,7 +126,9 @@ class Batches:
                 self.ledger.filtered(attempt, complaint.status, complaint.reason)
             else:
                 self.ledger.declined([attempt], status, complaint.reason)
+                complaints.append(complaint)
         self.ledger.answered_all(answered)
+        return complaints
 
     async def _submit(self, questions: Mapping[str, Question]) -> tuple[str, str]:
         chosen = self._affordable(questions)

@@ -62,6 +62,7 @@ class Chat:
                 self._asker: Batches | Live = Batches(self._client, llm, self.ledger, base_url, secret)
             else:
                 self._asker = Live(self._client, llm, self.ledger, base_url, secret, self.first_delay)
+            self._proven = False  # whether the model has answered a request of this run, now or in an earlier launch
             self._stack = stack.pop_all()
         if self.spent.lost:
             log.warning(
@@ -87,6 +88,7 @@ class Chat:
 
         def collect(answer: Answer) -> None:
             answers[answer.key] = answer
+            self._proven = True
             on_answer(answer)
 
         for question in questions:
@@ -95,7 +97,7 @@ class Chat:
                 collect(known)
         settled = {*answers, *self.ledger.memory.given_up}
         missing = {question.key: question for question in questions if question.key not in settled}
-        stopped, reason = await self._asker.ask(missing, collect) if missing else ("", "")
+        stopped, reason = await self._asker.ask(missing, collect, self._proven) if missing else ("", "")
         return Outcome([answers.get(question.key) for question in questions], stopped, reason)
 
     def give_up(self, requests: Sequence[Request]) -> None:

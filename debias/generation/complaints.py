@@ -43,6 +43,19 @@ class Complaint(NamedTuple):
         """Whether a content filter refuses this request, which says nothing about the others."""
         return self.status in REFUSING and bool(_FILTER.search(f"{self.code} {self.message}"))
 
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may well be answered the next time."""
+        if self.code == "insufficient_quota":
+            return False
+        # A model's answer that does not fit the schema is an accident of that answer.
+        return self.status in PASSING or self.status >= 500 or self.code == "json_validate_failed"
+
+    @property
+    def about_account(self) -> bool:
+        """Whether the key or the account is at fault, so that no request can be answered."""
+        return self.status in (401, 402) or self.code == "insufficient_quota"
+
 
 def complaint_of(error: openai.APIStatusError, secret: str) -> Complaint:
     """The error of a reply."""
@@ -65,16 +78,16 @@ def redacted(text: str, secret: str) -> str:
 
 def mistake(complaint: Complaint, llm: LLM, base_url: str) -> UserError | None:
     """What the user can do about a refusal; None if a retry may help."""
+    if complaint.passing:
+        return None
     reason, status = complaint.reason, complaint.status
     key = f"the key in {llm.api_key_env}" if llm.api_key_env else "a request without a key (set llm.api_key_env)"
     if status == 401:
         return UserError(f"{shown(base_url)} refuses {key} ({reason})")
     if status == 403:  # for many reasons, of which the key is one: the server knows which
         return UserError(f"{reason}; this is what {shown(base_url)} answers to {key}")
-    if status == 402 or complaint.code == "insufficient_quota":
+    if complaint.about_account:
         return UserError(f"the account of {key} has no money left ({reason})")
-    if status in PASSING or status >= 500:
-        return None
     if status == 404:
         return UserError(f"{shown(base_url)} does not know llm.model={llm.model}, or llm.base_url is wrong ({reason})")
     hint = "; try llm.structured=json_object or text" if "schema" in reason or "response_format" in reason else ""

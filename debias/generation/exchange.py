@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from debias.records import UserError
 
 FILTERED = "filtered"  # finish reason of a request that a content filter refused
+MAX_REFUSED = 3  # times that one request may be refused where others are answered
 
 
 class Message(NamedTuple):

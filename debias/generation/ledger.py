@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from debias.generation.complaints import PASSING
 from debias.generation.exchange import FILTERED, Answer, Bound, Spent
 from debias.generation.reading import read_body
 from debias.records import UserError
@@ -50,6 +51,7 @@ class Memory:
 
     answers: dict[str, Answer] = field(default_factory=dict)  # by key
     broken: dict[str, int] = field(default_factory=dict)  # by key: bodies of status 200 without an answer
+    refused: dict[str, int] = field(default_factory=dict)  # by key: batches in which it was refused (status 4xx)
     pending: dict[str, Sent] = field(default_factory=dict)  # by attempt: sent, not ended
     lost: dict[str, Sent] = field(default_factory=dict)  # by attempt
     batches: dict[str, str | None] = field(default_factory=dict)  # open ones: tag -> the server's id
@@ -72,7 +74,9 @@ class Memory:
             case "answered":
                 self._answered(self.pending.pop(line["attempt"]), line)
             case "declined":
-                del self.pending[line["attempt"]]
+                sent, status = self.pending.pop(line["attempt"]), line["status"] or 0
+                if sent.batch is not None and 400 <= status < 500 and status not in PASSING:
+                    self.refused[sent.key] = self.refused.get(sent.key, 0) + 1
             case "filtered":
                 key = self.pending.pop(line["attempt"]).key
                 nothing = Answer(key, "", FILTERED, 0, 0, 0.0, "", line["time"], "", cached=True)

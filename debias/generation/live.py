@@ -20,7 +20,7 @@ import httpx2
 import openai
 
 from debias.generation.complaints import complaint_of, mistake, redacted, shown, unreachable
-from debias.generation.exchange import LLM, Answer, Question
+from debias.generation.exchange import FILTERED, LLM, MAX_REFUSED, Answer, Question
 from debias.generation.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Failure(NamedTuple):
 
     reason: str
     wait: float | None = None  # seconds until a retry; None: the server does not say
+    refused: bool = False  # the server rejects the request itself, though it has answered others
 
 
 class End:
@@ -77,13 +78,21 @@ class Live:
         self._settled = asyncio.Condition()
         self._in_flight = 0
         self._heard = False  # whether the server has ever replied
+        self._proven = False  # whether it has answered a request, so that its settings are right
         self._not_before = 0.0  # in the event loop's time: a Retry-After holds for all workers
         self._failed_in_a_row = 0
         self._filtered = False  # whether a content filter has refused a request
 
-    async def ask(self, missing: Mapping[str, Question], collect: Callable[[Answer], None]) -> tuple[str, str]:
-        """Ask; returns why it stopped early and the reason in words, both empty if everything was asked."""
+    async def ask(
+        self, missing: Mapping[str, Question], collect: Callable[[Answer], None], proven: bool
+    ) -> tuple[str, str]:
+        """Ask; returns why it stopped early and the reason in words, both empty if everything was asked.
+
+        Args:
+            proven: whether requests with the same settings have been answered before.
+        """
         end, todo = End(), iter(missing.values())
+        self._proven |= proven
         with _listening(end):
             count = min(self.llm.concurrency, len(missing))
             workers = [asyncio.create_task(self._work(todo, collect, end)) for _ in range(count)]
@@ -111,7 +120,7 @@ class Live:
 
     async def _answer(self, question: Question, end: End) -> Answer | None:
         """Ask until there is an answer; None if it failed for good or sending stopped."""
-        failures = broken = 0
+        failures = broken = refused = 0
         while True:
             await self._pause(self._not_before - asyncio.get_running_loop().time(), end)
             if (attempt := await self._send_line(question, end)) is None:
@@ -120,13 +129,17 @@ class Live:
             if failure is None:
                 self._failed_in_a_row = 0
                 if answer := self.ledger.memory.answers.get(question.key):
+                    self._proven |= answer.finish_reason != FILTERED
                     return answer._replace(cached=False)
                 broken += 1
                 failure = Failure("a charged answer that cannot be used")
             else:
                 failures += 1
+                refused += failure.refused
             log.debug("%s: attempt %d failed: %s", question.key[:8], failures + broken, failure.reason)
-            if failures > self.llm.max_retries or broken >= MAX_BROKEN:
+            if refused == MAX_REFUSED:
+                self.ledger.given_up([question.key])
+            if failures > self.llm.max_retries or broken >= MAX_BROKEN or refused == MAX_REFUSED:
                 self._give_up(failure, end)
                 return None
             await self._back_off(failure, failures + broken, end)
@@ -219,9 +232,12 @@ class Live:
             self.ledger.lost(attempt, complaint.reason)
         else:
             self.ledger.declined([attempt], complaint.status, complaint.reason)
-        if told := mistake(complaint, self.llm, self.base_url):
+        told = mistake(complaint, self.llm, self.base_url)
+        # Before the first answer a refusal means that the settings are wrong. Afterwards they cannot be: it is an
+        # accident, or something about this one request, such as its length.
+        if told is not None and (complaint.about_account or not self._proven):
             raise told from None  # the original error may quote the key
-        return Failure(complaint.reason, complaint.wait)
+        return Failure(complaint.reason, complaint.wait, refused=told is not None)
 
     def _unheard(self, attempt: str, error: Exception) -> Failure:
         reason = f"{type(error.__cause__ or error).__name__}"
