@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from debias.models import placement
 from debias.models.base import Base, BaseModel
 from debias.records import UserError
 from debias.training.neutral import ByKind, SelfGenerated, Wikipedia
@@ -89,23 +87,3 @@ def test_sizes_are_checked() -> None:
         SelfGenerated(n=0)
     with pytest.raises(UserError, match="more than 0 and at most 1"):
         SelfGenerated(top_p=0)
-
-
-def test_of_several_gpus_a_process_uses_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun numbers the processes of a machine in LOCAL_RANK; alone it is the first GPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert placement.device() == torch.device("cuda", 0)
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert placement.device() == torch.device("cuda", 3)
-
-
-def test_a_model_is_moved_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the GPU for the block, then back; quantised weights stay where they are (stand-ins)."""
-    moves: list[torch.device] = []
-    model = SimpleNamespace(device=torch.device("cpu"), to=moves.append)
-    monkeypatch.setattr(placement, "device", lambda: torch.device("cuda", 1))
-    with placement.placed(model):
-        assert moves == [torch.device("cuda", 1)]
-    assert moves == [torch.device("cuda", 1), torch.device("cpu")]
-    with placement.placed(SimpleNamespace(device=torch.device("cpu"), is_quantized=True)):
-        pass

@@ -60,7 +60,7 @@ def run(
             f"{adapters.trainable_parameters(adapted):,}", spent["seconds"], spent["steps"], f"{spent['tokens']:,}",
         )  # fmt: skip
 
-    place(base.model)
+    place(adapted)  # not the base alone: PEFT keeps prompts and prefixes outside it
     with cost.stage("evaluate") as spent:
         scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir())
         evaluation = evaluate(scorer, to_score)
