@@ -53,7 +53,7 @@ def test_a_mixture_is_its_sources_one_after_the_other() -> None:
     checked = mixture().load(1)
     assert counts(checked) == {"a": 10, "b": 4}
     assert checked.dropped == {"bad (a)": 1, "bad (b)": 1}
-    plain = "plain text: 14 of 14 sentences have no attribute, all their tokens are learned"
+    plain = "plain text: 14 of 14 sentences have no attribute; the loss covers all their tokens"
     assert checked.notes == ("note of a", "note of b", "sentences of each source: a 10, b 4", plain)
     alone = Mixture("gender", {"a": Fixed("a", 3)}).load(1)
     assert (len(alone.triplets), alone.dropped, alone.notes[:-1]) == (3, {"bad": 1}, ("note of a",))
@@ -103,7 +103,7 @@ def test_n_and_matched_examples_are_drawn_with_the_seed() -> None:
     assert len(mixture(match="examples", match_to=5, n=3).load(1).triplets) == 3
     few = mixture(match="examples", match_to=500).load(1)
     assert len(few.triplets) == 14
-    assert "asked for 500 sentences, but there are fewer" in few.notes[-2]
+    assert "asks for 500 sentences, but there are fewer" in few.notes[-2]
     assert len(mixture(match="steps", match_to=5).load(1).triplets) == 14  # the steps are cut, not the data
 
 
