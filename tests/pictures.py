@@ -1,0 +1,80 @@
+"""The README's picture and table, and the pictures in docs/: `python tests/pictures.py [RUN]` makes them.
+
+They are of the default run. Without RUN, the folder of one, it is started here; that takes as long as `make demo`, and
+nothing at all when it is done already. Its figures are kept in docs/default_run.parquet, from which a test makes the
+table again. The picture of many runs is of the study's figures in docs/study.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from browser import Page, chromium
+from PIL import Image
+from rich.console import Console
+
+from debias.records import Figure
+from debias.report import comparison
+from debias.results import read_figures
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHIVE = ROOT / "docs/default_run.parquet"
+BEGIN, END = "<!-- table: python tests/pictures.py -->\n", "<!-- end of table -->\n"
+SHOWN = {  # rows of the README's table: benchmark, bias, metric
+    *(("stereoset", bias, metric) for bias in ("gender", "overall") for metric in ("SS", "LMS", "ICAT")),
+    ("crows_pairs", "gender", "SS"),
+    ("perplexity", "all", "perplexity"),
+}
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """Twelve lines of the table that a run prints."""
+    rows = [r for r in comparison.rows(figures, "gender") if (r.base.benchmark, r.base.bias, r.base.metric) in SHOWN]
+    console = Console(width=100, color_system=None)
+    with console.capture() as printed:
+        console.print(comparison.terminal(rows))
+    return "".join(f"{line.rstrip()}\n" for line in printed.get().splitlines() if line.strip())
+
+
+def write_table(figures: Sequence[Figure]) -> None:
+    """Put the table between its marks in the README."""
+    path = ROOT / "README.md"
+    head, rest = path.read_text(encoding="utf-8").split(BEGIN)
+    path.write_text(f"{head}{BEGIN}\n```\n{table(figures)}```\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def picture(page: Page, report: Path, name: str, width: int, height: int) -> None:
+    """The top of a page as docs/NAME.png, in 256 colours, which keeps it small."""
+    path = ROOT / f"docs/{name}.png"
+    page.open(report, width=width)
+    page.picture(path, height)
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def debias(*words: str | Path) -> None:
+    """Run the program at the top of the checkout."""
+    subprocess.run([sys.executable, "-m", "debias", *words], cwd=ROOT, check=True)
+
+
+def main(run: Path) -> None:
+    """Make everything anew."""
+    write_table(read_figures(run))
+    debias("archive", run, "--out", ARCHIVE, "overwrite=true")
+    with tempfile.TemporaryDirectory() as folder, chromium(Path(folder) / "profile") as page:
+        debias("report", "docs/study/data_sources.parquet", "--out", folder)
+        picture(page, run / "report.html", "report", 1280, 1180)
+        verdict = page.value("document.querySelector('.verdict').className")
+        assert verdict == "verdict debiased", f"the README shows a good run, and this one is: {verdict}"
+        picture(page, run / "report.html", "report-phone", 390, 1000)
+        picture(page, Path(folder) / "report.html", "comparison", 1280, 1500)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        debias("run")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "outputs/run/default")
