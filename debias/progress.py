@@ -1,4 +1,4 @@
-"""Progress bars with an estimate of the time left, on a terminal; silent elsewhere."""
+"""Progress bars with an estimate of the time left; silent if there is no terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 
 def bar(label: str) -> Callable[[Iterable[Item], int], Iterator[Item]]:
-    """A function that wraps an iterable and its length, and shows `label`, what is done and the time left."""
+    """A function that takes an iterable and its length, yields the items and shows `label` with a bar."""
 
     def wrap(items: Iterable[Item], total: int) -> Iterator[Item]:
         console = Console(stderr=True)
@@ -29,7 +29,7 @@ def bar(label: str) -> Callable[[Iterable[Item], int], Iterator[Item]]:
 
 @contextmanager
 def tally(total: int) -> Iterator[Callable[[int, str], None] | None]:
-    """A line with a bar, a text and the time left; yields what sets both, or None where there is no terminal."""
+    """A line with a bar and a text; yields a function that sets both, or None if there is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None

@@ -1,4 +1,4 @@
-"""The types that travel between the rooms of the program."""
+"""The types that the rooms of the program exchange, and the checks of a config's sections."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Section = TypeVar("Section")
 
 
 class UserError(Exception):
-    """Something the user can mend: shown as one line that names the place and the remedy."""
+    """An error that the user can fix, shown as one line that names the place and the remedy."""
 
 
 def without_passwords(text: str) -> str:
-    """A text as it may be written to a file: without what stands before the @ of an address."""
+    """A text that may be written to a file: user names and passwords in addresses are hidden."""
     return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
 
 
@@ -31,7 +31,7 @@ class Triplet(NamedTuple):
     source: str
     start: int  # character span of the attribute in the sentence
     stop: int
-    stereotype: str | None = None  # what the stereotype would say in the attribute's place, where a source knows it
+    stereotype: str | None = None  # the stereotype's words in place of the attribute, if the source has them
 
 
 class Encoded(NamedTuple):
@@ -44,7 +44,7 @@ class Encoded(NamedTuple):
 
 
 class Cloze(NamedTuple):
-    """A blank, what fills it and what stands around it."""
+    """A blank: the text before it, what fills it, and the text after it."""
 
     before: str
     filling: str
@@ -52,25 +52,25 @@ class Cloze(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """One text that a benchmark wants scored; candidates of one example stand together and are compared."""
+    """One text for a benchmark to score. Candidates of one example are adjacent and are compared."""
 
     example: str
     candidate: str
     bias: str
-    target: str  # the social group, or whatever examples that are not independent share
+    target: str  # the social group, or what else dependent examples share
     text: str
-    cloze: Cloze | None = None  # where the candidates of an example differ in what fills a blank
+    cloze: Cloze | None = None  # if the candidates of an example differ in what fills a blank
 
 
 class Tokens(NamedTuple):
-    """How a model sees text: its tokenizer, and whether it predicts the next token (`causal`) or masked ones."""
+    """How a model reads text: its tokenizer, and whether it predicts the next token (`causal`) or masked ones."""
 
     tokenizer: Any
     kind: str
 
 
 class Span(NamedTuple):
-    """Token ids whose tail `ids[start:]` is scored given what stands before it; `start` is 1 or more."""
+    """Token ids whose tail `ids[start:]` is scored given the tokens before it; `start` is at least 1."""
 
     ids: tuple[int, ...]
     start: int
@@ -82,12 +82,12 @@ class Span(NamedTuple):
 
     @property
     def num_positions(self) -> int:
-        """How many positions a model needs: the last token predicts nothing."""
+        """How many positions a model reads: the last token predicts nothing."""
         return len(self.ids) - 1
 
 
 class Masked(NamedTuple):
-    """Token ids, some of them hidden by the mask token; at the positions `at`, `tokens` are scored given the rest."""
+    """Token ids with some masked; at the positions `at`, the true `tokens` are scored given the rest."""
 
     ids: tuple[int, ...]
     at: tuple[int, ...]
@@ -100,7 +100,7 @@ class Masked(NamedTuple):
 
     @property
     def num_positions(self) -> int:
-        """How many positions a model needs."""
+        """How many positions a model reads."""
         return len(self.ids)
 
 
@@ -114,9 +114,9 @@ class Batch(NamedTuple):
     """
 
     input_ids_BT: Tensor
-    attention_mask: Tensor  # bool: (B, T) real positions, or (B, 1, T, T) who sees whom
+    attention_mask: Tensor  # bool: (B, T) not padding, or (B, 1, T, T) which position sees which
     position_ids_BT: Tensor
-    free_BT: Tensor  # how many spans read a position without scoring from it: where a model is held to its base
+    free_BT: Tensor  # number of spans that use this position only as context; weights the KL term
     position_N: Tensor  # flat positions (in B * T) where logits are needed
     source_E: Tensor  # index into N: the position that predicts the token
     token_E: Tensor  # the predicted token's id
@@ -137,14 +137,14 @@ class Figure(NamedTuple):
     ci_high: float
     n: int
     ideal: float | None
-    p_value: float | None = None  # this and what follows: of differences alone
-    p_adjusted: float | None = None  # for the number of differences in the run (Benjamini & Hochberg 1995)
-    mde: float | None = None  # minimum detectable effect: the smallest difference found with 80% power
+    p_value: float | None = None  # this and the fields below: for differences only
+    p_adjusted: float | None = None  # for the run's number of differences (Benjamini & Hochberg 1995)
+    mde: float | None = None  # minimum detectable effect: the smallest true difference found with 80% power
     test: str | None = None  # bootstrap or mcnemar
 
     @property
-    def leaves_zero_out(self) -> bool:
-        """Whether a difference is certain; one whose interval is unknown (NaN) is not."""
+    def excludes_zero(self) -> bool:
+        """Whether the interval of a difference excludes zero; an unknown interval (NaN) does not."""
         return self.ci_low > 0 or self.ci_high < 0
 
 
@@ -164,7 +164,7 @@ def checked(schema: type[Section], cfg: Any, section: str) -> Section:
 
 @dataclass
 class Watch:
-    """When to look at StereoSet dev while training, and when to stop; see `conf/run.yaml`."""
+    """When to score StereoSet dev while training, and when to stop; see `conf/run.yaml`."""
 
     every: int | None = None
     limit: int = 60
@@ -176,12 +176,12 @@ class Watch:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"training.watch.{name}={value} must be 1 or more, or null")
         if self.patience is not None and self.every is None:
-            raise UserError("training.watch.patience needs training.watch.every=STEPS: how often to look")
+            raise UserError("training.watch.patience needs training.watch.every=STEPS: how often to score dev")
 
 
 @dataclass
 class Recipe:
-    """How an adapter is trained; `conf/run.yaml` says what each of them means, and these types check it."""
+    """How an adapter is trained; `conf/run.yaml` explains the keys, and these types check them."""
 
     lr: float
     epochs: int

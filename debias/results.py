@@ -28,16 +28,16 @@ log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
 ADAPTER = "adapter"
-REFUSED = ".refused"  # why a sweep could not use what is in the folder
+REFUSED = ".refused"  # why a sweep's job could not use the folder
 INTERRUPTED = "interrupted"
 LIKELIHOODS = [
     "benchmark", "protocol", "example", "candidate", "bias", "target", "model", "logprob", "num_tokens", "score",
 ]  # fmt: skip
 
 
-@functools.cache  # what is running is what was read first, though the files may change under a long sweep
+@functools.cache  # a long sweep runs the code that it imported first, even if the files change meanwhile
 def code_sha256() -> str:
-    """Checksum of the program's own source: what `same code version` means."""
+    """Checksum of the program's source files. Two runs have the same code version if it is equal."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(str(path.relative_to(PACKAGE)).encode() + path.read_bytes())
@@ -50,16 +50,18 @@ def text_sha256(text: str) -> str:
 
 
 class InUseError(UserError):
-    """Another process works in the folder."""
+    """Another process is working in the folder."""
 
 
 class RunFolder:
-    """One run's folder and its state.
+    """The folder of one run.
+
+    A run is identified by three checksums: of its config, its data and the code. The folder remembers them, so that the
+    same command continues or skips its own run and never overwrites another one.
 
     Args:
-        path: the folder.
         config: the resolved config as YAML; passwords in addresses are not written.
-        identity: checksums of config, data and code; a run is the same where all of them are.
+        identity: the checksums by name: `config_sha256`, `data_sha256`, `code_sha256`.
     """
 
     def __init__(self, path: Path, config: str, identity: Mapping[str, str]) -> None:
@@ -69,34 +71,45 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claim(self, overwrite: bool = False) -> Iterator[bool]:
-        """Hold the folder for this process; yields False when the run in it is finished and the same.
+        """Lock the folder for this process; yields False if the same run is already finished in it.
 
         Raises:
-            InUseError: another process holds the folder.
-            UserError: what is in it comes from another config, data or code.
+            InUseError: another process has locked the folder.
+            UserError: the folder holds a run with another config, data or code.
         """
+        # The operating system releases the lock when a process dies, so a killed run never blocks its folder. Wait a
+        # second for it: `running` below takes it for an instant.
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=1)  # `running` below looks at the lock for an instant
+            self._lock.acquire(timeout=1)
         except Timeout as error:
             raise InUseError(
                 f"{self.path} is in use by another debias process; wait for it, or set name=OTHER"
             ) from error
         try:
             to_do = self._open(overwrite)
-            if to_do:
+            if to_do:  # nobody else can be writing here, so what is unfinished belongs to a killed process
                 remove_unfinished(self.path)
             yield to_do
         finally:
             self._lock.release()
-            if not self._files():  # a refused job leaves no trace
+            if not self._files():  # a refused job leaves no folder behind
                 shutil.rmtree(self.path)
 
     def _open(self, overwrite: bool) -> bool:
+        """Decide what to do with what is in the folder; returns whether there is work to do.
+
+        | folder                       | same identity | other data or code | other config |
+        | ---------------------------- | ------------- | ------------------ | ------------ |
+        | finished run                 | skip          | refuse             | refuse       |
+        | unfinished run               | resume        | start again        | refuse       |
+        | files without a run          | refuse        | refuse             | refuse       |
+        | any run, with overwrite=true | start again   | start again        | start again  |
+        """
         (self.path / REFUSED).unlink(missing_ok=True)
         before = self._status()
         state = before.get("state")
-        if state == "failed" and "config_sha256" not in before:  # see `record_failure`
+        if state == "failed" and "config_sha256" not in before:  # `record_failure` wrote it: there never was a run
             self._clear()
             return True
         differs = [what for what in self.identity if before.get(what) != self.identity[what]]
@@ -110,7 +123,7 @@ class RunFolder:
                 f"{self.path} holds a run with another {what}; "
                 "keep both with name=OTHER, or replace it with overwrite=true"
             )
-        elif state is not None and differs:
+        elif state is not None and differs:  # its checkpoint would mix two versions in one result
             log.info("the unfinished run in %s was made by other code or data: starting it afresh", self.path)
             self._clear()
         elif state is None and self._files():
@@ -120,12 +133,12 @@ class RunFolder:
         return True
 
     def is_finished(self) -> bool:
-        """Whether the run in the folder is done and the same."""
+        """Whether the folder holds this run, finished."""
         before = self._status()
         return before.get("state") == "done" and all(before.get(what) == self.identity[what] for what in self.identity)
 
     def _files(self) -> list[Path]:
-        """Files of a run; locks and half-written files are none."""
+        """The files of a run, without locks and unfinished files."""
         return [p for p in self.path.iterdir() if not p.name.startswith(".") and p.suffix != ".tmp"]
 
     def _status(self) -> dict[str, Any]:
@@ -158,13 +171,13 @@ class RunFolder:
             raise
 
     def finish(self, hardware: Mapping[str, Any]) -> None:
-        """Write the state `done`: the last file to be written."""
+        """Write the state `done`, after all other files."""
         self._write_status("done", hardware=dict(hardware))
 
     def fail(self, error: BaseException) -> None:
-        """Write the state `failed` with the error, where the disk still takes it."""
+        """Write the state `failed` with the error, unless that fails too (disk full)."""
         with contextlib.suppress(OSError):
-            self._write_status("failed", **_told(error))
+            self._write_status("failed", **_described(error))
 
     def _write_status(self, state: str, **more: Any) -> None:
         ended = None if state == "running" else _now()
@@ -179,30 +192,30 @@ class RunFolder:
 
     def write_likelihoods(self, likelihoods: pd.DataFrame) -> None:
         """Write likelihoods.parquet."""
-        with whole_file(self.path / "likelihoods.parquet") as half:
-            likelihoods[LIKELIHOODS].to_parquet(half, index=False)
+        with whole_file(self.path / "likelihoods.parquet") as unfinished:
+            likelihoods[LIKELIHOODS].to_parquet(unfinished, index=False)
 
 
-def _told(error: BaseException) -> dict[str, str]:
+def _described(error: BaseException) -> dict[str, str]:
     text = INTERRUPTED if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
     return {"error": text, "traceback": "".join(traceback.format_exception(error))}
 
 
 def record_failure(path: Path, error: Exception) -> None:
-    """Leave the error of a sweep's job in its folder, where the job could not: it failed before it had the folder.
+    """Write the error of a sweep's job that failed before it claimed its folder.
 
-    A run that is in the folder stays what it is; the error goes beside it.
+    If the folder holds a run already, its status stays as it is, and the error goes into a file beside it.
     """
     with contextlib.suppress(OSError, Timeout), FileLock(path / ".lock", timeout=0):
-        told = _told(error)
+        described = _described(error)
         if not (path / "status.json").exists():
-            write_json(path / "status.json", {"state": "failed", "started": _now(), "ended": _now(), **told})
-        elif read_status(path).get("error") != told["error"]:
-            write_text(path / REFUSED, told["error"] + "\n")
+            write_json(path / "status.json", {"state": "failed", "started": _now(), "ended": _now(), **described})
+        elif read_status(path).get("error") != described["error"]:
+            write_text(path / REFUSED, described["error"] + "\n")
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """status.json of a run folder; empty where there is none that can be read."""
+    """Content of status.json of a run folder; empty if it is missing or damaged."""
     try:
         return json.loads((path / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -210,7 +223,7 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def running(path: Path, wait: bool = False) -> bool:
-    """Whether a process works in a run folder; with `wait` the answer comes when none does."""
+    """Whether a process is working in a run folder; with `wait`, returns False as soon as none is."""
     if not path.is_dir():
         return False
     try:
@@ -221,7 +234,7 @@ def running(path: Path, wait: bool = False) -> bool:
 
 
 def read_figures(folder: Path) -> list[Figure]:
-    """Read metrics.jsonl of a run. Raises UserError, with the line, when it is missing or damaged."""
+    """Read metrics.jsonl of a run. Raises UserError, with the line, if it is missing or damaged."""
     path = folder / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -239,7 +252,7 @@ def read_figures(folder: Path) -> list[Figure]:
 
 
 def read_likelihoods(folder: Path) -> pd.DataFrame:
-    """Read likelihoods.parquet of a run. Raises UserError when it is missing or damaged."""
+    """Read likelihoods.parquet of a run. Raises UserError if it is missing or damaged."""
     path = folder / "likelihoods.parquet"
     try:
         return pd.read_parquet(path)[LIKELIHOODS]
@@ -265,7 +278,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Commit of the program's source, `+` when it has uncommitted changes; None outside a checkout."""
+    """Commit of the program's source, with `+` for uncommitted changes; None outside a checkout."""
     if not (PACKAGE.parent / ".git").exists():
         return None
     try:

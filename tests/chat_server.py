@@ -40,6 +40,8 @@ class Fault:
     finish_reason: str = "stop"
     usage: tuple[int, int] | None = None  # prompt and completion tokens, in place of one per word
     no_usage: bool = False
+    top: dict[str, Any] = field(default_factory=dict)  # further fields of the body
+    free: bool = False  # the model is not run: nothing is billed, and no usage is reported
 
 
 @dataclass
@@ -125,9 +127,12 @@ class ChatServer(ThreadingHTTPServer):
             "object": "chat.completion",
             "created": 1,
             "model": f"{body['model']}-1",
-            "usage": None if fault.no_usage else usage,
+            "usage": None if fault.no_usage or fault.free else usage,
             "choices": [{"index": 0, "message": message, "finish_reason": fault.finish_reason}],
+            **fault.top,
         }
+        if fault.free:
+            prompt_tokens = completion_tokens = 0
         return json.dumps(content, ensure_ascii=False).encode(), prompt_tokens, completion_tokens, text
 
     def finish_batches(self) -> None:

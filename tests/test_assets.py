@@ -67,7 +67,7 @@ def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
 
 
 def test_another_file_than_the_one_we_know_is_refused_and_not_kept(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not the file we know"):
+    with pytest.raises(UserError, match="is not the expected file"):
         fetch(remote(server, "0" * 64))
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
@@ -89,7 +89,7 @@ def test_a_folder_of_public_data_comes_first(server: Server, tmp_path: Path, mon
     local.write_bytes(CONTENT)
     assert fetch(remote(server)) == local
     local.write_bytes(b"[]")
-    with pytest.raises(UserError, match=r"file\.json is not the file we know"):
+    with pytest.raises(UserError, match=r"file\.json is not the expected file"):
         fetch(remote(server))
     assert server.requests == 1
 

@@ -169,13 +169,11 @@ def test_a_body_cut_off_is_kept_up_to_the_cut(fault: Fault, ledger: Path) -> Non
     [
         Fault(body=b""),
         Fault(cut=40),
-        Fault(body=b'{"error": {"message": "overloaded"}}'),
         Fault(body=b'{"choices": []}'),
         Fault(body=b'[{"choices": 1}]'),
-        Fault(body=b"<html>busy</html>"),
         Fault(body=b'{"choices": [{"message": null}]}'),
     ],
-    ids=["empty", "cut early", "error with 200", "no choice", "a list", "html", "no message"],
+    ids=["empty", "cut early", "no choice", "a list", "no message"],
 )
 def test_a_200_without_an_answer_is_recorded_and_asked_again(fault: Fault, ledger: Path) -> None:
     with serving([fault]) as server:
@@ -183,6 +181,61 @@ def test_a_200_without_an_answer_is_recorded_and_asked_again(fault: Fault, ledge
     assert outcome.answers[0] is not None
     assert (server.counts.calls, spent.calls, spent.bounded) == (2, 2, 1)
     assert server.counts.keys[1] == f"{server.counts.keys[0]}-1"  # the broken answer is not wanted a second time
+
+
+ERROR = {"message": "Provider rate limited", "code": 429}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(body=json.dumps({"error": ERROR}).encode(), free=True),
+        Fault(body=b'{"error": "overloaded"}', free=True),
+        Fault(body=b"<html><title>Bad\n gateway</title></html>", free=True),
+        Fault(message={"content": None}, top={"error": ERROR}, free=True),
+        Fault(top={"choices": [{"message": {"content": ""}, "error": ERROR, "finish_reason": "error"}]}, free=True),
+    ],
+    ids=["alone", "in words", "html", "beside null", "in the choice"],
+)
+def test_an_error_inside_status_200_costs_nothing_and_is_asked_again(fault: Fault, ledger: Path) -> None:
+    with serving([fault, fault]) as server:
+        outcome, _, spent = ask(settings(server.base_url), ledger, [question("x")])
+        assert outcome.answers[0] is not None
+        assert (server.counts.calls, spent.calls, spent.bounded, spent.lost) == (3, 1, 0, 0)
+        assert spent.dollars == pytest.approx(server.counts.dollars(2, 10))
+    assert [line["kind"] for line in ledger_lines(ledger)] == ["sent", "answered"] * 3
+    assert len(set(server.counts.keys)) == 3
+
+
+def test_an_error_inside_status_200_with_usage_is_paid(ledger: Path) -> None:
+    with serving([Fault(message={"content": None}, top={"error": ERROR}, usage=(7, 3))]) as server:
+        outcome, _, spent = ask(settings(server.base_url), ledger, [question("x")])
+        assert outcome.answers[0] is not None
+        assert (server.counts.calls, spent.calls, spent.bounded) == (2, 2, 0)
+        assert spent.dollars == pytest.approx(server.counts.dollars(2, 10))
+
+
+def test_an_answer_that_an_error_ends_is_kept_as_far_as_it_came(ledger: Path) -> None:
+    with serving([Fault(text="a part", finish_reason="error", top={"error": ERROR})]) as server:
+        outcome, _, spent = ask(settings(server.base_url), ledger, [question("x")])
+    assert [(a.text, a.finish_reason) for a in outcome.answers if a] == [("a part", "incomplete")]
+    assert (server.counts.calls, spent.bounded) == (1, 0)
+
+
+def test_a_filter_inside_status_200(ledger: Path) -> None:
+    refused = {"message": "x requires moderation on y.", "code": 403}
+    with serving([Fault(body=json.dumps({"error": refused}).encode(), free=True)]) as server:
+        outcome, _, spent = ask(settings(server.base_url), ledger, [question("x")])
+    assert [a.finish_reason for a in outcome.answers if a] == ["filtered"]
+    assert (server.counts.calls, spent.calls, spent.dollars) == (1, 0, 0)
+
+
+def test_a_server_that_only_has_errors_inside_status_200_ends_the_run_in_words(ledger: Path) -> None:
+    with serving([Fault(body=json.dumps({"error": ERROR}).encode(), free=True)] * 99) as server:
+        llm = settings(server.base_url, concurrency=1, max_retries=1)
+        outcome, _, spent = ask(llm, ledger, [question(str(i)) for i in range(9)])
+    assert (outcome.stopped, server.counts.calls, spent.dollars) == ("failed", 6, 0)
+    assert "the server's error: Provider rate limited" in outcome.reason
 
 
 def test_broken_answers_are_bounded(ledger: Path) -> None:

@@ -9,7 +9,6 @@ from debias.data.quality import (  # fmt: skip
     NearDuplicates,
     distinct_n,
     jaccard,
-    most_common,
     opening,
     polarity,
     self_bleu,
@@ -54,11 +53,6 @@ def test_self_bleu() -> None:
 )
 def test_polarity(sentence: str, concessive: bool, negated: bool) -> None:
     assert polarity(sentence) == (concessive, negated)
-
-
-def test_most_common() -> None:
-    assert most_common(["a", "b", "a", "c"]) == ("a", 0.5)
-    assert most_common([]) == ("", 0)
 
 
 def test_repeats_are_found_but_for_case_and_punctuation() -> None:

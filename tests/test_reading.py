@@ -16,7 +16,7 @@ WHOLE = json.dumps({
 
 
 def test_a_whole_body() -> None:
-    assert read_body(WHOLE) == (TEXT, "stop", 7, 3, "m", "c")
+    assert read_body(WHOLE) == (TEXT, "stop", 7, 3, "m", "c", True)
 
 
 @pytest.mark.parametrize("ascii_only", [True, False])
@@ -54,7 +54,7 @@ def test_half_an_emoji_does_not_cost_the_answer() -> None:
     """JSON may escape one half of a surrogate pair, which no file could hold."""
     body = WHOLE.replace("\\ud83d\\ude00", "\\ud83d")
     reading = read_body(body)
-    assert reading[1:] == ("stop", 7, 3, "m", "c")
+    assert reading[1:] == ("stop", 7, 3, "m", "c", True)
     assert reading.text == TEXT.replace("\U0001f600", "?")
 
 

@@ -12,7 +12,15 @@ import pytest
 from chat_server import ChatServer, Fault, every, ledger_lines, serving
 from command import Shown, run
 
+from debias.generation import live
 from debias.generation.ledger import read_ledger
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that failed are repeated at once."""
+    monkeypatch.setattr(live, "MAX_DELAY", 0.0)
+
 
 TARGETS = [f"{a} {b}" for a in ("old", "tall", "shy", "young") for b in ("baker", "sailor", "widow", "uncle", "nurse")]
 
@@ -152,16 +160,15 @@ def test_403_without_a_filter_shows_the_servers_reason_first(tmp_path: Path) -> 
 
 # ---------------------------------------------------------------- a 4xx after answers
 
-AT_ONCE = {"Retry-After": "0"}
-TOO_LONG = Fault(400, AT_ONCE, error={"message": "This prompt is 9000 tokens long.", "code": "context_length_exceeded"})
+TOO_LONG = Fault(400, error={"message": "This prompt is 9000 tokens long.", "code": "context_length_exceeded"})
 
 
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault(400, AT_ONCE, error={"message": "Failed to validate JSON.", "code": "json_validate_failed"}),
-        Fault(404, AT_ONCE, error="model overloaded: no healthy upstream"),
-        Fault(403, AT_ONCE, error="busy"),
+        Fault(400, error={"message": "Failed to validate JSON.", "code": "json_validate_failed"}),
+        Fault(404, error="model overloaded: no healthy upstream"),
+        Fault(403, error="busy"),
     ],
     ids=["json", "404", "403"],
 )
@@ -176,7 +183,7 @@ def test_a_passing_4xx_is_repeated(fault: Fault, tmp_path: Path) -> None:
 
 
 def test_an_answer_that_fails_its_schema_is_asked_for_again_from_the_first_call_on(tmp_path: Path) -> None:
-    fault = Fault(400, AT_ONCE, error={"message": "Failed to generate JSON.", "code": "json_validate_failed"})
+    fault = Fault(400, error={"message": "Failed to generate JSON.", "code": "json_validate_failed"})
     with serving([fault, fault], reply=writer) as server:
         generate(server, tmp_path, "generate.n=6")
         assert (server.counts.calls, len(sentences(tmp_path))) == (3, 6)
@@ -222,7 +229,7 @@ def test_an_account_that_ends_in_between_ends_the_run_and_nothing_is_lost(fault:
 
 
 def test_a_server_that_refuses_everything_from_now_on_ends_the_run(tmp_path: Path) -> None:
-    gone = Fault(404, AT_ONCE, error="gone")
+    gone = Fault(404, error="gone")
     with serving(reply=writer, habit=lambda number, _: gone if number > 2 else None) as server:
         shown = generate(server, tmp_path, status=3)
         assert server.counts.calls == 2 + 3 * 3  # three requests in a row, three times each
@@ -257,3 +264,42 @@ def test_a_batch_that_is_refused_as_a_whole_says_what_is_wrong(tmp_path: Path) -
         shown = generate(server, tmp_path, "llm.batch=true", "generate.n=12", status=1)
         assert "does not know llm.model=mock" in " ".join(shown.err.split())
         assert server.counts.batches == 1
+
+
+# ---------------------------------------------------------------- errors inside status 200
+
+ERROR = {"message": "Upstream error", "code": 502}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(message={"content": None}, finish_reason="error", top={"error": ERROR}, free=True),
+        Fault(body=json.dumps({"error": ERROR}).encode(), free=True),
+        Fault(body=b"<!DOCTYPE html><title>502 Bad Gateway</title>", free=True),
+    ],
+    ids=["null content", "no choices", "page"],
+)
+def test_errors_inside_status_200_cost_nothing(fault: Fault, tmp_path: Path) -> None:
+    """Calls 1, 2 and 4 fail; the budget allows for one call at its worst, not for two."""
+    with serving([fault], reply=writer, habit=every(2, fault)) as server:
+        generate(server, tmp_path, "generate.n=12", "llm.max_cost_usd=0.01")
+        assert kinds(tmp_path) == {"sent": 5, "answered": 5}
+        assert len(sentences(tmp_path)) == 12
+        assert_accounts_agree(server, tmp_path)
+        generate(server, tmp_path, "generate.n=12", "llm.max_cost_usd=0.01")
+        assert server.counts.calls == 5
+
+
+def test_a_batch_with_errors_inside_status_200(tmp_path: Path) -> None:
+    words = ("llm.batch=true", "llm.batch_price_factor=1", "generate.n=24")
+    fault = Fault(message={"content": None}, top={"error": ERROR}, free=True)
+    with serving(reply=writer, habit=every(4, fault)) as server:
+        generate(server, tmp_path, *words, status=4)
+        server.finish_batches()
+        generate(server, tmp_path, *words, status=4)
+        server.finish_batches()
+        generate(server, tmp_path, *words)
+        assert (server.counts.batches, server.counts.calls) == (2, 5)
+        assert len(sentences(tmp_path)) == 24
+        assert_accounts_agree(server, tmp_path)

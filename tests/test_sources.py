@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from debias.benchmarks.crows_pairs import CrowsPairs
+from debias.benchmarks.evaluation import prepared
 from debias.benchmarks.stereoset import StereoSet
 from debias.data import panda
 from debias.data.benchmark_text import CrowsPairsSentences, StereoSetSentences
@@ -53,7 +54,7 @@ def test_a_mixture_is_its_sources_one_after_the_other() -> None:
     checked = mixture().load(1)
     assert counts(checked) == {"a": 10, "b": 4}
     assert checked.dropped == {"bad (a)": 1, "bad (b)": 1}
-    plain = "plain text: 14 of 14 sentences have no attribute, all their tokens are learned"
+    plain = "plain text: 14 of 14 sentences have no attribute; the loss covers all their tokens"
     assert checked.notes == ("note of a", "note of b", "sentences of each source: a 10, b 4", plain)
     alone = Mixture("gender", {"a": Fixed("a", 3)}).load(1)
     assert (len(alone.triplets), alone.dropped, alone.notes[:-1]) == (3, {"bad": 1}, ("note of a",))
@@ -103,7 +104,7 @@ def test_n_and_matched_examples_are_drawn_with_the_seed() -> None:
     assert len(mixture(match="examples", match_to=5, n=3).load(1).triplets) == 3
     few = mixture(match="examples", match_to=500).load(1)
     assert len(few.triplets) == 14
-    assert "asked for 500 sentences, but there are fewer" in few.notes[-2]
+    assert "asks for 500 sentences, but there are fewer" in few.notes[-2]
     assert len(mixture(match="steps", match_to=5).load(1).triplets) == 14  # the steps are cut, not the data
 
 
@@ -276,7 +277,7 @@ def test_the_papers_files(bias: str, file: str, usable_rows: int) -> None:
 
 
 def test_an_unknown_file_of_the_paper() -> None:
-    with pytest.raises(UserError, match=r"released no file '4S' on data\.bias='gender'; choose gender, race, religion"):
+    with pytest.raises(UserError, match=r"released no file '4S' for data\.bias='gender'; choose gender, race"):
         PaperFile("gender", "4S")
 
 
@@ -309,25 +310,28 @@ def test_derangements(seed: int) -> None:
 # ---------------------------------------------------------------- trained on and scored
 
 
+CAUSAL = Tokens(None, "causal")
+
+
 def test_training_sentences_that_are_scored_are_refused() -> None:
-    benchmarks = [CrowsPairs(BiasBench()), StereoSet(BiasBench(), limit=20)]
+    benchmarks = prepared([CrowsPairs(BiasBench()), StereoSet(BiasBench(), limit=20)], CAUSAL)
     sentences = [t.sentence for t in CrowsPairsSentences("gender").load().triplets]
     with pytest.raises(
         UserError, match=r"262 of the 262 training sentences are scored by crows_pairs; .*eval=\[\.\.\.\]"
     ):
-        check_unseen(sentences, benchmarks, None)
+        check_unseen(sentences, benchmarks)
     dev = [t.sentence for t in StereoSetSentences("gender").load().triplets]
     with pytest.raises(UserError, match=r"scored by stereoset; .*eval\.stereoset\.split=test"):
-        check_unseen(dev, [StereoSet(BiasBench(), split="dev")], None)
-    assert check_unseen(dev, [CrowsPairs(BiasBench())], None) == []
+        check_unseen(dev, prepared([StereoSet(BiasBench(), split="dev")], CAUSAL))
+    assert check_unseen(dev, prepared([CrowsPairs(BiasBench())], CAUSAL)) == []
 
 
 def test_a_few_scored_sentences_are_noted() -> None:
     """1 of 100 is within 1%, whatever its case; 2 of 100 are not."""
-    scored = [c.text for c in CrowsPairs(BiasBench(), limit=2).candidates(Tokens(None, "causal"))]
-    benchmarks = [CrowsPairs(BiasBench(), limit=2)]
+    benchmarks = prepared([CrowsPairs(BiasBench(), limit=2)], CAUSAL)
+    scored = [candidate.text for candidate in benchmarks[0].candidates]
     own = [f"Sentence {i}." for i in range(99)]
     note = "1 of the 100 training sentences are scored by crows_pairs too"
-    assert check_unseen([f" {scored[0].upper()} ", *own], benchmarks, None) == [note]
+    assert check_unseen([f" {scored[0].upper()} ", *own], benchmarks) == [note]
     with pytest.raises(UserError, match="2 of the 100"):
-        check_unseen([*scored[:2], *own[:98]], benchmarks, None)
+        check_unseen([*scored[:2], *own[:98]], benchmarks)

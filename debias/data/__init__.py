@@ -1,1 +1,1 @@
-"""Text in: triplets read from files, checked, and cut into batches of token spans."""
+"""Training text: read from files and data wheels, checked, swapped and mixed."""

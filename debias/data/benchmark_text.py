@@ -1,4 +1,4 @@
-"""Benchmarks as training text: an upper bound of what in-distribution data can do, never a fair comparison."""
+"""Benchmarks as training text: an upper bound on what in-distribution data can do, never a fair comparison."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StereoSetSentences:
         return f"{assets.ASSETS[self._asset].sha256} {self.bias}"
 
     def load(self, seed: int = 0) -> Checked:
-        """All sentences whose filling stands after the target; the seed changes nothing."""
+        """All sentences whose filling follows the target; the seed has no effect."""
         examples = json.loads(assets.locate(self._asset).read_text(encoding="utf-8"))["data"]["intrasentence"]
         chosen = [e for e in examples if self.bias in ("general", e["bias_type"])]
         if not chosen:
@@ -48,15 +48,15 @@ class StereoSetSentences:
                 triplets.append(found)
         note = (
             f"in-distribution: trained on anti-stereotype sentences of StereoSet {self.split}, which resemble those it "
-            "is scored on; its StereoSet score is no evidence that bias fell elsewhere"
+            "is scored on; its StereoSet score does not show that bias fell elsewhere"
         )
         return Checked(triplets, dropped, (note,))
 
 
 def _filled(example: dict[str, Any]) -> Triplet | str:
-    """The anti-stereotype sentence with its filling located, or the reason why it cannot be trained on."""
+    """The anti-stereotype sentence with its filling and the stereotype's, or the reason why it cannot be used."""
     triplet, other = (_located(example, label) for label in ("anti-stereotype", "stereotype"))
-    if isinstance(triplet, str) or isinstance(other, str):
+    if isinstance(triplet, str) or isinstance(other, str):  # without the stereotype's words if only these are not found
         return triplet
     return triplet._replace(stereotype=other.attribute)
 
@@ -92,7 +92,7 @@ class CrowsPairsSentences:
         return f"{assets.ASSETS['crows_pairs'].sha256} {self.bias}"
 
     def load(self, seed: int = 0) -> Checked:
-        """All sentences of the bias; the seed changes nothing."""
+        """All sentences of the bias; the seed has no effect."""
         with assets.locate("crows_pairs").open(newline="", encoding="utf-8") as file:
             pairs = list(csv.DictReader(file))
         bias = "race-color" if self.bias == "race" else self.bias
@@ -101,8 +101,8 @@ class CrowsPairsSentences:
             names = ", ".join(sorted({p["bias_type"] for p in pairs}))
             raise UserError(f"CrowS-Pairs has no pairs on data.bias={self.bias!r}; choose one of: {names}, general")
         note = (
-            "in-distribution: trained on the less stereotyping sentences of CrowS-Pairs, whose authors ask that they "
-            "are not used for training; a control, not a model to publish"
+            "in-distribution: trained on the less stereotyping sentences of CrowS-Pairs, whose authors ask not to "
+            "train on them; a control, not a model to publish"
         )
         texts = dict.fromkeys(p["sent_less"].strip() for p in chosen)
         dropped = Counter({"repeats a sentence": len(chosen) - len(texts)})

@@ -16,14 +16,14 @@ class PaperFile:
     Args:
         bias: gender, race, religion or general.
         file: `1S`, `2S` or `3S`: which of the three files of 500 sentences.
-        policy: `strict`, or `as_published` for what the paper's script makes of records that do not fit.
+        policy: `strict`, or `as_published` for the paper's own treatment of records that do not fit.
     """
 
     def __init__(self, bias: str, file: str = "1S", policy: Policy = "strict") -> None:
         name = f"paper-{bias.capitalize()}_{file}"
         if name not in assets.REMOTE:
             raise UserError(
-                f"the paper released no file {file!r} on data.bias={bias!r}; "
+                f"the paper released no file {file!r} for data.bias={bias!r}; "
                 "choose gender, race, religion or general, and data.sources.paper.file=1S, 2S or 3S"
             )
         self.bias, self.policy, self.remote = bias, policy, assets.REMOTE[name]
@@ -33,17 +33,17 @@ class PaperFile:
         return self.remote.sha256
 
     def load(self, seed: int = 0) -> Checked:
-        """Fetch if need be, read and check."""
+        """Fetch if necessary, read and check."""
         return TripletFile(self.bias, str(assets.fetch(self.remote)), self.policy).load(seed)
 
 
 class Shuffled:
-    """A negative control: the attributes of a triplet file permuted between its sentences by the seed.
+    """A negative control: a triplet file whose attributes the seed permutes, so that no sentence keeps its own.
 
-    What falls with it falls by training on such sentences, not by what they say. No sentence keeps its attribute.
+    A figure that changes with this data changes because of training on such sentences, not because of their content.
 
     Args:
-        bias, path, policy: as of `TripletFile`.
+        bias, path, policy: those of `TripletFile`.
     """
 
     def __init__(self, bias: str, path: str | None = None, policy: Policy = "strict") -> None:
@@ -54,16 +54,16 @@ class Shuffled:
         return f"{self.file.fingerprint()} shuffled"
 
     def load(self, seed: int = 0) -> Checked:
-        """Read, check and permute. Raises UserError where one attribute fills more than half of the file."""
+        """Read, check and permute. Raises UserError if one attribute fills more than half of the file."""
         checked = self.file.load(seed)
         attributes = deranged([t.attribute for t in checked.triplets], seed)
         triplets = [_with_attribute(t, a) for t, a in zip(checked.triplets, attributes, strict=True)]
-        note = "negative control: attributes were permuted between sentences, so that they fit their targets by chance"
+        note = "negative control: attributes were permuted between sentences, so they fit their targets only by chance"
         return checked._replace(triplets=triplets, notes=(*checked.notes, note))
 
 
 def deranged(words: list[str], seed: int) -> list[str]:
-    """The words in another order, drawn with the seed, in which no place keeps its word (but for case)."""
+    """The words in a random order in which no place keeps its word, ignoring case."""
     keys = [word.lower() for word in words]
     most, count = Counter(keys).most_common(1)[0]
     if 2 * count > len(words):
@@ -71,7 +71,7 @@ def deranged(words: list[str], seed: int) -> list[str]:
     draw = random.Random(seed)  # noqa: S311 (a sample, not a secret)
     order = list(range(len(words)))
     draw.shuffle(order)
-    for i in range(len(words)):
+    for i in range(len(words)):  # swap each word that kept its place with one that suits both places
         if keys[order[i]] == keys[i]:
             fits = [j for j in range(len(words)) if keys[order[j]] != keys[i] and keys[order[i]] != keys[j]]
             j = draw.choice(fits)

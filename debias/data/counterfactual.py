@@ -1,4 +1,4 @@
-"""Counterfactual data augmentation (Zhao et al. 2018; Lu et al. 2020), and the same text unchanged as its control."""
+"""Counterfactual data augmentation (Zhao et al. 2018; Lu et al. 2020), and the same text without swaps as a control."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Sides = Literal["two", "one", "none"]
 
 
 class Counterfactual:
-    """A data source: sentences in which words for groups were swapped. Sentences without such words are left out.
+    """A data source: sentences with words for groups swapped. Sentences without such words are left out.
 
     Args:
         bias: gender, race or religion.
-        text: `gap`, `bold` or a file; when empty `gap` for gender and `bold` for race and religion.
+        text: `gap`, `bold` or a file; if None, `gap` for gender and `bold` for race and religion.
         sides: `two` (each sentence and its counterfactual), `one` (the counterfactual alone) or `none` (the sentence
-            alone: what training on this text does without any swap).
+            alone: the effect of training on this text without swaps).
     """
 
     def __init__(self, bias: str, text: str | None = None, sides: Sides = "two") -> None:
@@ -35,7 +35,7 @@ class Counterfactual:
         return f"{self.text.fingerprint()} {self.swapper.fingerprint()} {self.sides}"
 
     def load(self, seed: int = 0) -> Checked:
-        """Read, cut and swap; the seed changes nothing. Raises UserError when no sentence has a word to swap."""
+        """Read, split and swap; the seed has no effect. Raises UserError if no sentence has a word to swap."""
         dropped: Counter[str] = Counter()
         triplets = []
         sentences = (s for passage in self.text.passages() for s in split_sentences(passage))

@@ -22,7 +22,7 @@ EXAMPLES = 5  # shown for each finding
 
 @dataclass
 class Finding:
-    """One kind of fault: an `error` makes a record unusable, a `warning` exceeds a bound. `places` are line numbers."""
+    """One kind of fault: an `error` makes a record unusable, a `warning` exceeds a bound. Places are lines or items."""
 
     name: str
     level: Level
@@ -119,7 +119,7 @@ def of_triplets(name: str, triplets: Iterable[Triplet]) -> Diagnosis:
 
 
 # These rules are looser than those of training (`strict`), where `self` is not a word of `self-made`: they count what
-# a plain search would miss. A record that training accepts never fails them.
+# a plain search would miss. A record that training accepts has no error here.
 
 
 def _within(word: str, sentence: str) -> bool:

@@ -1,4 +1,4 @@
-"""Sentences of the benchmarks, which training data must not hold: from the data wheel, checked like all assets."""
+"""Sentences of the benchmarks, which training data must not contain."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from debias import assets
 from debias.data.plaintext import split_sentences
 from debias.data.quality import NearDuplicates
 
-_OF_THE_WEB = ("biastestgpt", "seat", "lambada")  # every other benchmark's file is in a data wheel
+_FROM_THE_WEB = ("biastestgpt", "seat", "lambada")  # the files of all other benchmarks are in a data wheel
 REMOTE = {
     benchmark: [remote for name, remote in assets.REMOTE.items() if re.split("[-/]", name)[0] == benchmark]
-    for benchmark in _OF_THE_WEB
+    for benchmark in _FROM_THE_WEB
 }
 
 
 class Index(NamedTuple):
-    """One benchmark's sentences, ready to be searched, and the target terms it asks about (lower case)."""
+    """One benchmark's sentences, ready for searching, and the target terms it tests (lower case)."""
 
     name: str
     sentences: NearDuplicates
@@ -29,23 +29,23 @@ class Index(NamedTuple):
 
 
 def benchmark_index(name: str) -> Index:
-    """Read one benchmark. Raises UserError when its asset is missing or not the file we know."""
+    """Read one benchmark. Raises UserError if its file is missing or has another checksum."""
     sentences = NearDuplicates()
     targets: set[str] = set()
-    for sentence, *asked in _READERS[name]():
+    for sentence, *tested in _READERS[name]():
         sentences.add(sentence, sentence)
-        targets.update(target.lower() for target in asked)
-    assert len(sentences), name  # an empty index would find nothing and be believed
+        targets.update(target.lower() for target in tested)
+    assert len(sentences), name  # an empty index would pass every file
     return Index(name, sentences, frozenset(targets))
 
 
 def available() -> list[str]:
-    """Benchmarks that can be read here; those of the web where they lie below $DEBIAS_DATA or were fetched before."""
+    """Benchmarks that can be read offline: in a data wheel, below $DEBIAS_DATA or downloaded before."""
     return [name for name in _READERS if all(map(assets.on_disk, REMOTE.get(name, ())))]
 
 
 def missing() -> list[str]:
-    """Benchmarks that cannot be read here."""
+    """Benchmarks that cannot be read offline."""
     return [name for name in _READERS if name not in available()]
 
 
@@ -58,7 +58,7 @@ def _stereoset() -> Texts:
         tasks = json.loads(assets.locate(f"stereoset-{split}").read_text(encoding="utf-8"))["data"]
         for task, examples in tasks.items():
             for example in examples:
-                if task == "intersentence":  # elsewhere the context is the sentence itself with a blank in it
+                if task == "intersentence":  # in the other task the context is the sentence with a blank in it
                     yield example["context"], example["target"]
                 for sentence in example["sentences"]:
                     yield sentence["sentence"], example["target"]
@@ -74,17 +74,18 @@ def _crows_pairs() -> Texts:
 def _winobias() -> Texts:
     for path in _files("winobias"):
         for line in path.read_text(encoding="utf-8").splitlines():
-            asked = [name for name in re.findall(r"\[(?:the )?([^\]]+)\]", line, re.IGNORECASE) if name not in PRONOUNS]
-            yield re.sub(r"^\d+ |[\[\]]", "", line), *asked  # "1 [The nurse] ...", number and brackets being no text
+            # A line reads "1 [The nurse] asked ... [she] ...": number and brackets are not part of the sentence.
+            names = re.findall(r"\[(?:the )?([^\]]+)\]", line, re.IGNORECASE)
+            yield re.sub(r"^\d+ |[\[\]]", "", line), *(name for name in names if name not in PRONOUNS)
 
 
 def _bbq() -> Texts:
     for path in _files("bbq"):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            asked = [text for text, group in row["answer_info"].values() if group != "unknown"]
+            groups = [text for text, group in row["answer_info"].values() if group != "unknown"]
             for sentence in re.split(r"(?<=[.?!]) ", f"{row['context']} {row['question']}"):
-                yield sentence, *asked
+                yield sentence, *groups
 
 
 def _files(benchmark: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What a run trains on: one or several sources, in shares, cut to size and matched with other runs."""
+"""What a run trains on: one or more sources, mixed in shares, cut to size and matched with other runs."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ class Source(Protocol):
         """Checksum of everything that `load` depends on besides the seed."""
 
     def load(self, seed: int) -> Checked:
-        """The sentences, what was dropped, and what a reader must know. Raises UserError when there are none."""
+        """The sentences, the counts of dropped ones, and notes. Raises UserError if no sentence is left."""
 
 
 class Mixture:
     """The data of a run: its sources, one after the other.
 
     Args:
-        bias: the bias that is scored whole and stands on top of the table; sources have been given it by the config.
+        bias: the bias that is scored in full and heads the table; the config passes it to the sources too.
         sources: by name.
-        n: keep this many sentences, drawn with the seed; all when empty.
-        match: what runs on different sources shall have in common: `examples` (draw `match_to` of them), `steps` (as
-            many as `match_to` examples take) or `tokens` (as many as `match_to` sentences of our general corpus have).
+        n: keep this many sentences, drawn with the seed; all if None.
+        match: what runs on different sources have in common: `examples` (draw `match_to` of them), `steps` (as many
+            as `match_to` examples take) or `tokens` (as many as `match_to` sentences of our general corpus have).
         match_to: number of sentences that `match` refers to.
-        weights: share of each source by name, as in `{targeted: 2, general: 1}`; the largest set with these shares in
-            which no sentence is repeated (of `n` sentences at most) is drawn with the seed.
-        path: file of the sources that read one; they have been given it by the config.
-        policy: of the sources that check triplets, likewise.
+        weights: share of each source by name, as in `{targeted: 2, general: 1}`. The seed draws the largest set with
+            these shares that repeats no sentence and has at most `n`.
+        path: file for the sources that read one; not used here, the config passes it on.
+        policy: for the sources that check triplets; not used here, the config passes it on.
     """
 
     def __init__(
@@ -60,20 +60,20 @@ class Mixture:
         self.weights = _checked_weights(weights, self.sources) if weights else None
 
     def fingerprint(self) -> str:
-        """Checksums of the sources. Raises UserError where two of them are the same text."""
+        """Checksums of the sources. Raises UserError if two of them are the same text."""
         prints = {name: source.fingerprint() for name, source in self.sources.items()}
         names: dict[str, str] = {}
         for name, checksum in prints.items():
             if checksum in names:
                 raise UserError(
-                    f"data={names[checksum]} and data={name} are the same text: set data.bias=gender (or another bias "
-                    "that one of them is about), or name another file"
+                    f"data={names[checksum]} and data={name} are the same text: set data.bias=gender or another bias, "
+                    "or name another file"
                 )
             names[checksum] = name
         return " ".join(prints.values())
 
     def load(self, seed: int) -> Checked:
-        """All sentences, in the shares asked for, cut to `n` and, with `match=examples`, to `match_to`."""
+        """All sentences in the given shares, cut to `n` and, with `match=examples`, to `match_to`."""
         parts = {name: source.load(seed) for name, source in self.sources.items()}
         several = len(parts) > 1
         dropped: Counter[str] = Counter()
@@ -97,35 +97,35 @@ class Mixture:
             counts = Counter(name for name, _ in pairs)
             notes.append("sentences of each source: " + ", ".join(f"{name} {counts[name]}" for name in parts))
         if few:
-            notes.append(f"data.match=examples asked for {self.match_to} sentences, but there are fewer: all are used")
+            notes.append(f"data.match=examples asks for {self.match_to} sentences, but there are fewer: all are used")
         plain = sum(not t.attribute for t in triplets)
         if plain:
             notes.append(
-                f"plain text: {plain} of {len(triplets)} sentences have no attribute, all their tokens are learned"
+                f"plain text: {plain} of {len(triplets)} sentences have no attribute; the loss covers all their tokens"
             )
-        spent = next((part.spent for part in parts.values() if part.spent), {})  # one source at most asks a chat model
+        spent = next((part.spent for part in parts.values() if part.spent), {})  # at most one source asks a chat model
         return Checked(triplets, dropped, tuple(notes), spent)
 
 
 def shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None, most: int | None = None) -> dict[str, int]:
-    """How many sentences to take of each source: as many as have the shares of `weights` and repeat none.
+    """Number of sentences to take from each source: as many as the shares of `weights` allow without repeats.
 
-    Where these would be more than `most`, it is that many: what rounding leaves goes to those that lost most by it.
+    Not more than `most`, if given. Raises UserError if a source would get none.
     """
     if weights is None:
         return dict(sizes)
-    unit = min(sizes[name] / weight for name, weight in weights.items())
+    unit = min(sizes[name] / weight for name, weight in weights.items())  # sentences per unit of weight
     total = sum(weights.values())
     limit = most if most is not None and most < unit * total else None
     unit = unit if limit is None else limit / total
     taken = {name: int(unit * weight + 1e-9) for name, weight in weights.items()}  # 1e-9: 3 * (1 / 3) is 1
-    if limit is not None:
+    if limit is not None:  # sentences lost by rounding down go to the sources that lost most
         lost = sorted(weights, key=lambda name: taken[name] - unit * weights[name])
         for name in lost[: limit - sum(taken.values())]:
             taken[name] += 1
     for name, size in taken.items():
         if size < 1:
-            raise UserError(f"data.weights leave no sentence of {name}; weigh it more")
+            raise UserError(f"data.weights leave no sentence of {name}; raise data.weights.{name}")
     return taken
 
 

@@ -1,4 +1,4 @@
-"""PANDA (Qian et al. 2022): text rewritten by people so that it is about another gender, age or ethnicity."""
+"""PANDA (Qian et al. 2022): text that people rewrote to be about another gender, age or ethnicity."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Panda:
 
     Args:
         bias: gender, race or age.
-        categories: whom the rewritten text is about, as PANDA names it; when empty all groups of the bias.
+        categories: groups that the rewritten text is about, in PANDA's words; all groups of the bias if None.
     """
 
     def __init__(self, bias: str, categories: Sequence[str] | None = None) -> None:
@@ -51,7 +51,7 @@ class Panda:
         return f"{assets.ASSETS['panda'].sha256} {','.join(self.categories)}"
 
     def load(self, seed: int = 0) -> Checked:
-        """Rewritten passages cut into sentences, without those that the rewriter left alone."""
+        """Sentences of the rewritten passages, without those that the rewriter left unchanged."""
         dropped: Counter[str] = Counter()
         sentences = usable(self._changed(dropped), dropped)
         return Checked([whole(sentence, self.bias, "panda") for sentence in sentences], dropped)
@@ -69,14 +69,14 @@ class Panda:
 
 
 def _sentences(passage: str) -> list[str]:
-    return split_sentences(passage.replace("<SEP>", "\n"))  # between a question or claim and its passage
+    return split_sentences(passage.replace("<SEP>", "\n"))  # <SEP> divides a question or claim from its passage
 
 
 def _words(sentence: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+", sentence.lower()))
 
 
-@lru_cache(maxsize=64)  # rewrites of one passage stand together
+@lru_cache(maxsize=64)  # the file keeps the rewrites of one passage together
 def _worded(passage: str) -> frozenset[tuple[str, ...]]:
     return frozenset(map(_words, _sentences(passage)))
 

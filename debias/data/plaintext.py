@@ -23,14 +23,14 @@ _END = re.compile(r"[.!?][\"'’”)\]]*\s+(?=[\"'`“‘(\[]*[A-Z0-9])")
 
 
 class Text:
-    """Passages of text that may be trained on: GAP development and validation, BOLD, or a file.
+    """Passages of text to train on: GAP development and validation, BOLD, or a file.
 
-    GAP test is never among them: perplexity is measured there. Nor are BOLD's professions: retention uses them.
+    Excludes GAP test, on which perplexity is measured, and BOLD's professions, which the KL term uses.
 
     Args:
-        name: `gap` (Wikipedia passages about women and men), `bold` (Wikipedia sentences about people of the bias), or
-            the path of a text file; when empty `gap` for gender and `bold` for the others.
-        bias: picks BOLD's part.
+        name: `gap` (Wikipedia passages about women and men), `bold` (Wikipedia sentences about groups of the bias), or
+            the path of a text file; if None, `gap` for gender and `bold` for other biases.
+        bias: selects a part of BOLD.
     """
 
     def __init__(self, name: str | None, bias: str) -> None:
@@ -67,7 +67,7 @@ class Text:
 
 
 def read_passages(name: str) -> Iterator[str]:
-    """The passages of a part of GAP or BOLD, an asset's name, in order."""
+    """The passages of a part of GAP or BOLD, named as an asset, in order."""
     path = assets.locate(name)
     if name.startswith("gap-"):
         with path.open(newline="", encoding="utf-8") as file:
@@ -79,9 +79,9 @@ def read_passages(name: str) -> Iterator[str]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences of a text: cut at line ends, and where `.`, `!` or `?` stands before a capital or a figure.
+    """Sentences of a text: cut at line ends, and after `.`, `!` or `?` before a capital or a digit.
 
-    A rule of ours, not a library's: abbreviations and initials do not end a sentence, WikiText's spaced marks do.
+    Abbreviations and initials do not end a sentence; WikiText's punctuation with spaces around it does.
     """
     sentences = []
     for line in text.splitlines():
@@ -95,12 +95,12 @@ def split_sentences(text: str) -> list[str]:
 
 
 def usable(sentences: Iterable[str], dropped: Counter[str]) -> Iterator[str]:
-    """Sentences that are whole, of fair length and not repeated; the others are counted."""
+    """Whole sentences of usual length that have not come before; the others are counted in `dropped`."""
     seen: set[str] = set()
     for sentence in sentences:
         words = len(sentence.split())
         if not re.search(r"[.!?][\"'’”)\]\s]*$", sentence) or words < SHORTEST:
-            dropped["no whole sentence (a heading, say)"] += 1
+            dropped["not a whole sentence (such as a heading)"] += 1
         elif words > LONGEST:
             dropped[f"longer than {LONGEST} words"] += 1
         elif sentence in seen:
@@ -111,5 +111,5 @@ def usable(sentences: Iterable[str], dropped: Counter[str]) -> Iterator[str]:
 
 
 def whole(sentence: str, bias: str, source: str) -> Triplet:
-    """A sentence without target and attribute: every token is scored."""
+    """A sentence as a triplet without target and attribute: every token is scored."""
     return Triplet(sentence, "", "", bias, source, 0, len(sentence))

@@ -1,10 +1,9 @@
-"""Measures of a set of sentences: words, near-duplicates, diversity, and polarity of wording. Pure, no files."""
+"""Measures of a set of sentences: words, near-duplicates, diversity, and polarity of wording."""
 
 from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from datasketch import MinHash, MinHashLSH
 
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
-# Single words and phrases, counted wherever they stand: "while" is concessive here even where it means "during".
+# Counted whatever they mean in the sentence: "while" is concessive here even if it means "during".
 CONCESSIVE = (
     "although", "but", "contrary to", "despite", "however", "in spite of", "nevertheless", "nonetheless",
     "notwithstanding", "regardless", "though", "unlike", "whereas", "while", "yet",
@@ -23,7 +22,7 @@ NEGATED = (
 
 
 def words(sentence: str) -> list[str]:
-    """The sentence's words in lower case, without punctuation; `self-made` and `don't` are one word each."""
+    """Words in lower case, without punctuation; `self-made` and `don't` are one word each."""
     return [word.lower().replace("’", "'") for word in WORD.findall(sentence)]
 
 
@@ -33,18 +32,18 @@ def opening(sentence: str, n: int = 4) -> str:
 
 
 def shingles(sentence: str, n: int = 3) -> frozenset[tuple[str, ...]]:
-    """All runs of `n` words; of a sentence with fewer words, the whole sentence."""
+    """All sequences of `n` words, or the whole sentence if it is shorter."""
     found = words(sentence)
     return frozenset(_ngrams(found, n) if len(found) >= n else [tuple(found)])
 
 
 def jaccard(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> float:
-    """Shared items over all items, from 0 to 1."""
+    """Jaccard similarity: size of the intersection over size of the union, from 0 to 1."""
     return len(a & b) / len(a | b)
 
 
 class Near(NamedTuple):
-    """The most similar known sentence and its Jaccard similarity; a repeat but for case and punctuation has 1."""
+    """The most similar known sentence and its Jaccard similarity, 1 if only case and punctuation differ."""
 
     key: str
     sentence: str
@@ -52,15 +51,17 @@ class Near(NamedTuple):
 
 
 class NearDuplicates:
-    """Sentences in which repeats are looked up. MinHash proposes candidates, the exact Jaccard similarity decides.
+    """An index of sentences that finds exact and near repeats.
 
     Args:
-        threshold: the least Jaccard similarity of word n-grams that counts as nearly the same.
+        threshold: smallest Jaccard similarity of word n-grams at which two sentences are near-duplicates, 0.3 to 1.
         shingle: words per n-gram; shorter sentences are compared as a whole.
     """
 
-    # 24 bands of 2 rows propose a pair of similarity s with probability 1 - (1 - s^2)^24: of those at 0.5 they miss one
-    # in 1,000, at 0.3 one in 10.
+    # MinHash (Broder 1997) proposes candidates and the exact Jaccard similarity decides, so there are no false
+    # positives. Two sentences are proposed if all rows of one band agree. At similarity s a row agrees with
+    # probability s, so 24 bands of 2 rows propose them with probability 1 - (1 - s^2)^24: they miss one pair in 1,000
+    # at s = 0.5 and one in 10 at s = 0.3.
     BANDS, ROWS = 24, 2
 
     def __init__(self, threshold: float = 0.5, shingle: int = 3) -> None:
@@ -70,20 +71,20 @@ class NearDuplicates:
         self._keys: list[str] = []
         self._sentences: list[str] = []
         self._whole: dict[tuple[str, ...], int] = {}
-        self._blank = MinHash(num_perm=self.BANDS * self.ROWS)  # copied: drawing permutations anew is slow
+        self._blank = MinHash(num_perm=self.BANDS * self.ROWS)  # to copy: drawing the permutations again is slow
         self._lsh = MinHashLSH(num_perm=self.BANDS * self.ROWS, params=(self.BANDS, self.ROWS))
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def add(self, key: str, sentence: str) -> None:
-        """Remember a sentence under a key; of repeats (but for case and punctuation) the first key is kept."""
+        """Add a sentence under a key. A sentence that differs only in case and punctuation keeps the first key."""
         whole = tuple(words(sentence))
         if whole in self._whole:
             return
         place = self._whole[whole] = len(self._keys)
         self._keys.append(key)
-        self._sentences.append(sentence)  # not their n-grams: those of a large benchmark would fill the memory
+        self._sentences.append(sentence)  # without their n-grams, which would fill the memory for a large benchmark
         self._lsh.insert(place, self._sketch(shingles(sentence, self.shingle)), check_duplication=False)
 
     def find(self, sentence: str) -> str | None:
@@ -92,7 +93,7 @@ class NearDuplicates:
         return near.key if near else None
 
     def nearest(self, sentence: str) -> Near | None:
-        """The most similar sentence at or above the threshold (of equals the first added), or None."""
+        """The most similar sentence at or above the threshold (the first added of equals), or None."""
         same = self._whole.get(tuple(words(sentence)))
         if same is not None:
             return Near(self._keys[same], self._sentences[same], 1.0)
@@ -111,7 +112,7 @@ class NearDuplicates:
 
 
 def distinct_n(sentences: Iterable[str], n: int) -> float:
-    """Different n-grams of words over all n-grams, from 0 to 1 (Li et al. 2016); 0 without any."""
+    """Distinct word n-grams over all word n-grams, from 0 to 1 (Li et al. 2016); 0 if there are none."""
     grams = [gram for sentence in sentences for gram in _ngrams(words(sentence), n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
@@ -119,8 +120,8 @@ def distinct_n(sentences: Iterable[str], n: int) -> float:
 def self_bleu(sentences: Sequence[str], sample: int = 100, seed: int = 0) -> float:
     """Mean BLEU-4 of each sentence against all others, from 0 (nothing shared) to 100 (Zhu et al. 2018, Texygen).
 
-    It is taken over `sample` sentences drawn with the seed, since it takes quadratic time and grows with the number of
-    references: compare only values of equally large samples. Words as in `words`, smoothing is sacrebleu's `exp`.
+    Uses `sample` sentences drawn with the seed, because the time is quadratic. The value grows with the number of
+    references, so compare samples of the same size only. Words are those of `words`; smoothing is sacrebleu's `exp`.
     """
     from sacrebleu.metrics import BLEU  # a slow import that few callers need
 
@@ -134,27 +135,20 @@ def self_bleu(sentences: Sequence[str], sample: int = 100, seed: int = 0) -> flo
 
 
 class Polarity(NamedTuple):
-    """Whether a sentence argues against something it also says: by a concession, by a negation."""
+    """Whether a sentence has a concession, and whether it has a negation."""
 
     concessive: bool
     negated: bool
 
 
 def polarity(sentence: str) -> Polarity:
-    """Whether the sentence holds a concessive word (`despite`, `but`, ...), and a negation (`not`, `n't`, ...)."""
+    """Look for concessive words (`despite`, `but`, ...) and negations (`not`, `n't`, ...)."""
     found = words(sentence)
     text = f" {' '.join(found)} "
     return Polarity(
         concessive=any(f" {word} " in text for word in CONCESSIVE),
         negated=any(f" {word} " in text for word in NEGATED) or any(word.endswith("n't") for word in found),
     )
-
-
-def most_common(items: Iterable[str]) -> tuple[str, float]:
-    """The most frequent item and its share of all, from 0 to 1."""
-    counts = Counter(items)
-    item, count = counts.most_common(1)[0] if counts else ("", 0)
-    return item, count / max(1, counts.total())
 
 
 def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:

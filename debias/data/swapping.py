@@ -1,4 +1,4 @@
-"""Counterfactual swaps: the same sentence about another group, by word lists of our own (`debias/data/swaps/`)."""
+"""Counterfactual swaps: the same sentence about another group, with our own word lists (`debias/data/swaps/`)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LISTS = Path(__file__).resolve().parent / "swaps"
 
 _PRONOUNS = {"he": "she", "she": "he", "him": "her", "himself": "herself", "herself": "himself", "hers": "his"}
 _BY_SENTENCE = {"her": masculine_of_her, "his": feminine_of_his}
-# What may stand before a swapped word and a hyphen: ex-wife, but not hatchet-man.
+# Prefixes after which a word is swapped: ex-wife, but not hatchet-man.
 _PREFIXES = frozenset(("ex", "step", "half", "great", "co", "non", "pre", "anti", "pro"))
 _VOWEL_SOUND = re.compile(r"(?!eu|uganda|uni|one)(?:[aeiou]|heir|hour|honou?r)", re.IGNORECASE)
 
 
 class Form(NamedTuple):
-    """A word of a list: what it becomes when moved on by 1, 2, ... columns, and how it is looked up."""
+    """A word of a list, and what it becomes when moved by 1, 2, ... columns."""
 
     word: str
     others: tuple[str, ...]
@@ -34,8 +34,8 @@ class Form(NamedTuple):
 class Swapper:
     """Moves the words of a sentence from one group to another.
 
-    Gender has two groups; race and religion have five, and all words of one sentence move on by the same number of
-    columns, so that the sentence stays about one group where it was about one.
+    Gender has two groups, race and religion have five: the columns of the word list. All words of a sentence move by
+    the same number of columns, so a sentence about one group becomes a sentence about one other group.
 
     Args:
         bias: gender, race or religion.
@@ -53,18 +53,18 @@ class Swapper:
         return hashlib.sha256(self._text.encode()).hexdigest()
 
     def swap(self, sentence: str, shift: int | None = None) -> str | None:
-        """The counterfactual, or None where no word of the list stands in the sentence.
+        """The counterfactual, or None if the sentence has no word of the list.
 
         Args:
-            shift: by how many columns words move on, no multiple of `groups`; when empty it is drawn from the
-                sentence's checksum. A swap by -shift leads back.
+            shift: number of columns to move by, not a multiple of `groups`; drawn from the sentence's checksum if
+                None. A swap by -shift reverses it.
         """
-        tokens = cache(lambda: tagged(sentence))  # tagging takes a millisecond, and few words need it
+        tokens = cache(lambda: tagged(sentence))  # takes a millisecond, which few sentences need
         if shift is None:
             shift = 1 + hashlib.sha256(sentence.encode()).digest()[0] % (self.groups - 1)
         parts: list[str] = []
         end = 0
-        name_end = -1  # where the last name ended: a name right after it is a surname
+        name_end = -1  # end of the last first name: a name right after it is a surname
         for match in self._pattern.finditer(sentence):
             if not _stands_alone(sentence, match):
                 continue
@@ -89,7 +89,7 @@ class Swapper:
 
     @cached_property
     def _forms(self) -> dict[str, list[Form]]:
-        """Forms by lower-case word, those with most capitals first."""
+        """Forms by lower-case word, those with the most capitals first."""
         forms: dict[str, list[Form]] = defaultdict(list)
         for form in read_forms(self._text, self.bias):
             forms[form.word.lower()].append(form)
@@ -107,7 +107,7 @@ class Swapper:
         return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})(?![\w-]| @-@)", re.IGNORECASE)
 
     def _form(self, match: re.Match[str], tokens: Callable[[], list[Token]]) -> Form | None:
-        """The form that the matched text is, capitals and part of speech considered."""
+        """The form that fits the capitals and the part of speech of the matched text."""
         found = match.group()
         fitting = [f for f in self._forms[found.lower()] if _capitals_fit(f.word, found)]
         if len({f.is_noun for f in fitting}) > 1:
@@ -117,7 +117,7 @@ class Swapper:
 
 
 def read_forms(text: str, bias: str) -> Iterator[Form]:
-    """The forms of a word list; see the head of `debias/data/swaps/gender.txt`."""
+    """The forms of a word list; the comments at the top of each list explain its format."""
     if bias == "gender":
         yield from (Form(word, (other,), False, False) for word, other in _PRONOUNS.items())
         yield from (Form(word, ("",), False, False) for word in _BY_SENTENCE)
@@ -148,7 +148,7 @@ def _row(line: str, names: bool) -> Iterator[Form]:
 
 
 def _index(tokens: list[Token], start: int) -> int:
-    """Number of the token that begins at a character, or holds it (`ex-wife`)."""
+    """Index of the token that begins at a character or contains it (`ex-wife`)."""
     return max(i for i, token in enumerate(tokens) if token.start <= start)
 
 
@@ -162,7 +162,7 @@ def _capitals_fit(word: str, found: str) -> bool:
 
 
 def _is_surname(sentence: str, start: int, name_end: int, titles: frozenset[str]) -> bool:
-    """Whether a name follows another capitalised word that is no title: Henry James, Port Elizabeth, Gary O. Thomas."""
+    """Whether a name follows a capitalised word other than a title: Henry James, Port Elizabeth, Gary O. Thomas."""
     before = re.search(r"([^\W\d_][\w'’]*\.?) $", sentence[:start])
     if before is None or not before[1][0].isupper() or before[1].rstrip(".").lower() in titles:
         return False
@@ -171,7 +171,7 @@ def _is_surname(sentence: str, start: int, name_end: int, titles: frozenset[str]
 
 
 def _cased(found: str, word: str, other: str, begins: bool) -> str:
-    """`other` written as `found` was: HER -> HIS, Her -> His, her -> his."""
+    """`other` with the capitals of `found`: HER -> HIS, Her -> His, her -> his."""
     letters = [c for c in found if c.isalpha()]
     if len(letters) > 1 and all(map(str.isupper, letters)) and not word.isupper():
         return other.upper()
@@ -181,7 +181,7 @@ def _cased(found: str, word: str, other: str, begins: bool) -> str:
 
 
 def _article(before: str, old: str, new: str) -> str:
-    """The text before a swapped word with `a` or `an` made to fit where it must change."""
+    """The text before a swapped word, with `a` or `an` changed to fit the new word."""
     found = re.search(r"\b(an?)( +)$", before, re.IGNORECASE)
     if found is None or bool(_VOWEL_SOUND.match(old)) == bool(_VOWEL_SOUND.match(new)):
         return before

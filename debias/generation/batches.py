@@ -60,11 +60,12 @@ class Batches:
                 collect(memory.answers[key]._replace(cached=False))
         if not proven and (told := next(filter(None, (mistake(c, self.llm, self.base_url) for c in complaints)), None)):
             raise told  # as live: before the first answer a refusal means that the settings are wrong
-        refused = [key for key in missing if memory.refused.get(key, 0) >= MAX_REFUSED]
-        if refused:
-            log.warning("%d requests were refused in %d batches and are skipped", len(refused), MAX_REFUSED)
-            self.ledger.given_up(refused)
-        left = {k: question for k, question in missing.items() if k not in memory.answers and k not in refused}
+        failed = [key for key in missing if memory.refused.get(key, 0) + memory.broken.get(key, 0) >= MAX_REFUSED]
+        failed = [key for key in failed if key not in memory.answers]
+        if failed:
+            log.warning("%d requests failed in %d batches and are skipped", len(failed), MAX_REFUSED)
+            self.ledger.given_up(failed)
+        left = {k: question for k, question in missing.items() if k not in memory.answers and k not in failed}
         return await self._submit(left) if left else ("", "")
 
     async def _find(self, tag: str, batch_id: str | None) -> Batch | None:

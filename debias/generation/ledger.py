@@ -3,7 +3,7 @@
 Each call has a `sent` line, written before the call is made, and one line for its end:
 
     sent      attempt, key, upper bound of the cost        (from here on the call may be charged)
-    answered  attempt, raw body of status 200              (charged)
+    answered  attempt, raw body of status 200              (charged, unless it is an error without a usage report)
     declined  attempt, status, reason                      (not charged: refused, or the server was not reached)
     filtered  attempt, status, reason                      (not charged: refused by a content filter, and final)
     lost      attempt, reason                              (no reply: perhaps charged)
@@ -94,16 +94,19 @@ class Memory:
 
     def _answered(self, sent: Sent, line: dict[str, Any]) -> None:
         reading = read_body(line["body"])
-        prompt_tokens, completion_tokens = reading.prompt_tokens, reading.completion_tokens
-        if prompt_tokens is None or completion_tokens is None:
-            prompt_tokens, completion_tokens = sent.bound.prompt_tokens, sent.bound.completion_tokens
-            self.bounded += 1
-        dollars = sent.bound.dollars(prompt_tokens, completion_tokens)
-        self.calls += 1
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += completion_tokens
-        self.dollars += dollars or 0.0
-        self.unpriced += dollars is None
+        prompt_tokens, completion_tokens, dollars = reading.prompt_tokens, reading.completion_tokens, None
+        if not reading.charged:
+            prompt_tokens, completion_tokens, dollars = 0, 0, 0.0
+        else:
+            if prompt_tokens is None or completion_tokens is None:
+                prompt_tokens, completion_tokens = sent.bound.prompt_tokens, sent.bound.completion_tokens
+                self.bounded += 1
+            dollars = sent.bound.dollars(prompt_tokens, completion_tokens)
+            self.calls += 1
+            self.prompt_tokens += prompt_tokens
+            self.completion_tokens += completion_tokens
+            self.dollars += dollars or 0.0
+            self.unpriced += dollars is None
         if reading.text is None:
             self.broken[sent.key] = self.broken.get(sent.key, 0) + 1
             return

@@ -22,6 +22,7 @@ import openai
 from debias.generation.complaints import complaint_of, mistake, redacted, shown, unreachable
 from debias.generation.exchange import FILTERED, LLM, MAX_REFUSED, Answer, Question
 from debias.generation.ledger import Ledger
+from debias.generation.reading import Reading, read_body
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ class Live:
             return attempt
 
     async def _attempt(self, question: Question, attempt: str) -> Failure | None:
-        """One call and its end in the ledger; None if the server replied with status 200 or a filter refused it."""
+        """One call and its end in the ledger; None if the call was charged or has an answer."""
         try:
             return await self._call(question, attempt)
         finally:
@@ -198,8 +199,8 @@ class Live:
             else:
                 self._record(attempt, chunks, request_id)
             raise
-        self._record(attempt, chunks, request_id or "")
-        return None
+        reading = self._record(attempt, chunks, request_id or "")
+        return None if reading.charged or reading.text is not None else Failure(reading.finish_reason)
 
     def _response(self, question: Question) -> contextlib.AbstractAsyncContextManager[Any]:
         """The call itself. Its body is streamed uncompressed, so that one that breaks off is kept up to the break."""
@@ -213,10 +214,11 @@ class Live:
             model=body.pop("model"), messages=body.pop("messages"), extra_body=body, extra_headers=headers
         )
 
-    def _record(self, attempt: str, chunks: list[bytes], request_id: str) -> None:
+    def _record(self, attempt: str, chunks: list[bytes], request_id: str) -> Reading:
         self._heard = True
         body = redacted(b"".join(chunks).decode("utf-8", "replace"), self.secret)
         self.ledger.answered(attempt, body, redacted(request_id, self.secret))
+        return read_body(body)
 
     def _refused(self, attempt: str, error: openai.APIStatusError) -> Failure | None:
         """Record an error status; None if it settles the request."""

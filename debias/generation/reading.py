@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NamedTuple
 
 import jiter
+
+from debias.generation.complaints import complaint_in
+from debias.generation.exchange import FILTERED
 
 FINISHED = ("stop", "length", "content_filter")
 
@@ -19,19 +23,39 @@ class Reading(NamedTuple):
     completion_tokens: int | None
     model: str
     id: str  # of the completion, if the server gives one
+    charged: bool = True  # False: the server reports an error and no usage, so the model did not answer
 
 
 def read_body(body: str) -> Reading:
     """Read a chat completion; a body that breaks off is read up to the break."""
+    if body.lstrip()[:1] == "<":  # from something between us and the model
+        title = re.search(r"<title>(.*?)</title>", body, re.IGNORECASE | re.DOTALL)
+        about = f": {' '.join(title[1].split())[:100]}" if title else ""
+        return Reading(None, f"a web page{about}", None, None, "", "", charged=False)
     try:
         content, whole = json.loads(body), True
     except (ValueError, RecursionError):
         content, whole = _beginning(body), False
     content = content if isinstance(content, dict) else {}
+    choices = content.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    message = choice.get("message")
     prompt_tokens, completion_tokens = _usage(content) if whole else (None, None)
-    text, finish_reason = _said(content, whole)
     model, completion_id = _text(content.get("model")), _text(content.get("id"))
-    return Reading(text, finish_reason, prompt_tokens, completion_tokens, model, completion_id)
+    charged = True
+    if (error := content.get("error") or choice.get("error")) and not _text(_of(message, "content")):
+        # Some servers report errors with status 200. Without a usage report the model has not been run.
+        charged = completion_tokens is not None
+        code = _of(error, "code")
+        complaint = complaint_in(code if isinstance(code, int) else 400, error, "")
+        said = f"the server's error: {complaint.message[:200]}"
+        text, finish_reason = ("", FILTERED) if complaint.filtered else (None, said)
+    elif isinstance(message, dict):
+        text, finish_reason = _said(choice, message, whole)
+    else:
+        unlike = "is not a chat completion" if whole else "breaks off before any text or is not JSON"
+        text, finish_reason = None, f"the body {unlike}"
+    return Reading(text, finish_reason, prompt_tokens, completion_tokens, model, completion_id, charged)
 
 
 def _beginning(body: str) -> Any:
@@ -50,28 +74,22 @@ def _usage(content: dict[str, Any]) -> tuple[int | None, int | None]:
     return None, None  # an incomplete report is useless: the upper bound counts instead
 
 
-def _said(content: dict[str, Any], whole: bool) -> tuple[str | None, str]:
-    """The text and why it ended; the text is None if this is not a chat completion."""
-    choices = content.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        return None, _complaint(content, whole)
+def _said(choice: dict[str, Any], message: dict[str, Any], whole: bool) -> tuple[str | None, str]:
+    """The text of a message and why it ended; the text is None if the body breaks off before it."""
     text, refusal = _text(message.get("content")), _text(message.get("refusal"))
     if not whole:
         return (text, "incomplete") if text else (None, "the body breaks off before any text")
     if refusal:
         return text or refusal, "refusal"
+    if choice.get("finish_reason") == "error":
+        return text, "incomplete"
     finish_reason = choice.get("finish_reason")
     finish_reason = finish_reason if finish_reason in FINISHED else "stop"
     return text, "empty" if finish_reason == "stop" and not text.strip() else finish_reason
 
 
-def _complaint(content: dict[str, Any], whole: bool) -> str:
-    error = content.get("error")  # some servers report errors with status 200
-    if isinstance(error, dict) and error.get("message"):
-        return f"the server's error: {_text(error['message'])[:200]}"
-    return "the body is not a chat completion" if whole else "the body breaks off before any text or is not JSON"
+def _of(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
 
 
 def _text(value: Any) -> str:

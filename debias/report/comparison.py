@@ -40,7 +40,7 @@ class Row(NamedTuple):
     @property
     def certain(self) -> bool:
         """Whether the interval of the difference leaves zero out."""
-        return self.delta is not None and self.delta.leaves_zero_out
+        return self.delta is not None and self.delta.excludes_zero
 
     @property
     def better(self) -> bool | None:

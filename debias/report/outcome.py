@@ -45,7 +45,7 @@ def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> 
 
     after, delta = (by[benchmark, of, metric, model] for model in ("debiased", "delta"))
     fell = abs(after.value - 50) < abs(base.value - 50)
-    certain = delta.leaves_zero_out
+    certain = delta.excludes_zero
     change = (
         f"{score} {base.value:.1f} -> {after.value:.1f}, difference {delta.value:+.1f} "
         f"(95% interval {delta.ci_low:+.1f} to {delta.ci_high:+.1f}, n = {base.n:,})"
