@@ -85,7 +85,7 @@ def test_data_empty_after_checks(debias: Run, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_model(debias: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "model './empty' is neither a local folder with safetensors weights" in complaint(debias("run", "model=./empty"))
+    assert "model './empty' is neither a local folder with safetensors" in complaint(debias("run", "model=./empty"))
 
 
 def test_missing_asset_names_the_install_command(debias: Run, monkeypatch: pytest.MonkeyPatch) -> None:
