@@ -165,6 +165,27 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
         make_trainer(accelerator="gpu", logger=False)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true", "transformer-engine"])
+def test_a_precision_that_would_change_the_base_is_refused(precision: str) -> None:
+    with pytest.raises(UserError, match=rf"trainer.precision={precision} .* choose 32-true, bf16-mixed or 16-mixed"):
+        make_trainer(precision, accelerator="cpu", logger=False)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"), [("trainer.precision=bf16-true", "converts the base"), ("trainer=gpu", "does not work here")]
+)
+def test_a_trainer_that_cannot_be_built_stops_the_job_before_the_model_loads(
+    word: str, message: str, small: list[str], debias: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(BaseModel, "load", lambda self: pytest.fail("the model was loaded"))
+    answer = debias("run", *small, "data.bias=gender", word)
+    assert answer.status == 1
+    assert message in answer.err
+    assert len(answer.err.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_quantization_without_a_gpu_is_refused_before_anything_is_loaded(bits: str) -> None:
     if torch.cuda.is_available():

@@ -32,6 +32,7 @@ def run(
     report: RunReport,
 ) -> Evaluation:
     """Train an adapter unless the folder has one, score base and debiased model, write the reports."""
+    tuning.make_trainer()  # precision and devices that cannot be used stop the job before the model is loaded
     cost = Cost(folder.path)
     checked = tuning.data.load(tuning.seed)  # bad data stops the job before the model is loaded
     if checked.spent:

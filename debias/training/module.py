@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.ckpt"  # the state to resume from
 BEST = "best.ckpt"  # the best adapter on the dev set, for early stopping
 
+PRECISIONS = ("32-true", "32", "bf16-mixed", "16-mixed")  # those that leave the base's weights as they are
+
 DevScores = Callable[[peft.PeftModel], dict[str, float]]  # figures of a model on a dev set, by name
 
 
@@ -166,17 +168,26 @@ class Debiaser(pl.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
 
 
-def make_trainer(precision: str = "auto", **options: Any) -> pl.Trainer:
-    """A Lightning trainer. Raises UserError if this machine lacks the requested devices.
+def make_trainer(precision: str | int = "auto", **options: Any) -> pl.Trainer:
+    """A Lightning trainer. Raises UserError for a precision that would change the base, or devices that are not there.
 
     Args:
-        precision: any of Lightning's, or `auto`: bf16-mixed on a GPU with bfloat16, else 32-true. CPUs get float32 even
-            if they have bfloat16 instructions: the matrices of a small model are too small to gain (docs/decisions.md).
+        precision: `32-true`, `bf16-mixed`, `16-mixed` or `auto`: bf16-mixed on a GPU with bfloat16, else 32-true. CPUs
+            get float32 even if they have bfloat16 instructions: the matrices of a small model are too small to gain
+            (docs/decisions.md).
         options: of `pytorch_lightning.Trainer`.
     """
+    precision = str(precision)  # YAML reads 32 as a number
     on_gpu = torch.cuda.is_available() and options.get("accelerator") != "cpu"
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    elif precision not in PRECISIONS:
+        # Lightning's other precisions convert the whole module: the adapter would belong to another base than the one
+        # on disk, and the gate would fail after all the training.
+        raise UserError(
+            f"trainer.precision={precision} converts the base's weights, which must stay as they are; "
+            "choose 32-true, bf16-mixed or 16-mixed"
+        )
     elif precision.startswith("bf16") and not on_gpu and not bf16_is_native():
         log.warning("this CPU has no bfloat16 instructions: %s may be a hundred times slower than 32-true", precision)
     if options.get("strategy") == "ddp" and launched_processes() < 2:
