@@ -1,28 +1,36 @@
 """The README's picture and table, and the pictures in docs/: `python tests/pictures.py [RUN]` makes them.
 
-They are of the default run. Without RUN, the folder of one, it is started here; that takes as long as `make demo`, and
-nothing at all when it is done already. Its figures are kept in docs/default_run.parquet, from which a test makes the
-table again. The picture of many runs is of the study's figures in docs/study.
+They show the default run. Without RUN (its folder) the run is started here, which takes as long as `make demo`, or no
+time if it is done. With RUN, today's program writes its page anew. The run's figures are kept in
+docs/default_run.parquet, from which a test makes the table again. The picture of many runs shows the study's figures.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from browser import Page, chromium
+from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 
+from debias.benchmarks.evaluation import evaluation_of, prepared
+from debias.cli.build import make_benchmarks, make_report
+from debias.cli.config import make
 from debias.records import Figure
 from debias.report import comparison
-from debias.results import read_figures
+from debias.report.one_run.report import write_reports
+from debias.results import RunFolder, read_figures, read_likelihoods
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVE = ROOT / "docs/default_run.parquet"
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BEGIN, END = "<!-- table: python tests/pictures.py -->\n", "<!-- end of table -->\n"
 SHOWN = {  # rows of the README's table: benchmark, bias, metric
     *(("stereoset", bias, metric) for bias in ("gender", "overall") for metric in ("SS", "LMS", "ICAT")),
@@ -45,6 +53,19 @@ def write_table(figures: Sequence[Figure]) -> None:
     path = ROOT / "README.md"
     head, rest = path.read_text(encoding="utf-8").split(BEGIN)
     path.write_text(f"{head}{BEGIN}\n```\n{table(figures)}```\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def write_page(run: Path) -> None:
+    """Write the run's report with today's program, from its scores."""
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    cfg = OmegaConf.create(yaml.safe_load(text))
+    model = make(cfg.model)
+    to_score = prepared(make_benchmarks(cfg), model.tokens())
+    evaluation = evaluation_of(to_score, [read_likelihoods(run)], positions=0, notes=())
+    folder = RunFolder(run, text, {key: value for key, value in status.items() if key.endswith("_sha256")})
+    data = make(cfg.data).load(cfg.seed)
+    write_reports(folder, evaluation, make_report(cfg), data, MODEL, run / "adapter")
 
 
 def picture(page: Page, report: Path, name: str, width: int, height: int) -> None:
@@ -75,6 +96,8 @@ def main(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
+    if len(sys.argv) > 1:
+        write_page(Path(sys.argv[1]))
+    else:
         debias("run")
     main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "outputs/run/default")
