@@ -60,26 +60,32 @@ def succeed(cwd: Path, *words: str) -> Shown:
 
 
 def start(
-    cwd: Path, *words: str, first: Callable[[], object] | None = None, environment: Mapping[str, str] | None = None
+    cwd: Path,
+    *words: str,
+    first: Callable[[], object] | None = None,
+    environment: Mapping[str, str] | None = None,
+    err: Path = Path(os.devnull),
 ) -> BaseProcess:
     """Start `debias WORDS` in a process of its own, in a folder.
 
     Args:
         first: what the process does before, such as `partial(gets, signal.SIGKILL, ...)`.
         environment: variables beside this process's own.
+        err: the file for its error output.
     """
-    process = FORKED.Process(target=_main, args=(cwd, words, first, {**os.environ, **(environment or {})}))
+    process = FORKED.Process(target=_main, args=(cwd, words, first, {**os.environ, **(environment or {})}, err))
     process.start()
     return process
 
 
-def _main(cwd: Path, words: tuple[str, ...], first: Callable[[], object] | None, environment: dict[str, str]) -> None:
+def _main(
+    cwd: Path, words: tuple[str, ...], first: Callable[[], object] | None, environment: dict[str, str], err: Path
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
+    for stream, file in enumerate((Path(os.devnull), Path(os.devnull), err)):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that forks ignores it
     sys.argv = ["debias", *words]
     if first:

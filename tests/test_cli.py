@@ -8,11 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from command import gets, start
 
 from debias import assets, results
 from debias.cli import config
@@ -123,27 +124,15 @@ def test_full_disk(debias: Run, tmp_path: Path, small: list[str], monkeypatch: p
 
 
 def test_interrupt(tmp_path: Path, small: list[str]) -> None:
-    """Ctrl-C: exit status 130, the state is `failed`, and the folder is free again."""
-    command = [sys.executable, "-m", "debias", "run", *small, "training.epochs=10000", "name=stop"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs inherit "ignore"
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.rglob("train.csv")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "error: interrupted; the same command goes on from here" in error
+    """Ctrl-C in the third step: exit status 130, the state is `failed`, and the folder is free again."""
+    third = partial(gets, signal.SIGINT, "debias.training.callbacks:LossCurve.on_train_batch_end", call=3)
+    process = start(tmp_path, "run", *small, "name=stop", first=third, err=tmp_path / "err")
+    process.join()
+    assert process.exitcode == 130
+    assert "error: interrupted; the same command goes on from here" in (tmp_path / "err").read_text()
     (status,) = tmp_path.rglob("status.json")
     assert json.loads(status.read_text())["state"] == "failed"
+    assert not results.running(status.parent)
 
 
 def test_help_version_and_ls(debias: Run) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from command import FORKED
 from safetensors.torch import load_file
 from test_config import composed
-from test_tuning import TRAINER, losses, trained, tuning
+from test_stage import TRAINER, losses, trained, tuning, twenty
 
 from debias.cli.build import make_adapter
 from debias.models.base import BaseModel
@@ -35,7 +36,7 @@ def with_adapter(name: str, plan: Tuning) -> Tuning:
 def share(tiny: Path, folder: Path, plan: Tuning) -> None:
     """One process's part in a training; the first one saves."""
     folder.mkdir(exist_ok=True)
-    train(plan, plan.data.load(1).triplets, BaseModel(str(tiny)).load(), folder, folder / "adapter")
+    train(plan, twenty(), BaseModel(str(tiny)).load(), folder, folder / "adapter")
 
 
 def in_two_processes(work: Callable[[Path, Path], None], tiny: Path, folder: Path) -> None:
@@ -43,7 +44,9 @@ def in_two_processes(work: Callable[[Path, Path], None], tiny: Path, folder: Pat
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_launched, (port, work, tiny, folder), nprocs=2)
+    torch.multiprocessing.start_processes(
+        _launched, (port, work, tiny, folder), nprocs=2, start_method=FORKED.get_start_method()
+    )
 
 
 def _launched(rank: int, port: int, work: Callable[[Path, Path], None], tiny: Path, folder: Path) -> None:
