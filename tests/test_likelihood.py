@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from debias.records import Masked, Span, Tokens
 from debias.scoring import likelihood
-from debias.scoring.layouts import masked_rows, padded, prefix_tree
+from debias.scoring.layouts import Layout, masked_rows, padded, prefix_tree
 from debias.scoring.likelihood import choose_layout, score, score_and_greedy, span_logprobs
 from debias.scoring.protocols import BiasBench
 
@@ -43,6 +44,9 @@ def model_of(architecture: str) -> nn.Module:
         ),
         "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**tiny, num_key_value_heads=2)),
         "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**tiny, num_key_value_heads=2, sliding_window=16)),
+        "a window of 8": lambda: hf.MistralForCausalLM(
+            hf.MistralConfig(**tiny, num_key_value_heads=2, sliding_window=8)
+        ),
         "gemma2": lambda: hf.Gemma2ForCausalLM(
             hf.Gemma2Config(**tiny, num_key_value_heads=2, head_dim=4, final_logit_softcapping=0.5)
         ),
@@ -90,6 +94,26 @@ def test_scores_equal_plain_scoring_in_every_layout(architecture: str) -> None:
     for chosen in {layout, padded}:
         for budget in (1, 5, 100):
             assert score(model, SPANS, chosen, budget) == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "layout_of",
+    [
+        lambda model: padded,
+        pytest.param(
+            choose_layout,
+            marks=pytest.mark.xfail(strict=True, reason="the prefix tree's mask replaces the sliding window"),
+        ),
+    ],
+    ids=["padded", "chosen"],
+)
+def test_a_sliding_window_shorter_than_the_texts(layout_of: Callable[[nn.Module], Layout]) -> None:
+    """Texts of 12 tokens, of which the model looks back at eight; the texts that choose the layout have six."""
+    spans = [Span((5, 6, 7, 8, 9, 1, 2, 3, 4, 5, *ids), 10) for ids in ((6, 7), (6, 8), (9, 2))]
+    model, wide = model_of("a window of 8"), model_of("mistral")
+    expected = [plain(model, span) for span in spans]
+    assert np.abs(np.array(expected) - [plain(wide, span) for span in spans]).min() > 0.01  # the window matters
+    assert score(model, spans, layout_of(model)) == pytest.approx(expected, abs=2e-5)
 
 
 def test_uniform_model_gives_minus_log_vocabulary_per_token() -> None:

@@ -147,5 +147,27 @@ def test_a_damaged_figure_is_named_by_line(tmp_path: Path) -> None:
         read_figures(tmp_path)
 
 
-def test_code_checksum_is_stable() -> None:
-    assert results.code_sha256() == results.code_sha256()
+def test_code_checksum_covers_every_source_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change, a new name and a new file count; where the package lies and what Python leaves in it do not."""
+
+    def checksum(files: dict[str, str]) -> str:
+        package = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name, content in files.items():
+            (package / name).parent.mkdir(parents=True, exist_ok=True)
+            (package / name).write_text(content)
+        monkeypatch.setattr(results, "PACKAGE", package)
+        return results.code_sha256.__wrapped__()
+
+    plain = {"a.py": "x = 1", "room/b.py": "y = 2"}
+    assert checksum(plain) == checksum(plain) == checksum({**plain, "__pycache__/a.pyc": "compiled", "c.md": "text"})
+    changed = [{**plain, "a.py": "x = 2"}, {"a.py": "x = 1", "room/c.py": "y = 2"}, {**plain, "c.py": ""}]
+    assert len({checksum(files) for files in [plain, *changed]}) == 4
+
+
+def test_code_checksum_is_that_of_what_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Read once: files that change under a long sweep change nothing."""
+    running = results.code_sha256()
+    monkeypatch.setattr(results, "PACKAGE", tmp_path)
+    assert results.code_sha256() == running != results.code_sha256.__wrapped__()

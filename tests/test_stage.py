@@ -16,18 +16,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from debias.benchmarks.evaluation import evaluate, prepared
+from debias.benchmarks.stereoset import StereoSet
 from debias.data.mixture import Mixture
 from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.records import Recipe, Scored, Span, Triplet, UserError, Watch
 from debias.scoring.layouts import prefix_tree
+from debias.scoring.protocols import BiasBench
+from debias.scoring.scorer import Scorer
 from debias.training import module as training
 from debias.training import objectives
 from debias.training.callbacks import LossCurve
 from debias.training.gate import Gate, GateError
 from debias.training.module import make_trainer
-from debias.training.stage import Tuning, train
+from debias.training.stage import DevSet, Tuning, train
 
 TRAINER = partial(make_trainer, accelerator="cpu", logger=False)
 SPANS = [Span((5, 6, 7, 8), 1), Span((9, 10, 11), 1)]
@@ -275,11 +279,27 @@ def test_early_stopping_keeps_the_best_adapter(tiny: Path, tmp_path: Path, monke
     assert all(torch.equal(after_four[name], best[name]) for name in best)
 
 
-def test_dev_figures_are_those_of_the_evaluation(tiny: Path, tmp_path: Path) -> None:
-    """One look at the end of four steps of a real dev set of 4 examples a bias; the loss goes on as without it."""
-    trained(tiny, tmp_path / "plain", tuning(epochs=1))
-    trained(tiny, tmp_path / "watched", tuning(epochs=1, watch=Watch(every=4, limit=4, stop_at=None)))
-    assert losses(tmp_path / "plain") == losses(tmp_path / "watched")
+def test_dev_figures_are_those_of_the_evaluation(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look after the last of five steps finds what an evaluation of the saved adapter finds."""
+    trained(tiny, tmp_path / "plain", tuning(epochs=1, lr=0.1))
+    seen: list[dict[str, float]] = []
+    look = DevSet.__call__
+
+    def remembers(self: DevSet, model: Any) -> dict[str, float]:
+        seen.append(look(self, model))
+        return seen[-1]
+
+    monkeypatch.setattr(DevSet, "__call__", remembers)
+    trained(tiny, tmp_path / "watched", tuning(epochs=1, lr=0.1, watch=Watch(every=5, limit=30, stop_at=None)))
+    assert losses(tmp_path / "plain") == losses(tmp_path / "watched")  # training goes on as without a look
+
+    base = BaseModel(str(tiny)).load()
+    scorer = Scorer(base, adapters.load(base, tmp_path / "watched/adapter"), "32", 512, None)
+    figures = evaluate(scorer, prepared([StereoSet(BiasBench(), split="dev", limit=30)], base.tokens)).figures
+    expected = {f.metric: f.value for f in figures if (f.bias, f.model) == ("gender", "debiased")}
+    assert seen == [pytest.approx(expected)]
+    before = {f.metric: f.value for f in figures if (f.bias, f.model) == ("gender", "base")}
+    assert expected != before  # the look is not at the base
 
 
 # ---------------------------------------------------------------- several processes
