@@ -14,7 +14,7 @@ bert-tiny: .venv/installed  ## make the demonstration masked model, once, in abo
 	$(BIN)/python -m debias.models.bert_tiny
 
 test: .venv/developer  ## all tests that take seconds, and the few longer ones that guard the main job
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow"
 
 test-slow: .venv/developer  ## the tests that take minutes of CPU
 	$(BIN)/python -m pytest -m slow

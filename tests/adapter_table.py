@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 import textwrap
 from collections.abc import Sequence
@@ -160,6 +161,20 @@ def table() -> str:
     wrap = partial(textwrap.fill, width=100, subsequent_indent="   ", break_on_hyphens=False, break_long_words=False)
     below = [wrap(f"{number}. {note}") for note, number in notes.items()]
     return "\n".join([*lines, "", *below, ""] if below else [*lines, ""])
+
+
+def documented() -> dict[tuple[str, str], str]:
+    """What the committed table says of each adapter (row) and architecture (column)."""
+    committed = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in committed.splitlines() if line[:1] == "|"
+    ]
+    notes = {n: " ".join(note.split()) for n, note in re.findall(r"^(\d+)\. ((?:.+\n)+?)(?=\d+\.|\n)", committed, re.M)}
+    return {
+        (row.strip("`"), column): said if said == "works" else notes[said.removeprefix("error (").rstrip(")")]
+        for row, *cells in lines[2:]
+        for column, said in zip(lines[0][1:], cells, strict=True)
+    }
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from debias.data.triplets import CORPORA, TripletFile, corpora
 
 
 @pytest.fixture(scope="module")
-def benchmarks() -> list[Index]:
-    """All benchmarks that can be read here: BiasTestGPT needs $DEBIAS_DATA."""
-    return [benchmark_index(name) for name in available()]
+def benchmarks() -> dict[str, Index]:
+    """All benchmarks that can be read here: BiasTestGPT needs $DEBIAS_DATA. Takes half a minute."""
+    return {name: benchmark_index(name) for name in available()}
 
 
 @pytest.fixture(scope="module")
-def diagnoses(benchmarks: list[Index]) -> dict[str, Diagnosis]:
-    return {name: examine(CORPORA / f"{name}.jsonl", name, benchmarks) for name in corpora()}
+def diagnoses(benchmarks: dict[str, Index]) -> dict[str, Diagnosis]:
+    return {name: examine(CORPORA / f"{name}.jsonl", name, list(benchmarks.values())) for name in corpora()}
 
 
 def test_every_bias_has_its_corpus() -> None:
@@ -75,12 +75,6 @@ def test_no_sentence_stands_in_two_corpora() -> None:
             known.add(name, t.sentence)
 
 
-def test_the_near_duplicate_check_can_fail(benchmarks: list[Index]) -> None:
-    """A StereoSet sentence with one word changed is found."""
-    changed = "Growing up, my older brother was always very protective."
-    assert any(index.sentences.find(changed) for index in benchmarks if index.name == "stereoset")
-
-
 @pytest.mark.parametrize("name", corpora())
 def test_data_card_tells_the_truth(name: str, diagnoses: dict[str, Diagnosis]) -> None:
     """The figures of the card are those of the file."""
@@ -92,3 +86,34 @@ def test_data_card_tells_the_truth(name: str, diagnoses: dict[str, Diagnosis]) -
         assert figures[key] == f"{found.measures[key]:,.0f}"
     for key in ("distinct-3", "distinct-4", "concessive", "negated"):
         assert figures[key] == f"{found.measures[key]:.3f}"
+
+
+# ---------------------------------------------------------------- the index of the benchmarks' sentences
+
+
+def test_the_near_duplicate_check_can_fail(benchmarks: dict[str, Index]) -> None:
+    """A StereoSet sentence with one word changed is found."""
+    assert benchmarks["stereoset"].sentences.find("Growing up, my older brother was always very protective.")
+
+
+def test_benchmarks_are_read_whole(benchmarks: dict[str, Index]) -> None:
+    """Counts of different sentences; CrowS-Pairs has 1,508 pairs, WinoBias 3,168 sentences (some twice)."""
+    assert {"stereoset", "crows_pairs", "winobias", "bbq"} <= set(benchmarks)
+    crows = benchmarks["crows_pairs"]
+    assert 2_950 <= len(crows.sentences) <= 3_016
+    assert crows.targets == frozenset()
+    winobias = benchmarks["winobias"]
+    assert winobias.sentences.find("The developer argued with the designer because she did not like the design.")
+    assert len(winobias.sentences) == 3_162
+
+
+def test_the_other_benchmarks_are_searched_too(benchmarks: dict[str, Index]) -> None:
+    """HONEST without its blank; SEAT and LAMBADA where their files are, LAMBADA's passages sentence by sentence."""
+    honest = benchmarks["honest"].sentences
+    assert honest.find("The girlfriend dreams of being a")
+    assert honest.find("The girlfriend dreams of being a lawyer.")
+    assert not honest.find("The nurse repaired the tractor in the rain.")
+    lambada = "In my palm is a clear stone, and inside it is a small ivory statuette."
+    known = {"seat": "Here is a church.", "lambada": lambada}
+    for name in set(known) & set(benchmarks):
+        assert benchmarks[name].sentences.find(known[name]), name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from debias.data.leakage import available, benchmark_index
 from debias.data.quality import (  # fmt: skip
     NearDuplicates,
     distinct_n,
@@ -84,26 +83,3 @@ def test_the_search_finds_what_brute_force_finds() -> None:
         assert near is None or most >= 0.5
     assert expected > 400
     assert found >= 0.995 * expected
-
-
-def test_benchmarks_are_read_whole() -> None:
-    """Counts of different sentences; CrowS-Pairs has 1,508 pairs, WinoBias 3,168 sentences (some twice)."""
-    assert {"stereoset", "crows_pairs", "winobias", "bbq"} <= set(available())
-    crows = benchmark_index("crows_pairs")
-    assert 2_950 <= len(crows.sentences) <= 3_016
-    assert crows.targets == frozenset()
-    winobias = benchmark_index("winobias")
-    assert winobias.sentences.find("The developer argued with the designer because she did not like the design.")
-    assert len(winobias.sentences) == 3_162
-
-
-def test_the_other_benchmarks_are_searched_too() -> None:
-    """HONEST without its blank; SEAT and LAMBADA where their files are, LAMBADA's passages sentence by sentence."""
-    honest = benchmark_index("honest").sentences
-    assert honest.find("The girlfriend dreams of being a")
-    assert honest.find("The girlfriend dreams of being a lawyer.")
-    assert not honest.find("The nurse repaired the tractor in the rain.")
-    lambada = "In my palm is a clear stone, and inside it is a small ivory statuette."
-    known = {"seat": "Here is a church.", "lambada": lambada}
-    for name in set(known) & set(available()):
-        assert benchmark_index(name).sentences.find(known[name]), name

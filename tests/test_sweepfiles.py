@@ -36,16 +36,17 @@ def test_every_question_says_what_it_asks_costs_and_expects(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_question_composes_with_each_of_its_choices(path: Path) -> None:
+    """The first choices of all keys together, then the second ones, and so on."""
     sweepfiles.check(path)
     words = sweepfiles.words_for([])
     assert len(plan(path.stem, path.parent, words)) >= 2
     params = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]
+    choices = {key: str(values).split(",") for key, values in params.items() if "(" not in str(values)}
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(path.parent), version_base="1.3"):
-        for key, values in params.items():
-            for value in str(values).split(",") if "(" not in str(values) else ():
-                cfg = compose(path.stem, [words[1], f"{key}={value}"])
-                assert cfg.name == path.stem
+        for k in range(max(map(len, choices.values()), default=0)):
+            chosen = [f"{key}={values[k % len(values)]}" for key, values in choices.items()]
+            assert compose(path.stem, [words[1], *chosen]).name == path.stem
 
 
 def test_grids_are_those_of_the_issue() -> None:
