@@ -193,7 +193,6 @@ class Recipe:
     retention: float
     num_neutral: int
     gradient_checkpointing: bool = False
-    compile: bool = False
     watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:

@@ -107,8 +107,6 @@ def diverging(tiny: Path, folder: Path) -> None:
     training.Debiaser.training_step = step  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"adalora compares ranks .* use trainer=ddp"):
         share(tiny, folder / "adalora", with_adapter("adalora", tuning(**DIVIDED)))
-    with pytest.raises(UserError, match=r"does not work with training\.compile"):
-        share(tiny, folder / "compiled", tuning(**DIVIDED, compile=True))
 
 
 def all_of_it(tiny: Path, folder: Path) -> None:

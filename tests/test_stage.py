@@ -234,11 +234,9 @@ def test_asked_to_end_it_saves_and_goes_on_with_the_next_batch(
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
-@pytest.mark.parametrize("option", ["gradient_checkpointing", pytest.param("compile", marks=pytest.mark.slow)])
-def test_options_for_memory_and_time_change_no_loss(tiny: Path, tmp_path: Path, option: str) -> None:
-    plain = tuning(epochs=1)
-    trained(tiny, tmp_path / "plain", plain)
-    trained(tiny, tmp_path / "other", tuning(epochs=1, **{option: True}))
+def test_gradient_checkpointing_changes_no_loss(tiny: Path, tmp_path: Path) -> None:
+    trained(tiny, tmp_path / "plain", tuning(epochs=1))
+    trained(tiny, tmp_path / "other", tuning(epochs=1, gradient_checkpointing=True))
     for (_, one), (_, other) in zip(losses(tmp_path / "plain"), losses(tmp_path / "other"), strict=True):
         assert float(other) == pytest.approx(float(one), abs=1e-4)
 

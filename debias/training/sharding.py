@@ -33,12 +33,10 @@ def strategy() -> ModelParallelStrategy:
 
 
 def sharded(model: peft.PeftModel, mesh: DeviceMesh) -> peft.PeftModel:
-    """A copy of the model, sharded across the mesh. Raises UserError for options that FSDP cannot handle."""
+    """A copy of the model, sharded across the mesh. Raises UserError for quantised weights, which FSDP cannot shard."""
     base = _base_of(model)
     if getattr(base, "is_quantized", False):
         raise UserError("trainer=fsdp cannot shard quantised weights; remove model.quantization, or use trainer=ddp")
-    if getattr(model, "_compiled_call_impl", None) is not None:
-        raise UserError("trainer=fsdp does not work with training.compile=true; remove one of them")
     # `fully_shard` replaces parameters in place, and the whole model must survive: shard a copy. The copy first shares
     # the layers' weights with the original (the memo of `deepcopy`), then each layer is copied and sharded in turn, so
     # that no more than one layer is in memory twice.

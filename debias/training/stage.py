@@ -75,8 +75,6 @@ def train(
     gate = Gate(adapted, [span for texts in examples[:PROBE] for span in texts], layout)
     if recipe.gradient_checkpointing:
         _checkpoint_gradients(adapted)
-    if recipe.compile:
-        adapted.compile(dynamic=True)
     steps = _matched_steps(tuning, base, batches)
     module = training.Debiaser(adapted, tuning.objective, recipe, tuning.seed, steps, dev_set)
 
