@@ -9,11 +9,15 @@ import pytest
 from debias.data.doctor import of_triplets
 from debias.records import Figure, Triplet
 from debias.report import comparison, plots
+from debias.report.grid import Grid
 from debias.report.many_runs.collection import Run
 from debias.report.many_runs.configurations import grouped, labelled
 from debias.report.many_runs.labels import differences
 from debias.report.many_runs.study_tables import spread
+from debias.report.one_run import data_quality
+from debias.report.one_run.report import Change, provenance, sentences, stages
 from debias.report.outcome import Bounds, outcome, outcomes
+from debias.report.templating import fill
 
 Triple = tuple[float, float, float]
 
@@ -27,6 +31,12 @@ def figures(
         Figure(benchmark, "p", bias, metric, "debiased", after, after - 2, after + 2, 771, ideal),
         Figure(benchmark, "p", bias, metric, "delta", after - base, low, high, 771, None, 0.001),
     ]
+
+
+def texts(grid: Grid, *names: str) -> list[tuple[str, ...]]:
+    """The cells of some columns."""
+    places = [[column.name for column in grid.columns].index(name) for name in names]
+    return [tuple(line.cells[i].text for i in places) for line in grid.lines]
 
 
 def story(ss: Triple = (54, -10, -4), lms: float = 91, ppl: float = 40) -> list[Figure]:
@@ -49,9 +59,9 @@ def story(ss: Triple = (54, -10, -4), lms: float = 91, ppl: float = 40) -> list[
         (story(lms=89.9), "broken", "LMS 91.0 -> 89.9 (beyond the bound of 1 points)"),
         (story(ppl=48), "broken", "perplexity 38.0 -> 48.0 (beyond the bound of x 1.25)"),
         (story((45, -20, -12)), "overshot", "now prefers anti-stereotypes. StereoSet SS 61.0 -> 45.0"),
-        (story((49.5, -16, -8)), "debiased", "just below 50, which its interval (47.5 to 51.5) still holds"),
-        (story((51, -16, -8), ppl=60), "broken", "Gender bias fell, but the model broke on the way"),
-        (story((60, -4, 2)), "unchanged", "No certain change of gender bias"),
+        (story((49.5, -16, -8)), "debiased", "just below 50, which its interval (47.5 to 51.5) still includes"),
+        (story((51, -16, -8), ppl=60), "broken", "Gender bias fell, but so did the model's ability"),
+        (story((60, -4, 2)), "unchanged", "No significant change of gender bias"),
         (story((66, 2, 8)), "worse", "Gender bias rose"),
     ],
 )
@@ -77,9 +87,9 @@ def test_rows_put_the_targeted_bias_first_and_know_what_is_better() -> None:
     ordered = comparison.rows(mixed, "gender")
     assert [r.base.bias for r in ordered] == ["gender", "overall", "age"]
     assert [r.better for r in ordered] == [None, False, True]
-    assert ordered[2].cells() == (
+    assert list(ordered[2].texts().values()) == [
         "StereoSet", "age", "SS", "50", "60.0", "55.0", "-5.0", "-8.0 to -2.0", ".001", "", "771"
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 def test_a_base_model_alone_has_no_empty_columns() -> None:
@@ -88,14 +98,13 @@ def test_a_base_model_alone_has_no_empty_columns() -> None:
         comparison.rows(story(), "gender"),
         comparison.rows([f for f in story() if f.model == "base"], "gender"),
     )
-    assert comparison.header(compared) == list(comparison.HEADER)
-    assert comparison.header(alone) == ["benchmark", "bias", "metric", "ideal", "base", "95% interval", "n"]
-    title = comparison.markdown(alone).splitlines()[0]
+    assert len(comparison.table(compared).columns) == 11
+    title = comparison.table(alone).markdown().splitlines()[0]
     assert title == "| benchmark | bias | metric | ideal | base | 95% interval | n |"
 
 
 def test_markdown_cells_cannot_break_the_table() -> None:
-    text = comparison.markdown(comparison.rows(figures("stereoset", "SS", 60, 55, -8, -2, "a|b")))
+    text = comparison.table(comparison.rows(figures("stereoset", "SS", 60, 55, -8, -2, "a|b"))).markdown()
     assert "| a\\|b |" in text
     assert "**-5.0**" in text
 
@@ -109,26 +118,25 @@ def test_plots_are_the_same_bytes_for_the_same_figures() -> None:
 
 
 def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
-    from debias.report.one_run.report import Change
-    from debias.report.templating import fill
-
     evil = "<script>alert(1)</script>"
     change = Change("1", evil, evil, evil, evil, 1.0, -1.0)
     rows = comparison.rows(figures("stereoset", "SS", 60, 55, -8, -2, evil))
+    several = [*rows, *(row._replace(base=row.base._replace(protocol=evil)) for row in rows)]
+    status = {"started": evil, "versions": {"torch": evil}, "git_commit": evil}
+    cost = {"seconds": 1.0, "tokens": 1, "peak_memory_gb": 1.0, "dollars": 0.0,
+            "stages": {evil: {"seconds": 1.0, "tokens": 1}}}  # fmt: skip
+    diagnosis = of_triplets(evil, [Triplet(f"A nurse, {evil}, sang.", evil, "absent", evil, evil, 0, 1)])
     facts = {
-        "title": evil, "verdict": outcome(story(), evil), "rows": rows, "header": comparison.header(rows),
-        "titles": comparison.titles(rows), "legend": comparison.LEGEND, "notes": [evil], "protocols": [(evil,) * 6],
-        "protocols_header": comparison.SENSITIVITY,
-        "plot": plots.before_after(rows), "curve": None, "changed": [change], "unchanged": [change],
-        "config": evil, "data": None, "base": evil, "version": "0", "identity": {"config_sha256": evil},
-        "bounds": Bounds(), "status": {"started": evil, "versions": {"torch": evil}, "git_commit": evil},
-        "cost": {"seconds": 1.0, "tokens": 1, "peak_memory_gb": 1.0, "dollars": 0.0, "stages": {}},
-        "loss_plot": None,
-        "quality": of_triplets(evil, [Triplet(f"A nurse, {evil}, sang.", evil, "absent", evil, evil, 0, 1)]),
+        "title": evil, "verdict": outcome(story(), evil), "figures": comparison.table(rows), "compared": True,
+        "legend": comparison.LEGEND, "notes": [evil], "protocols": comparison.protocols(several, evil),
+        "plot": plots.before_after(rows), "curve": None, "sentences": sentences([change], [change]),
+        "config": evil, "data": None, "base": evil, "version": "0", "bounds": Bounds(), "status": status,
+        "cost": cost, "stages": stages(cost), "provenance": provenance(status, {"config_sha256": evil}, None),
+        **data_quality.facts(diagnosis),
     }  # fmt: skip
     page = fill("run.html.j2", facts)
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") >= 14
+    assert page.count("&lt;script&gt;") >= 20
     assert "http://" not in page.replace("http://www.w3.org/", "")  # namespaces of SVG, never fetched
     assert "https://" not in page
 
@@ -181,10 +189,10 @@ def test_files_of_one_source_are_no_seeds_of_each_other() -> None:
     assert sizes(configs) == {"data=paper file=1S": 2, "data=paper file=2S": 2, "data=cda": 1}
 
 
-def test_an_unknown_interval_is_no_certain_difference() -> None:
+def test_an_unknown_interval_does_not_exclude_zero() -> None:
     nan = float("nan")
     unknown = [f._replace(ci_low=nan, ci_high=nan) for f in figures("stereoset", "SS", 60, 55, -8, -2)]
-    assert not comparison.rows(unknown)[0].certain
+    assert not comparison.rows(unknown)[0].changed
     assert outcome(unknown, "gender").verdict == "unchanged"
 
 
@@ -198,12 +206,11 @@ def test_several_adapters_and_protocols_are_told_apart() -> None:
     first = figures("stereoset", "SS", 60, 55, -8, -2)
     second = [f._replace(protocol="conditional", value=f.value + 1) for f in first]
     rows = comparison.rows([*first, *second], "gender")
-    assert comparison.titles(rows) == [f"StereoSet ({first[0].protocol})", "StereoSet (conditional)"]
-    lines = comparison.sensitivity(rows, "gender")
-    assert [(line[1], line[3], line[4]) for line in lines] == [
-        (first[0].protocol, "60.0", "55.0"), ("conditional", "61.0", "56.0"),
+    assert texts(comparison.table(rows), "benchmark") == [("StereoSet (p)",), ("StereoSet (conditional)",)]
+    assert texts(comparison.protocols(rows, "gender"), "protocol", "base", "after") == [
+        ("p", "60.0", "55.0"), ("conditional", "61.0", "56.0"),
     ]  # fmt: skip
-    assert comparison.sensitivity(comparison.rows(first, "gender"), "gender") == []
+    assert not comparison.protocols(comparison.rows(first, "gender"), "gender").lines
 
     named = [f._replace(model=f"{f.model}:{n}") if f.model != "base" else f for n in "ab" for f in first]
     assert [row.adapter for row in comparison.rows(named, "gender")] == ["a", "b"]
@@ -214,4 +221,4 @@ def test_several_adapters_and_protocols_are_told_apart() -> None:
 
 def test_a_difference_that_was_not_found_has_its_detectable_size() -> None:
     lost = [f._replace(mde=4.26) for f in figures("stereoset", "SS", 60, 58, -5, 1)]
-    assert comparison.rows(lost)[0].cells()[-2] == "4.3"
+    assert comparison.rows(lost)[0].texts()["MDE"] == "4.3"

@@ -30,7 +30,7 @@ def visible(selector: str) -> str:
 ROWS = f"{visible('#main tbody tr:not(.baseline)')}.map((row) => row.cells[0].textContent)"
 MARKS = f"{visible('#frontier-LMS [data-configurations]')}.length"
 JOINTS = f"{visible('#efficiency [data-all]')}.length"
-HEAT = "[...document.querySelectorAll('.heat td')].map((cell) => cell.textContent)"
+HEAT = "[...document.querySelectorAll('#transfer td')].map((cell) => cell.textContent)"
 COUNT = "document.getElementById('count').textContent"
 PAIRS = "[...document.querySelectorAll('#pairs tbody tr')].map((r) => [r.cells[1].textContent, r.cells[5].textContent])"
 
@@ -92,7 +92,7 @@ def test_filters_act_on_tables_plots_and_heat_map(page: Page) -> None:
     assert page.value(ROWS) == ["targeted"]
     assert page.value(JOINTS) == 0  # a line needs both ends
     tick(page, "n", "16")
-    assert page.value(COUNT) == "0 of 4 configurations shown: no configuration has all that is ticked"
+    assert page.value(COUNT) == "0 of 4 configurations shown: none matches all filters"
     assert page.value(f"{visible('#main tr.baseline')}.length") == 0
     page.value("document.querySelector('#filters [type=reset]').click()")
     page.value("new Promise((done) => setTimeout(done, 20))")

@@ -234,20 +234,18 @@ def _complete(words: list[str]) -> None:
 
 def _list(groups: Sequence[str]) -> None:
     """Print what each config group offers: name and the first comment line of its file."""
-    from rich.markup import escape
-    from rich.table import Table
+    from debias.report.grid import Grid, row, text_columns
 
     folders = sorted(path for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra")
     known = [folder.name for folder in folders]
     for group in groups:
         if group not in known:
             raise UserError(f"unknown group {group!r}{nearest(group, known)}; there are: {', '.join(known)}")
-    table = Table(box=None, pad_edge=False, show_header=False)
+    lines = []
     for folder in folders:
         if groups and folder.name not in groups:
             continue
-        for i, path in enumerate(sorted(folder.glob("*.yaml"))):
+        for path in sorted(folder.glob("*.yaml")):
             comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
-            line = next(c for c in comments if not c.startswith("@package"))
-            table.add_row("" if i else folder.name, path.stem, escape(line))
-    console.print(table)
+            lines.append(row(folder.name, path.stem, next(c for c in comments if not c.startswith("@package"))))
+    console.print(Grid(text_columns("", "", ""), lines).terminal())

@@ -137,12 +137,13 @@ def show(cfg: DictConfig, folder: RunFolder) -> None:
     figures, bias = read_figures(folder.path), cfg.data.bias
     rows = comparison.rows(figures, bias)
     console.print()
-    console.print(comparison.terminal(rows))
+    console.print(comparison.table(rows).without("ideal").terminal(gap=1))
     if any(row.delta for row in rows):
         console.print(f"\n{comparison.LEGEND}", style="dim", highlight=False)
-    if lines := comparison.sensitivity(rows, bias):
+    protocols = comparison.protocols(rows, bias)
+    if protocols.lines:
         console.print()
-        console.print(comparison.sensitivity_terminal(lines))
+        console.print(protocols.terminal())
     console.print()
     bounds = Bounds(cfg.outcome.max_lms_drop, cfg.outcome.max_perplexity_ratio)
     for name, verdict in outcomes(figures, bias, bounds).items():

@@ -87,7 +87,7 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
         log.debug("the launcher stopped", exc_info=True)
         stopped = f"the launcher stopped: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     except KeyboardInterrupt:
-        console.print(progress.terminal(progress.states_of(jobs, since)))
+        console.print(progress.table(progress.states_of(jobs, since)).terminal())
         raise
     for folder in jobs:
         if running(folder):
@@ -96,7 +96,7 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
     states = progress.states_of(jobs, since)
     _write(jobs, title, since)
     console.print()
-    console.print(progress.terminal(states))
+    console.print(progress.table(states).terminal())
     console.print(Text(f"\n{progress.summary(states)}", style="bold"))
     complete = all(s.state in ("done", "skipped") for s in states)
     if stopped:

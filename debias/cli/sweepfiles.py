@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from debias.cli.config import config_dir, explain, keys, nearest
 from debias.cli.sweep import looks, plan
 from debias.records import UserError
+from debias.report.grid import Grid, number_columns, row, text_columns
 
 COST = re.compile(r"^# Cost: .*?([\d.]+) (s|min|h) a run", re.MULTILINE)
 SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
@@ -136,12 +136,11 @@ def listing(console: Console) -> None:
     """Print every question with its number of runs and how long they take in turn."""
     from debias.report.many_runs.sweep_progress import duration
 
-    table = Table(box=None, pad_edge=False)
-    for title, justify in (("sweep", "left"), ("runs", "right"), ("time", "right"), ("question", "left")):
-        table.add_column(title, justify="right" if justify == "right" else "left")
+    lines = []
     for path in _files():
         jobs = plan(path.stem, path.parent, words_for([]))
         seconds, _ = seconds_a_run(path, list(jobs))
         time = duration(seconds * len(jobs)) if seconds else ""
-        table.add_row(path.stem, str(len(jobs)), time, Text(question(path)))
-    console.print(table)
+        lines.append(row(path.stem, str(len(jobs)), time, question(path)))
+    columns = [*text_columns("sweep"), *number_columns("runs", "time"), *text_columns("question")]
+    console.print(Grid(columns, lines).terminal())

@@ -1,4 +1,4 @@
-"""Plots as SVG that takes the page's colours, so that it is readable in light and dark mode."""
+"""Plots as SVG in the colours of the page, readable in light and dark mode."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from debias.report.comparison import Row, title_of
 
 matplotlib.use("Agg")
 
-# Stand-ins that matplotlib accepts, replaced by CSS variables of the page.
+# matplotlib does not know CSS variables, so it draws with these colours, and `svg` replaces them.
 INK, FAINT, BASE, AFTER = "#010101", "#020202", "#030303", "#040404"
 SERIES = [f"#0a0a{i:02x}" for i in range(8)]
 VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)", BASE: "var(--base)", AFTER: "var(--after)"}
@@ -37,7 +38,7 @@ STYLE: Any = {
 
 
 def before_after(rows: Sequence[Row]) -> Markup | None:
-    """Stereotype scores of both models with their intervals, against the ideal of 50."""
+    """Stereotype scores of both models with their intervals, and the ideal of 50; None without such scores."""
     chosen = [row for row in rows if row.base.metric == "SS"]
     if not chosen:
         return None
@@ -70,7 +71,7 @@ def loss_curve(points: Sequence[tuple[int, float]], window: int = 10) -> Markup:
 
 
 def histogram(loss: Mapping[str, Any]) -> Markup:
-    """The base model's loss on the attributes of training data, as `debias.data.doctor.histogram` counts it."""
+    """The base model's loss on the attributes of training data, from `debias.data.doctor.histogram`."""
     edges, counts = loss["edges"], loss["counts"]
     widths = [high - low for low, high in pairwise(edges)]
     with plt.rc_context(STYLE):
@@ -83,8 +84,8 @@ def histogram(loss: Mapping[str, Any]) -> Markup:
                            f"median {loss['median']:.2f} nats per token")  # fmt: skip
 
 
-def svg(figure: Any, label: str) -> Markup:
-    """A figure as an SVG element that takes the page's colours and width; `label` says what it shows."""
+def svg(figure: Figure, label: str) -> Markup:
+    """A figure as an SVG element in the page's colours and width; screen readers read `label`."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
@@ -94,5 +95,5 @@ def svg(figure: Any, label: str) -> Markup:
         drawn = drawn.replace(colour, variable)
     drawn = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", drawn, count=1)  # as wide as the page allows
     drawn = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", drawn, count=1)
-    # Only numbers and names from our own tables are in it; the names passed through matplotlib's XML escaping.
+    # Safe: matplotlib escaped the names in it, and everything else is numbers.
     return Markup(drawn.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(label)}"', 1))  # noqa: S704

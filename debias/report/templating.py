@@ -1,4 +1,4 @@
-"""Templates filled with figures: Markdown and HTML pages."""
+"""Templates for Markdown and HTML pages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import jinja2
 
+from debias.report.grid import markdown_text
+
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def fill(name: str, facts: dict[str, Any]) -> str:
-    """Fill a template; whatever goes into HTML is escaped, for it comes from data."""
+    """Fill a template. HTML templates escape every value, because values come from data."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -20,11 +22,6 @@ def fill(name: str, facts: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = _cell
-    environment.filters["block"] = lambda text: str(text).replace("```", "'''")
+    environment.filters["cell"] = markdown_text
+    environment.filters["block"] = lambda text: str(text).replace("```", "'''")  # text inside a fenced block
     return environment.get_template(name).render(**facts)
-
-
-def _cell(value: Any) -> str:
-    """A text that stays inside one cell of a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""Run folders and archives -> runs: one pass reads all that the paths hold, and says what it could not read."""
+"""Run folders and archives -> runs: reads every run in some paths, and says what it could not read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from debias.results import INTERRUPTED, LIKELIHOODS, read_figures, read_likeliho
 
 STATES = ("done", "running", "failed")
 UNFINISHED = ("running", "interrupted", "failed")
-Planned = Callable[[Path], int | None]  # a sweep's multirun.yaml -> how many runs it asks for, where that is known
+Planned = Callable[[Path], int | None]  # a sweep's multirun.yaml -> how many runs it asks for, if known
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its config, its figures, and what else its folder says; no likelihoods are read."""
+    """A finished run: everything in its folder except the likelihoods."""
 
     folder: Path  # FILE/SWEEP/RUN for a run in an archive
     config: dict[str, Any]
@@ -34,11 +34,11 @@ class Run:
     status: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] | None = None
     losses: list[tuple[int, float]] = field(default_factory=list)  # step and training loss
-    records: Callable[[], pd.DataFrame] | None = None  # reads the scores of single texts, where they were kept
+    records: Callable[[], pd.DataFrame] | None = None  # reads the scores of single texts, if they were kept
 
     @property
     def name(self) -> str:
-        """The run's folder, with its sweep's."""
+        """The names of the sweep's folder and the run's."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     @property
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def trained_on(self) -> str:
-        """The bias that the training sentences are about, which may be another one: `general`."""
+        """The bias of the training sentences, which may differ from the targeted one: `general`."""
         sources = (self.config.get("data", {}).get("sources") or {}).values()
         return "+".join(dict.fromkeys(str(source.get("bias") or self.bias) for source in sources)) or self.bias
 
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def bounds(self) -> Bounds:
-        """How much worse the model might get before it counts as broken."""
+        """How much ability the model may lose before it counts as broken."""
         kept = self.config.get("outcome", {})
         return Bounds(
             kept.get("max_lms_drop", Bounds().lms_points), kept.get("max_perplexity_ratio", Bounds().perplexity_ratio)
@@ -77,24 +77,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Collection:
-    """What was found: the finished runs that could be read, the folders of the others, and what is wrong."""
+    """The finished runs that could be read, the folders of the others, and what is wrong."""
 
     runs: list[Run]
     unfinished: dict[str, list[Path]]  # state -> folders
-    missing: int  # runs that a sweep asked for and that have no folder yet
-    generated: int  # folders of generated data, which have no scores
+    missing: int  # runs of a sweep that have no folder yet
+    generated: int  # folders of generated data, without scores
     faults: list[str]  # one line each
 
 
 def collect(paths: Sequence[Path], planned: Planned = lambda _: None) -> Collection:
     """Read every run folder at or below the paths, and every archive among them.
 
-    Raises UserError when a path is neither a folder nor an archive. A damaged file in a folder is a fault of the
-    collection; the other runs are read.
+    Raises UserError if a path is neither a folder nor an archive. A damaged file becomes a fault, and the other runs
+    are read.
     """
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path} does not exist; name a run folder, a folder that holds some, or an archive")
+            raise UserError(f"{path} does not exist; name a run folder, a folder that contains runs, or an archive")
     runs, faults = [], []
     unfinished: dict[str, list[Path]] = {state: [] for state in UNFINISHED}
     missing = generated = 0
@@ -140,7 +140,7 @@ def nothing_in(found: Collection, paths: Sequence[Path]) -> str:
 
 
 def run_folders(paths: Sequence[Path]) -> Iterator[Path]:
-    """Folders with a status at or below the paths, each once, in order."""
+    """The run folders at or below the paths, each once, in order."""
     seen = set()
     for path in paths:
         for status in sorted(path.rglob("status.json")):
@@ -150,7 +150,7 @@ def run_folders(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _unfinished(folder: Path, status: Mapping[str, Any]) -> str:
-    """Whether a run is going on, was cut short, or failed."""
+    """Whether a run is `running`, was `interrupted`, or `failed`."""
     if status["state"] == "failed":
         return "interrupted" if status.get("error") == INTERRUPTED else "failed"
     try:
@@ -165,7 +165,7 @@ def _missing(file: Path, number: int | None) -> int:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Content of status.json. Raises UserError when it is damaged."""
+    """Content of status.json. Raises UserError if it is damaged."""
     path = folder / "status.json"
     content = _read(path, json.loads)
     if not isinstance(content, dict) or content.get("state") not in STATES:
@@ -174,7 +174,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def read_run(folder: Path, status: dict[str, Any]) -> Run:
-    """Read a finished run. Raises UserError when its config, its figures or a file that it has are damaged."""
+    """Read a finished run. Raises UserError if its config, its figures or another of its files is damaged."""
     config = _read(folder / "config.yaml", yaml.safe_load)
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.yaml'} is damaged (no keys); run this job again with overwrite=true")
@@ -184,7 +184,7 @@ def read_run(folder: Path, status: dict[str, Any]) -> Run:
 
 
 def damaged_records(folder: Path) -> list[str]:
-    """What is wrong with likelihoods.parquet, if it is there: a look at its end, where the columns are listed."""
+    """What is wrong with likelihoods.parquet, if it exists. Reads only the schema, at the end of the file."""
     path = folder / "likelihoods.parquet"
     try:
         names = parquet.read_schema(path).names if path.is_file() else LIKELIHOODS
@@ -202,7 +202,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); is the run whole?") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); is the run folder complete?") from error
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is damaged ({reason}); run this job again with overwrite=true") from error

@@ -1,4 +1,4 @@
-"""Runs -> configurations: what tells runs apart, and runs that differ in nothing but the seed put together."""
+"""Runs -> configurations: each is a group of runs that differ only by seed, with their mean figures and a rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from debias.report.many_runs.collection import Run
 from debias.report.many_runs.labels import Label, content, differences, ordered, words
 from debias.report.outcome import Outcome, by_adapter, outcome
 
-Benchmarks = Callable[[dict[str, Any]], Sequence[Benchmark]]  # a run's config -> the benchmarks it was scored with
+Benchmarks = Callable[[dict[str, Any]], Sequence[Benchmark]]  # a run's config -> the benchmarks that scored it
 HEADLINES = ("SS", "LMS", "ICAT", "perplexity")
 
 
@@ -34,23 +34,23 @@ class LabelledRun:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Entries that differ in nothing but the seed, and their mean figures."""
+    """Runs that differ only by seed, and their mean figures."""
 
     key: str  # what the page calls it
     label: Label  # without the seed
     members: list[LabelledRun]
     figures: list[Figure]
     change: Seeds | None  # the difference of StereoSet's SS for the targeted bias; None for a base model alone
-    exact: bool  # whether `change` comes from the records of all seeds, or of one run's own figures
+    exact: bool  # whether `change` was computed from records; otherwise it combines the runs' intervals
     outcome: Outcome
-    p_adjusted: float | None = None  # of `change`, for the number of configurations
+    p_adjusted: float | None = None  # of `change`, corrected for the number of configurations
     best: bool = False
     pareto: bool = False
-    trouble: str = ""  # why its records could not be used, though they are there
+    trouble: str = ""  # why its records could not be used although they exist
 
     @property
     def run(self) -> Run:
-        """One of its runs, for what they all share."""
+        """Any of its runs, for what they all share."""
         return self.members[0].run
 
     @property
@@ -60,39 +60,39 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """What tells it apart, in words."""
+        """Its label in words."""
         return words(self.label) or (self.run.name if len(self.members) == 1 else self.run.folder.parent.name)
 
     def row(self, metric: str) -> Row | None:
-        """The headline of this name (`HEADLINES`) over the seeds."""
+        """The mean over seeds of one of `HEADLINES`."""
         return headlines(self.figures, self.bias).get(metric)
 
     def values(self, metric: str) -> list[float]:
-        """The headline of each seed after training."""
+        """One of `HEADLINES` after training, by seed."""
         found = [heads.get(metric) for heads in self._of_seeds]
         return [row.debiased.value for row in found if row and row.debiased]
 
     @property
-    def certain(self) -> int:
-        """The number of seeds whose own interval of the change leaves zero out."""
-        return sum("SS" in heads and heads["SS"].certain for heads in self._of_seeds)
+    def seeds_changed(self) -> int:
+        """Number of seeds whose own interval of the change of SS excludes zero."""
+        return sum("SS" in heads and heads["SS"].changed for heads in self._of_seeds)
 
     @cached_property
     def _of_seeds(self) -> list[dict[str, Row]]:
         return [headlines(member.figures, self.bias) for member in self.members]
 
     @property
-    def setting(self) -> tuple[Any, ...]:
-        """What must be alike for configurations to be ranked: the bias, and the base model's figures."""
+    def baseline(self) -> tuple[str | tuple[float, int] | None, ...]:
+        """The targeted bias and the base model's figures; only configurations with equal baselines are ranked."""
         bases = (self.row(metric) for metric in HEADLINES)
         return (self.bias, *((round(row.base.value, 6), row.base.n) if row else None for row in bases))
 
 
 def labelled(runs: Sequence[Run]) -> tuple[list[LabelledRun], list[str]]:
-    """The runs' adapters with their labels, and notes on runs that had to be left out.
+    """The adapters of all runs with their labels, and notes on runs that were left out.
 
-    Of runs with one and the same config the latest is kept; runs that differ in keys that not all have are told apart
-    by their folder.
+    Of runs with the same config and seed the latest is kept. Runs whose configs do not have the same keys may share
+    all labels; then their folder tells them apart.
     """
     found, notes = [], []
     for run, label in zip(runs, differences([run.config for run in runs]), strict=True):
@@ -101,22 +101,20 @@ def labelled(runs: Sequence[Run]) -> tuple[list[LabelledRun], list[str]]:
     order = {(id(member.run), member.label.get("adapter")): i for i, member in enumerate(found)}
     result: list[LabelledRun] = []
     for group in _by_label(found).values():
-        kinds: dict[str, dict[str, LabelledRun]] = {}
-        for member in sorted(group, key=lambda e: str(e.run.status.get("ended") or "")):
-            of_kind = kinds.setdefault(content(member.run.config), {})
-            if older := of_kind.get(member.run.seed):
-                notes.append(
-                    f"{older.run.name} is left out: {member.run.name} is the same configuration with the same seed"
-                )
-            of_kind[member.run.seed] = member
-        for of_kind in kinds.values():
-            where = {"run": next(iter(of_kind.values())).run.name} if len(kinds) > 1 else {}
-            result += [LabelledRun(e.run, e.figures, {**where, **e.label}) for e in of_kind.values()]
-    return sorted(result, key=lambda e: order[id(e.run), e.label.get("adapter")]), notes
+        by_config: dict[str, dict[str, LabelledRun]] = {}
+        for member in sorted(group, key=lambda m: str(m.run.status.get("ended") or "")):
+            by_seed = by_config.setdefault(content(member.run.config), {})
+            if older := by_seed.get(member.run.seed):
+                notes.append(f"{older.run.name} is left out: {member.run.name} has the same config and seed")
+            by_seed[member.run.seed] = member
+        for by_seed in by_config.values():
+            where = {"run": next(iter(by_seed.values())).run.name} if len(by_config) > 1 else {}
+            result += [LabelledRun(m.run, m.figures, {**where, **m.label}) for m in by_seed.values()]
+    return sorted(result, key=lambda m: order[id(m.run), m.label.get("adapter")]), notes
 
 
 def _of_one(label: Label, run: Run, adapter: str) -> Label:
-    """The label of one of several adapters: its name in place of the list of all of them."""
+    """The label of one of several adapters: its name instead of the list of all paths."""
     paths = str(run.config.get("adapter", {}).get("path"))
     return {**{key: value for key, value in label.items() if value != paths}, "adapter": adapter}
 
@@ -129,7 +127,7 @@ def _by_label(found: Sequence[LabelledRun]) -> dict[str, list[LabelledRun]]:
 
 
 def grouped(found: Sequence[LabelledRun], benchmarks_of: Benchmarks) -> list[Configuration]:
-    """Runs that differ only by seed put together; p-values are adjusted for the number of configurations."""
+    """The configurations in the order of their labels, ranked, with p-values corrected for their number."""
     groups = sorted(_by_label(found).values(), key=lambda group: ordered(group[0].label))
     result = [_configuration(f"c{i}", group, benchmarks_of) for i, group in enumerate(groups)]
     tested = [i for i, c in enumerate(result) if c.change is not None and np.isfinite(c.change.p_value)]
@@ -150,7 +148,7 @@ def _configuration(key: str, group: Sequence[LabelledRun], benchmarks_of: Benchm
         if not exact and all(member.run.records for member in group):
             try:
                 change, exact = difference_over_seeds(group, benchmarks_of), True
-            except UserError as error:  # made by another version: the rest needs no records
+            except UserError as error:  # records of another version: everything else needs only figures
                 trouble = str(error)
         figures[place] = delta._replace(
             value=change.mean, ci_low=change.low, ci_high=change.high, p_value=change.p_value
@@ -175,14 +173,14 @@ def _roughly(group: Sequence[LabelledRun], delta: Figure) -> Seeds:
 
 
 def mean_figures(group: Sequence[LabelledRun]) -> list[Figure]:
-    """Figures averaged over the seeds, with intervals put together from those of the runs (`roughly_over_seeds`)."""
+    """Figures averaged over seeds, with intervals combined from those of the runs (`roughly_over_seeds`)."""
     if len(group) == 1:
         return list(group[0].figures)
     by: dict[tuple[str, ...], list[Figure]] = {}
     for member in group:
         for f in member.figures:
             by.setdefault(f[:5], []).append(f)
-    return [_mean(same) for same in by.values() if len(same) == len(group)]  # what all seeds were scored on
+    return [_mean(same) for same in by.values() if len(same) == len(group)]  # only what every seed was scored on
 
 
 def _mean(same: Sequence[Figure]) -> Figure:
@@ -192,9 +190,9 @@ def _mean(same: Sequence[Figure]) -> Figure:
 
 
 def difference_over_seeds(group: Sequence[LabelledRun], benchmarks_of: Benchmarks) -> Seeds:
-    """The difference of StereoSet's SS for the targeted bias (else overall), over entries that differ in their seed.
+    """The difference of StereoSet's SS for the targeted bias (or overall), over runs that differ only by seed.
 
-    Raises UserError where a run has no records.
+    Raises UserError if a run has no records, or records of another StereoSet than its config's.
     """
     found = []
     for member in group:
@@ -203,7 +201,8 @@ def difference_over_seeds(group: Sequence[LabelledRun], benchmarks_of: Benchmark
         mine = mine[mine["bias"] == run.bias] if run.bias in set(mine["bias"]) else mine
         benchmarks = scored(benchmarks_of(run.config), mine)
         if not benchmarks:
-            raise UserError(f"{run.folder / 'likelihoods.parquet'}: its StereoSet is not the config's; run it again")
+            place = run.folder / "likelihoods.parquet"
+            raise UserError(f"{place}: its StereoSet is not the one of the config; run this job again")
         benchmark, by_model = benchmarks[0], records_of(benchmarks[0], mine)
         comparisons = benchmark.comparisons(by_model["base"], by_model["debiased"])
         found.append(next(c for c in comparisons if c.metric == "SS"))
@@ -211,9 +210,9 @@ def difference_over_seeds(group: Sequence[LabelledRun], benchmarks_of: Benchmark
 
 
 def records_of_run(member: LabelledRun) -> pd.DataFrame:
-    """The records of a run, those of one of several adapters as if it were the only one.
+    """The records of a run; for one of several adapters, as if it were the only one.
 
-    Raises UserError where the run has none.
+    Raises UserError if the run has none.
     """
     records, name = member.run.likelihoods(), member.label.get("adapter")
     if not name:
@@ -223,7 +222,7 @@ def records_of_run(member: LabelledRun) -> pd.DataFrame:
 
 
 def scored(benchmarks: Sequence[Benchmark], records: pd.DataFrame) -> list[Benchmark]:
-    """The benchmarks of which there are records."""
+    """The benchmarks that have records."""
     known = set(zip(records["benchmark"], records["protocol"], strict=True))
     return [b for b in benchmarks if (b.name, b.protocol_name) in known]
 
@@ -231,18 +230,23 @@ def scored(benchmarks: Sequence[Benchmark], records: pd.DataFrame) -> list[Bench
 # ---------------------------------------------------------------- ranks
 
 
-def ranked(found: Sequence[Configuration]) -> list[Configuration]:
-    """The configurations with the best and the Pareto-optimal ones among those of the same setting marked.
-
-    Best: the highest ICAT of those whose verdict is `debiased`. Pareto-optimal: no other configuration is at least as
-    good in all of distance of SS from 50, LMS and perplexity, and better in one.
-    """
-    settings: dict[tuple[Any, ...], list[Configuration]] = {}
+def by_baseline(found: Sequence[Configuration]) -> list[list[Configuration]]:
+    """Groups that target the same bias and start from the same base model: only within a group figures compare."""
+    groups: dict[object, list[Configuration]] = {}
     for configuration in found:
-        if configuration.change is not None:
-            settings.setdefault(configuration.setting, []).append(configuration)
-    best = {_best(group) for group in settings.values()}
-    front = {key for group in settings.values() for key in _front(group)}
+        groups.setdefault(configuration.baseline, []).append(configuration)
+    return list(groups.values())
+
+
+def ranked(found: Sequence[Configuration]) -> list[Configuration]:
+    """The configurations with the best and the Pareto-optimal ones of each baseline marked.
+
+    Best: the highest ICAT among those with the verdict `debiased`. Pareto-optimal: no other configuration is at least
+    as good in distance of SS from 50, LMS and perplexity, and better in one of them.
+    """
+    groups = by_baseline([c for c in found if c.change is not None])
+    best = {_best(group) for group in groups}
+    front = {key for group in groups for key in _front(group)}
     return [replace(c, best=c.key in best, pareto=c.key in front) for c in found]
 
 
@@ -252,25 +256,27 @@ def _best(group: Sequence[Configuration]) -> str | None:
 
 
 def _front(group: Sequence[Configuration]) -> Iterator[str]:
-    prices = {c.key: _prices(c) for c in group}
-    for key, mine in prices.items():
-        worse = (all(o <= m for o, m in zip(other, mine, strict=True)) and other != mine for other in prices.values())
-        if len(group) > 1 and not any(worse):
+    losses = {c.key: _losses(c) for c in group}
+    for key, mine in losses.items():
+        beaten = (all(o <= m for o, m in zip(other, mine, strict=True)) and other != mine for other in losses.values())
+        if len(group) > 1 and not any(beaten):
             yield key
 
 
-def _prices(configuration: Configuration) -> tuple[float, ...]:
-    """What should be low: distance of SS from 50, lack of LMS, perplexity; those of a setting have the same of them."""
+def _losses(configuration: Configuration) -> tuple[float, ...]:
+    """What should be low: distance of SS from 50, -LMS, perplexity. Equal baselines have the same ones of them."""
     ss, lms, perplexity = (configuration.values(metric) for metric in ("SS", "LMS", "perplexity"))
     found = [abs(np.mean(ss) - 50)] + ([-np.mean(lms)] if lms else []) + ([np.mean(perplexity)] if perplexity else [])
     return tuple(round(float(value), 9) for value in found)
 
 
 def headlines(figures: Sequence[Figure], bias: str) -> dict[str, Row]:
-    """Those of `HEADLINES` that there are: SS, LMS and ICAT of the targeted bias (else overall), and perplexity."""
+    """Those of `HEADLINES` that were measured: SS, LMS, ICAT of the targeted bias (or overall), and perplexity."""
     by: dict[tuple[str, str, str], Row] = {}
     for row in rows(figures, bias):
-        by.setdefault((row.base.benchmark, row.base.bias, row.base.metric), row)  # of several protocols the first
+        by.setdefault(
+            (row.base.benchmark, row.base.bias, row.base.metric), row
+        )  # the first protocol, if there are several
     of = bias if ("stereoset", bias, "SS") in by else "overall"
     places = {m: ("stereoset", of, m) for m in HEADLINES[:3]} | {"perplexity": ("perplexity", "all", "perplexity")}
     return {metric: by[place] for metric, place in places.items() if place in by}

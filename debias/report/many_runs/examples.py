@@ -1,4 +1,4 @@
-"""The sentences behind the figures: a stereotype and its counterpart, and what each configuration made of them."""
+"""The sentences behind the figures: pairs, and how much each configuration prefers the stereotype."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAIRS = {
     "stereoset_intersentence": ("stereotype", "anti-stereotype"),
     "crows_pairs": ("sent_more", "sent_less"),
 }
-MOST = 1500  # pairs on the page: those that changed most
+MOST = 1500  # pairs on the page, those that changed most
 INDEX = ["benchmark", "bias", "target", "example"]
 
 
@@ -29,12 +29,12 @@ class Examples(NamedTuple):
     """Pairs of texts, and how much each configuration prefers the stereotype before and after, in nats per token."""
 
     pairs: list[dict[str, str]]  # benchmark, bias, more and less stereotyping sentence
-    before: dict[str, list[float | None]]  # by configuration; None where the configuration was not scored on the pair
+    before: dict[str, list[float | None]]  # by configuration; None if it was not scored on the pair
     after: dict[str, list[float | None]]
-    found: int  # pairs that there were, of which `pairs` are those that changed most
+    found: int  # number of all pairs; `pairs` are those that changed most
 
     def data(self) -> dict[str, Any]:
-        """What the page's script reads: configurations with the same base model share what was before."""
+        """What the page's script reads; configurations with the same base model share their `before`."""
         different = list({tuple(numbers): None for numbers in self.before.values()})
         base = {key: different.index(tuple(numbers)) for key, numbers in self.before.items()}
         return {"pairs": self.pairs, "before": different, "base": base, "after": self.after}
@@ -51,9 +51,9 @@ class Examples(NamedTuple):
 
 
 def examples(configurations: Sequence[Configuration], benchmarks_of: Benchmarks) -> Examples | None:
-    """The pairs of all configurations that have records, over their seeds; None where no configuration has any.
+    """The pairs of all configurations that have records, averaged over seeds; None if no configuration has any.
 
-    A preference is the difference of two scores under the first protocol; 0 is none.
+    A preference is the difference of two scores under the first protocol; 0 means no preference.
     """
     tables: dict[str, pd.DataFrame] = {}
     texts: dict[tuple[str, str], tuple[str, str]] = {}
@@ -65,13 +65,13 @@ def examples(configurations: Sequence[Configuration], benchmarks_of: Benchmarks)
             if not {(key[0], key[3]) for key in table.index} <= set(texts):
                 texts |= _texts(benchmarks_of(configuration.run.config))
             tables[configuration.key] = table
-        except UserError as error:  # the rest of the page needs no sentences
+        except UserError as error:  # the page is useful without sentences
             log.debug("%s: no examples: %s", configuration.name, error)
     return _together(tables, texts) if tables else None
 
 
 def preferences(configuration: Configuration) -> pd.DataFrame | None:
-    """By pair, means over the seeds of `before` and `after`; None for a base model alone or where records are gone."""
+    """Means over seeds of `before` and `after` by pair; None for a base model alone, or if records are missing."""
     if configuration.change is None or not all(member.run.records for member in configuration.members):
         return None
     of_seeds = [_of_records(records_of_run(member)) for member in configuration.members]
@@ -92,7 +92,7 @@ def _of_records(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _texts(benchmarks: Sequence[Benchmark]) -> dict[tuple[str, str], tuple[str, str]]:
-    """The stereotype and its counterpart by benchmark and example; the benchmark's own files say them."""
+    """The stereotype and its counterpart by benchmark and example, from the benchmark's own files."""
     texts: dict[tuple[str, str], dict[str, str]] = {}
     for benchmark in benchmarks:
         if benchmark.name in PAIRS:

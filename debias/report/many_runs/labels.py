@@ -1,4 +1,4 @@
-"""What tells runs apart: the keys of their configs that differ, under names as short as they can be."""
+"""What tells runs apart: the config keys in which they differ, under the shortest unambiguous names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-BESIDE = ("name", "overwrite", "logger", "threads")  # what says nothing about a run's result
+IRRELEVANT = ("name", "overwrite", "logger", "threads")  # keys that do not influence a run's result
 Label = dict[str, str]
 
 
@@ -16,7 +16,7 @@ def words(label: Mapping[str, str]) -> str:
 
 
 def ordered(label: Mapping[str, str]) -> list[tuple[str, float, str]]:
-    """What labels are sorted by: key by key, numbers by their size, the seed last."""
+    """The sort key of a label: key by key, numbers by size, without the seed."""
     return [(key, *_size(value)) for key, value in label.items() if key != "seed"]
 
 
@@ -28,15 +28,15 @@ def _size(value: str) -> tuple[float, str]:
 
 
 def content(config: Mapping[str, Any]) -> str:
-    """All of a config that matters, the seed apart."""
-    kept = {key: value for key, value in config.items() if key not in (*BESIDE, "seed")}
+    """Everything in a config that influences the result, except the seed, as JSON."""
+    kept = {key: value for key, value in config.items() if key not in (*IRRELEVANT, "seed")}
     return json.dumps(kept, sort_keys=True, default=str)
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
-    """What tells the runs apart: keys whose values differ, under their shortest name.
+    """The keys whose values differ, under their shortest names, and each run's values.
 
-    A key that only some configs have, such as an objective's own, tells those apart.
+    A key that only some configs have, such as an objective's own, counts if those differ in it.
     """
     if not configs:
         return []
@@ -53,14 +53,14 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
 
 
 def _shown(key: str, value: Any) -> str:
-    """A value as text; of a class its name alone."""
+    """A value as text; of a class only its name."""
     return str(value).rsplit(".", 1)[-1] if "_target_" in key else str(value)
 
 
 def _sources(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The data sources of each run, with those of their settings that differ from other runs' on the same source.
+    """The data sources of each run, with the settings in which runs on the same source differ.
 
-    A source's bias is left out: it is the run's, which is a key of its own.
+    A source's bias is left out: it is usually the run's, which is a key of its own.
     """
     sources = [config.get("data", {}).get("sources", {}) for config in configs]
     values: dict[tuple[str, str], set[str]] = {}
@@ -81,5 +81,5 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             continue  # see `_sources`
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
-        elif prefix or key not in BESIDE:
+        elif prefix or key not in IRRELEVANT:
             yield f"{prefix}{key}", value

@@ -1,17 +1,17 @@
-"""Where a study's runs come from, and what is to be known before their figures are read."""
+"""Where a study's runs come from, and what to know before reading their figures."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
+from debias.report.grid import Cell, Grid, Line, number_columns, row, text_columns
 from debias.report.many_runs.collection import Collection
-from debias.report.many_runs.study_tables import Cell, Grid, Line, Study
+from debias.report.many_runs.study_tables import Study
 
 
 def provenance(study: Study) -> Grid:
-    """One line per run: what made it."""
-    names = ("run", "configuration", "seed", "finished", "debias", "git commit", "code", "config", "data")
+    """A line per run: what made it."""
     lines = []
     for configuration in study.configurations:
         for member in configuration.members:
@@ -22,25 +22,27 @@ def provenance(study: Study) -> Grid:
             version = str(status.get("versions", {}).get("debias", ""))
             texts = (run.name, configuration.name, run.seed, str(status.get("ended") or ""), version,
                      commit[:12] + ("+" if commit.endswith("+") else ""), *shas)  # fmt: skip
-            lines.append(Line((configuration.key,), tuple(Cell(text) for text in texts)))
-    return Grid("provenance", "Runs", tuple((name, True) for name in names), lines,
-                "Code, config, data: the first digits of their SHA-256. +: with changes not committed.")  # fmt: skip
+            lines.append(Line(tuple(Cell(text) for text in texts), (configuration.key,)))
+    names = ("run", "configuration", "seed", "finished", "debias", "git commit", "code", "config", "data")
+    return Grid(text_columns(*names), lines, name="provenance", caption="Runs",
+                note="Code, config, data: the first digits of their SHA-256. +: with uncommitted changes.")  # fmt: skip
 
 
-def versions(study: Study) -> list[tuple[str, str, int]]:
-    """Package, version and number of runs."""
+def versions(study: Study) -> Grid:
+    """A line per package version, with the number of runs that used it."""
     found = Counter((n, str(v)) for run in study.runs for n, v in run.status.get("versions", {}).items())
-    return [(name, version, number) for (name, version), number in found.items()]
+    lines = [row(name, version, str(number)) for (name, version), number in found.items()]
+    return Grid([*text_columns("package", "version"), *number_columns("runs")], lines, caption="Versions")
 
 
 def notes_on(found: Collection, left_out: Sequence[str]) -> list[str]:
-    """What is to be known before the figures: what is not there, what does not belong together, what is damaged."""
+    """What to know before reading the figures: what is missing, what may not be comparable, what is damaged."""
     notes = [f"{len(folders)} {'run is' if len(folders) == 1 else 'runs are'} {state} and not shown"
              for state, folders in found.unfinished.items() if folders]  # fmt: skip
     if found.missing:
-        notes.append(f"{found.missing} of a sweep's runs are missing: they have not been started")
+        notes.append(f"{found.missing} runs of a sweep have not been started yet")
     if found.generated:
-        notes.append(f"{found.generated} folders hold generated data, which has no scores")
+        notes.append(f"{found.generated} folders hold generated data and have no scores")
     for what, of in (
         ("versions of debias", lambda s: s.get("versions", {}).get("debias")),
         ("git commits", lambda s: s.get("git_commit")),
@@ -53,5 +55,5 @@ def notes_on(found: Collection, left_out: Sequence[str]) -> list[str]:
     without = sum(not run.records for run in found.runs)
     if without:
         notes.append(f"{without} of {len(found.runs)} runs have no records (likelihoods.parquet): their examples are "
-                     "not shown, and intervals over seeds are put together from those of the runs (≈)")  # fmt: skip
+                     "not shown, and their intervals over seeds combine those of the runs (≈)")  # fmt: skip
     return [*notes, *left_out, *(f"damaged: {fault}" for fault in found.faults)]

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from debias.benchmarks.evaluation import figures_of
 from debias.records import Figure, UserError
-from debias.report.comparison import Row, p_text
+from debias.report.comparison import Row
+from debias.report.grid import Cell, Grid, Line, number_columns, row, text_columns
 from debias.report.many_runs.collection import Planned, Run, collect, nothing_in
 from debias.report.many_runs.configurations import (
     HEADLINES,
     Benchmarks,
-    Configuration,
     LabelledRun,
     grouped,
     headlines,
@@ -27,10 +26,10 @@ from debias.report.many_runs.configurations import (
 from debias.report.many_runs.labels import words
 from debias.report.many_runs.provenance import notes_on
 from debias.report.many_runs.study_page import write_page
-from debias.report.many_runs.study_tables import Study, spread
+from debias.report.many_runs.study_tables import Study, main
 from debias.report.outcome import outcome
 
-FEW = 20  # up to so many runs have a line of their own
+FEW = 20  # with more runs, the terminal shows only configurations
 
 
 def report(
@@ -41,17 +40,17 @@ def report(
     out: Path | None = None,
     planned: Planned = lambda _: None,
 ) -> list[str]:
-    """Print the runs below the paths, those that differ in nothing but the seed put together, and write the page.
+    """Print the runs below the paths, grouped into configurations, and write the page.
 
-    The page goes to `out`, else to the one path that is given, unless it is a run's own folder. Of an archive
+    The page goes to `out` or, without it, to the only path given, unless that is a run's own folder. For an archive
     FILE.parquet it goes to the folder FILE.
 
     Args:
-        recompute: compute every figure of every run again from its records, and say whether they are the same.
+        recompute: compute every figure of every run again from its records, and check that none differs.
         planned: how many runs a sweep asks for, from its multirun.yaml.
 
-    Returns what is wrong with the files, one line each: the report is made of the runs that are whole.
-    Raises UserError when there is no run to report, or a figure is not what it should be.
+    Returns what is wrong with the files, one line each; the report covers the runs that are whole.
+    Raises UserError if there is no run to report, or a figure differs from its records.
     """
     paths = list(paths) or [Path("outputs")]
     found = collect(paths, planned)
@@ -59,22 +58,17 @@ def report(
         raise UserError(nothing_in(found, paths))
     kept, left_out = labelled(found.runs)
     made = grouped(kept, benchmarks_of)
-    troubles = [
-        f"{configuration.name}: its records are not used: {configuration.trouble}"
-        for configuration in made
-        if configuration.trouble
-    ]
+    troubles = [f"{c.name}: its records are not used: {c.trouble}" for c in made if c.trouble]
     study = Study(made, notes_on(found, [*left_out, *troubles]))
     if len(kept) <= FEW:
-        console.print(_runs(kept))
-        console.print(
-            "base -> debiased; difference of SS with its 95% interval; StereoSet of the targeted bias", style="dim"
-        )
-    if any(len(configuration.members) > 1 for configuration in study.configurations) or len(kept) > FEW:
+        console.print(_runs(kept).terminal())
+        console.print("base -> debiased on StereoSet, targeted bias; change of SS with its 95% interval", style="dim")
+    if any(len(c.members) > 1 for c in study.configurations) or len(kept) > FEW:
         console.print(Text("\nover seeds: mean ± standard deviation", style="bold"))
-        console.print(_means(study.configurations))
-        console.print("difference of SS with a 95% interval for seeds and examples alike (hierarchical bootstrap; ≈: "
-                      "from the runs' own intervals), p adjusted for the number of rows", style="dim")  # fmt: skip
+        console.print(_configurations(study).terminal())
+        console.print("change of SS with a 95% interval over both seeds and examples (hierarchical bootstrap; ≈: "
+                      "combined from the intervals of the runs); p corrected for the number of configurations; "
+                      "*: p below .05; excludes 0: seeds whose own interval excludes zero", style="dim")  # fmt: skip
     for note in study.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     if folder := out or _folder(paths):
@@ -86,7 +80,7 @@ def report(
 
 
 def _folder(paths: Sequence[Path]) -> Path | None:
-    """Where the page goes; a run's own report is never overwritten."""
+    """Where the page goes: never over a run's own report."""
     if len(paths) > 1:
         return Path("outputs")
     if paths[0].is_file():
@@ -98,7 +92,7 @@ def _folder(paths: Sequence[Path]) -> Path | None:
 
 
 def recomputed(runs: Sequence[Run], benchmarks_of: Benchmarks) -> str:
-    """Every figure from likelihoods.parquet alone, against metrics.jsonl. Raises UserError where they differ."""
+    """Compute all figures from likelihoods.parquet and compare with metrics.jsonl. Raises UserError on a difference."""
     count = 0
     for run in runs:
         records = run.likelihoods()
@@ -123,59 +117,39 @@ def _numbers(figure: Figure) -> np.ndarray:
 # ---------------------------------------------------------------- terminal
 
 
-def _runs(kept: Sequence[LabelledRun]) -> Table:
-    """One line per run."""
-    table = _table("run", "bias", "SS", "difference", "LMS", "ICAT", "perplexity", "verdict")
+def _runs(kept: Sequence[LabelledRun]) -> Grid:
+    """A line per run."""
+    lines = []
     for member in kept:
         run = member.run
-        cells = headline_cells(member.figures, run.bias)
         verdict = outcome(member.figures, run.bias, run.bounds).verdict
-        name = Text(words(member.label) or run.name)  # no markup
-        table.add_row(name, run.bias, *cells, verdict)
-    return table
+        lines.append(row(words(member.label) or run.name, run.bias, *headline_cells(member.figures, run.bias), verdict))
+    columns = [
+        *text_columns("run", "bias"),
+        *number_columns("SS", "change of SS", "LMS", "ICAT", "perplexity"),
+        *text_columns("verdict"),
+    ]
+    return Grid(columns, lines)
 
 
 def headline_cells(figures: Sequence[Figure], bias: str) -> list[str]:
     """SS, its change with the interval, LMS, ICAT and perplexity as text, base and debiased."""
     heads = headlines(figures, bias)
     ss = heads.get("SS")
-    cells = ss.named() if ss else {}
-    delta = f"{cells['difference']} ({cells['95% interval']})" if ss and ss.delta else ""
+    texts = ss.texts() if ss else {}
+    delta = f"{texts['difference']} ({texts['95% interval']})" if ss and ss.delta else ""
     first, *others = (_arrow(heads.get(metric)) for metric in HEADLINES)
     return [first, delta, *others]
 
 
-def _means(found: Sequence[Configuration]) -> Table:
-    """One line per configuration."""
-    table = _table("runs", "seeds", "SS", "difference", "p", "certain", "LMS", "ICAT", "perplexity", "verdict")
-    for configuration in found:
-        if configuration.change is None:
-            continue  # base models alone
-        seeds = configuration.change
-        delta = f"{'' if configuration.exact else '≈ '}{seeds.mean:+.1f} ({seeds.low:+.1f} to {seeds.high:+.1f})"
-        ss, *others = [spread(configuration.values(metric)) for metric in HEADLINES]
-        p = "" if configuration.p_adjusted is None else p_text(configuration.p_adjusted)
-        certain = f"{configuration.certain} of {len(configuration.members)}"
-        marks = ", best" if configuration.best else ", Pareto" if configuration.pareto else ""
-        table.add_row(
-            Text(configuration.name),
-            str(len(configuration.members)),
-            ss,
-            delta,
-            p,
-            certain,
-            *others,
-            configuration.outcome.verdict + marks,
-        )
-    return table
-
-
-def _table(*names: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        left = name in ("run", "runs", "bias", "verdict")
-        table.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    return table
+def _configurations(study: Study) -> Grid:
+    """The main table with each label in one column, so that it stays narrow, and without base models."""
+    grid, keys = main(study), len(study.keys)
+    names = {c.key: c.name for c in study.configurations}
+    lines = [
+        Line((Cell(names[line.configurations[0]]), *line.cells[keys:])) for line in grid.lines if not line.baseline
+    ]
+    return Grid([*text_columns("configuration"), *grid.columns[keys:]], lines)
 
 
 def _arrow(row: Row | None) -> str:

@@ -1,44 +1,15 @@
-"""Tables of a study -> Markdown, LaTeX and CSV."""
+"""The tables of a study as files: report.md, report.tex and report.csv."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from debias.report.grid import Grid, markdown_text, number_columns, row
 from debias.report.many_runs.configurations import HEADLINES, Configuration
-from debias.report.many_runs.study_tables import Grid, Study
-
-TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "±": r"$\pm$", "≈": r"$\approx$", "→": r"$\to$", "★": r"$\star$", "◆": r"$\diamond$",
-    "[": "{[}", "⚠": r"$\dagger$", "✓": r"$\checkmark$",
-}  # fmt: skip
-
-
-def markdown(study: Study, grids: Sequence[Grid]) -> str:
-    """All tables as Markdown, base models in italics."""
-    text = [f"# {title(study)}", *(f"- {_cell(note)}" for note in study.notes)]
-    for grid in grids:
-        text += [f"## {_cell(grid.caption)}", "\n".join(_markdown_lines(grid)), _cell(grid.note)]
-    return "\n\n".join(text).replace("\n\n- ", "\n- ").replace("\n- ", "\n\n- ", 1) + "\n"
-
-
-def _markdown_lines(grid: Grid) -> Iterator[str]:
-    yield "| " + " | ".join(_cell(name) for name, _ in grid.columns) + " |"
-    yield "|" + "|".join("---" if text else "--:" for _, text in grid.columns) + "|"
-    for line in grid.lines:
-        cells = [_cell(cell.text) for cell in line.cells]
-        yield "| " + " | ".join(f"*{c}*" if c and line.baseline else c for c in cells) + " |"
-
-
-def _cell(text: str) -> str:
-    """A text that stays inside one cell, whatever it holds."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+from debias.report.many_runs.study_tables import Study
 
 
 def title(study: Study) -> str:
@@ -47,64 +18,52 @@ def title(study: Study) -> str:
     return f"debias: {runs} run{'s' if runs != 1 else ''}, {groups} configuration{'s' if groups != 1 else ''}"
 
 
+def markdown(study: Study, grids: Sequence[Grid]) -> str:
+    """All tables as Markdown."""
+    text = [f"# {title(study)}"]
+    text += ["\n".join(f"- {markdown_text(note)}" for note in study.notes)] if study.notes else []
+    for grid in grids:
+        text += [f"## {markdown_text(grid.caption)}", grid.markdown().rstrip("\n"), markdown_text(grid.note)]
+    return "\n\n".join(text) + "\n"
+
+
 def latex(study: Study, grids: Sequence[Grid]) -> str:
     r"""All tables for a document with \usepackage{booktabs} and \usepackage{amssymb}."""
     notes = [f"% {' '.join(note.split())}" for note in study.notes]
     head = ["% \\usepackage{booktabs}, \\usepackage{amssymb}; wide tables: \\usepackage{graphicx} and \\resizebox"]
-    return "\n".join([*head, *notes, *(_latex_table(grid) for grid in grids)]) + "\n"
+    return "\n".join([*head, *notes, *(grid.latex() for grid in grids)]) + "\n"
 
 
-def _latex_table(grid: Grid) -> str:
-    lines = [
-        r"\begin{table}", r"\centering", f"\\caption{{{escape(grid.caption)}. {escape(grid.note)}}}",
-        f"\\label{{tab:{grid.name}}}", f"\\begin{{tabular}}{{{''.join('l' if t else 'r' for _, t in grid.columns)}}}",
-        r"\toprule", _latex_line(name for name, _ in grid.columns), r"\midrule",
-    ]  # fmt: skip
-    for i, line in enumerate(grid.lines):
-        if i and grid.lines[i - 1].baseline and not line.baseline:
-            lines.append(r"\midrule")
-        lines.append(_latex_line(cell.text for cell in line.cells))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
-
-
-def _latex_line(texts: Iterator[str]) -> str:
-    return " & ".join(escape(text) for text in texts) + r" \\"
-
-
-def escape(text: str) -> str:
-    """A text without anything that LaTeX would take for a command."""
-    return "".join(TEX.get(letter, letter) for letter in " ".join(text.split()))
-
-
-def table_csv(study: Study) -> str:
-    """One line per configuration with every number of the main table unrounded."""
-    lines = [_numbers(study, configuration) for configuration in study.configurations]
+def csv(study: Study) -> str:
+    """A line per configuration with every number of the main table, not rounded."""
+    lines = [_values(study, configuration) for configuration in study.configurations]
     names = list(dict.fromkeys(name for line in lines for name in line))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    cells = ([line.get(name) for name in names] for line in lines)
+    rows = [row(*("" if value is None else str(value) for value in values)) for values in cells]
+    return Grid(number_columns(*names), rows).csv()
 
 
-def _numbers(study: Study, configuration: Configuration) -> dict[str, Any]:
-    line: dict[str, Any] = dict(zip(study.keys, study.label(configuration), strict=False))
+def _values(study: Study, configuration: Configuration) -> dict[str, Any]:
+    line: dict[str, Any] = dict(study.label(configuration))
     line |= {
         "targeted_bias": configuration.bias,
         "trained_on": configuration.run.trained_on,
         "seeds": len(configuration.members),
     }
     for metric in HEADLINES:
-        row, values = configuration.row(metric), configuration.values(metric)
-        if row is None:
+        found, values = configuration.row(metric), configuration.values(metric)
+        if found is None:
             continue
-        line |= {f"{metric}_base": row.base.value, f"{metric}_n": row.base.n}
-        if row.delta is not None and values:
+        line |= {f"{metric}_base": found.base.value, f"{metric}_n": found.base.n}
+        if found.delta is not None and values:
             sd = np.std(values, ddof=1) if len(values) > 1 else ""
-            line |= {metric: np.mean(values), f"{metric}_sd": sd, f"{metric}_change": row.delta.value}
-            line |= {f"{metric}_change_low": row.delta.ci_low, f"{metric}_change_high": row.delta.ci_high}
+            line |= {metric: np.mean(values), f"{metric}_sd": sd, f"{metric}_change": found.delta.value}
+            line |= {f"{metric}_change_low": found.delta.ci_low, f"{metric}_change_high": found.delta.ci_high}
     if configuration.change is not None:
-        line |= {"p": configuration.change.p_value, "p_adjusted": configuration.p_adjusted,
-                 "certain_seeds": configuration.certain,
-                 "interval": "exact" if configuration.exact else "approximate"}  # fmt: skip
+        line |= {
+            "p": configuration.change.p_value,
+            "p_adjusted": configuration.p_adjusted,
+            "certain_seeds": configuration.seeds_changed,  # the name of the column is part of the file's format
+            "interval": "exact" if configuration.exact else "approximate",
+        }
     return line | {"verdict": configuration.outcome.verdict, "best": configuration.best, "pareto": configuration.pareto}

@@ -1,17 +1,20 @@
-"""Plots of many runs. Every mark knows the configurations that it is about, so that the page's filters reach it."""
+"""Plots of many runs. Every mark names its configurations, so that the page's filters can hide it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 from markupsafe import Markup, escape
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from debias.report.many_runs.configurations import Configuration
+from debias.report.many_runs.configurations import Configuration, by_baseline
 from debias.report.many_runs.study_tables import FLAGS, Study
 from debias.report.plots import FAINT, INK, SERIES, STYLE, svg
 
@@ -32,7 +35,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Legend:
-    """A colour and a marker for each value of one key of the configurations: their data source, where that differs."""
+    """A colour and a marker for each value of one key: the data source if that differs, otherwise the first key."""
 
     key: str
     values: list[str]
@@ -49,12 +52,12 @@ class Legend:
         return SERIES[self.values.index(configuration.label.get(self.key, "")) % len(SERIES)]
 
     def marker(self, configuration: Configuration) -> str:
-        """The marker of a configuration: it says the same as the colour."""
+        """The marker of a configuration; it tells the same as the colour."""
         place = self.values.index(configuration.label.get(self.key, ""))
         return MARKERS[(place + place // len(SERIES)) % len(MARKERS)]
 
-    def draw(self, figure: Any, marks: bool = True) -> None:
-        """Below the axes, where there is something to tell apart."""
+    def draw(self, figure: Figure, marks: bool = True) -> None:
+        """Draw below the axes, if there are at least two values."""
         if len(self.values) < 2:
             return
         handles = [
@@ -68,19 +71,19 @@ class Legend:
 
 
 class Marks:
-    """Names for what is drawn: matplotlib writes them into the SVG, where `linked` turns them into attributes."""
+    """Ids that matplotlib writes into the SVG, and that `linked` turns into attributes for the page's filters."""
 
     def __init__(self) -> None:
         self.titles: list[str] = []
 
-    def name(self, artists: Iterable[Any], keys: Sequence[str], title: str, needs: str = "configurations") -> None:
+    def name(self, artists: Iterable[Artist], keys: Sequence[str], title: str, needs: str = "configurations") -> None:
         """Name the artists' configurations; they show while one of them does (`configurations`) or all do (`all`)."""
         for artist in artists:
             artist.set_gid(f"mark-{needs}-{'.'.join(keys)}-{len(self.titles)}")
             self.titles.append(title)
 
     def linked(self, drawing: Markup, name: str) -> Markup:
-        """The SVG with an attribute and a title for each mark, and ids that are no other plot's."""
+        """The SVG with an attribute and a title for each mark, and ids that no other plot on the page uses."""
 
         def group(found: re.Match[str]) -> str:
             needs, keys, place = found.groups()
@@ -92,7 +95,7 @@ class Marks:
 
 
 def pictures(study: Study) -> list[Picture]:
-    """All plots for which there is something to draw."""
+    """All plots that have something to show."""
     legend = Legend.of(study)
     with plt.rc_context(STYLE):
         made = (frontier(study, legend, "LMS"), frontier(study, legend, "perplexity"), efficiency(study, legend),
@@ -100,7 +103,7 @@ def pictures(study: Study) -> list[Picture]:
     return [picture for picture in made if picture is not None]
 
 
-def _axes(across: str, up: str) -> tuple[Any, Any]:
+def _axes(across: str, up: str) -> tuple[Figure, Axes]:
     figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
     axes.set_xlabel(across)
     axes.set_ylabel(up)
@@ -110,7 +113,7 @@ def _axes(across: str, up: str) -> tuple[Any, Any]:
 
 
 def _plain(text: str) -> str:
-    """A text that matplotlib does not take for mathematics, and that is not too long for a legend."""
+    """A text short enough for a legend, without what matplotlib would read as mathematics."""
     shown = text if len(text) <= 40 else text[:37] + "..."
     return shown.replace("$", r"\$")
 
@@ -119,7 +122,7 @@ def _plain(text: str) -> str:
 
 
 def frontier(study: Study, legend: Legend, metric: str) -> Picture | None:
-    """What is left of the bias against what is left of the ability."""
+    """Remaining bias against remaining ability."""
     shown = [
         configuration
         for configuration in study.configurations
@@ -133,7 +136,7 @@ def frontier(study: Study, legend: Legend, metric: str) -> Picture | None:
     )
     axes.axvline(50, color=FAINT, linewidth=2)
     marks = Marks()
-    for group in _by_setting(shown):
+    for group in by_baseline(shown):
         base = [group[0].row(name).base.value for name in ("SS", metric)]  # type: ignore[union-attr]
         at = (base[0], 1.0 if ratio else base[1])
         marks.name(axes.plot(*at, "x", color=INK, markersize=9, markeredgewidth=2), [c.key for c in group],
@@ -145,18 +148,11 @@ def frontier(study: Study, legend: Legend, metric: str) -> Picture | None:
     title = "Bias and perplexity" if ratio else "Bias and language modelling"
     return Picture(
         f"frontier-{metric}", title, marks.linked(svg(figure, label), f"frontier-{metric}"),
-        "×: base model. Ringed: Pareto-optimal. Hollow: broken, overshot or worse. Lines: 95% interval of the change.",
+        "×: base model. Ring: Pareto-optimal. Hollow: broken, overshot or worse. Lines: 95% interval of the change.",
     )  # fmt: skip
 
 
-def _by_setting(shown: Sequence[Configuration]) -> Iterator[list[Configuration]]:
-    settings: dict[tuple[Any, ...], list[Configuration]] = {}
-    for configuration in shown:
-        settings.setdefault(configuration.setting, []).append(configuration)
-    yield from settings.values()
-
-
-def _point(axes: Any, configuration: Configuration, metric: str, legend: Legend, marks: Marks) -> None:
+def _point(axes: Axes, configuration: Configuration, metric: str, legend: Legend, marks: Marks) -> None:
     ss, row, seeds = configuration.row("SS"), configuration.row(metric), configuration.change
     assert ss is not None
     assert row is not None
@@ -178,7 +174,7 @@ def _point(axes: Any, configuration: Configuration, metric: str, legend: Legend,
 
 
 def efficiency(study: Study, legend: Legend) -> Picture | None:
-    """Change of ICAT by the number of training sentences: one line for configurations that differ in nothing else."""
+    """Change of ICAT by number of training sentences; a line joins configurations that differ in nothing else."""
     lines: dict[str, list[tuple[int, Configuration]]] = {}
     for configuration in study.configurations:
         n, row = configuration.run.config.get("data", {}).get("n"), configuration.row("ICAT")
@@ -203,12 +199,12 @@ def efficiency(study: Study, legend: Legend) -> Picture | None:
     legend.draw(figure)
     label = f"Change of ICAT by the number of training sentences, {len(lines)} lines; the tables have the figures"
     return Picture("efficiency", "Data efficiency", marks.linked(svg(figure, label), "efficiency"),
-                   "Mean over seeds; upright lines: 95% interval, over seeds put together from those of the runs. A "
-                   "line joins configurations that differ in their number of sentences alone.")  # fmt: skip
+                   "Mean over seeds. Vertical lines: 95% interval, combined from those of the runs. Lines join "
+                   "configurations that differ only in the number of sentences.")  # fmt: skip
 
 
 def _curve(
-    axes: Any, rest: str, line: Sequence[tuple[int, Configuration]], legend: Legend, dashes: str, marks: Marks
+    axes: Axes, rest: str, line: Sequence[tuple[int, Configuration]], legend: Legend, dashes: str, marks: Marks
 ) -> None:
     deltas = [configuration.row("ICAT").delta for _, configuration in line]  # type: ignore[union-attr]
     for i, ((n, configuration), delta) in enumerate(zip(line, deltas, strict=True)):
@@ -224,7 +220,7 @@ def _curve(
 
 
 def losses(study: Study, legend: Legend) -> Picture | None:
-    """Running mean of the training loss of every run."""
+    """Running mean of the training loss of each run."""
     shown = [(c, e.run) for c in study.configurations for e in c.members if len(e.run.losses) > 1]
     if not shown:
         return None
@@ -241,7 +237,7 @@ def losses(study: Study, legend: Legend) -> Picture | None:
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and the running mean of the loss over a tenth of them, at `MOST_POINTS` places at most."""
+    """Steps and the running mean of the loss over a tenth of all steps, at no more than `MOST_POINTS` places."""
     steps, loss = np.array(points, dtype=float).T
     window = max(1, len(loss) // 10)
     sums = np.cumsum(np.concatenate([[0.0], loss]))
@@ -253,7 +249,7 @@ def thinned(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray
 
 
 def colours() -> Mapping[str, tuple[str, str]]:
-    """The page's colours of the series, in light and in dark: told apart with the common kinds of colour blindness."""
+    """The colours of the series in light and dark mode, distinguishable with common kinds of colour blindness."""
     light = ("#0b6e99", "#c2410c", "#1a7f4b", "#8e3fa8", "#8a6d00", "#b3261e", "#3f4db8", "#54606b")
     dark = ("#57b8e3", "#ff9f5a", "#5fcf95", "#d69bea", "#e3c34a", "#ff8a80", "#a3adff", "#b4bec8")
     return {f"s{i}": pair for i, pair in enumerate(zip(light, dark, strict=True))}

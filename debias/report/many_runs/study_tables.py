@@ -1,57 +1,32 @@
-"""The tables of a study of many runs as plain cells, before they become HTML, Markdown or LaTeX."""
+"""The tables of a study of many runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from debias.report.comparison import SENSITIVITY, Row, p_text, rows, sensitivity, title_of
+from debias.report import comparison
+from debias.report.comparison import Row, p_text, rows, title_of
+from debias.report.grid import Cell, Grid, Line, number_columns, text_columns
 from debias.report.many_runs.collection import Run
-from debias.report.many_runs.configurations import HEADLINES, Configuration
+from debias.report.many_runs.configurations import HEADLINES, Configuration, by_baseline
 
 SIGNIFICANT = 0.05
 FLAGS = {"debiased": ("✓", "good"), "broken": ("⚠", "bad"), "overshot": ("⚠", "bad"), "worse": ("⚠", "bad")}
 
 
-class Cell(NamedTuple):
-    """A text, what it is sorted by, and whether it is `good` or `bad` news; the text says so too."""
-
-    text: str
-    value: float | None = None  # None: sorted by the text
-    kind: str = ""
-
-
-class Line(NamedTuple):
-    """A row of a table, and the configurations that it is about: it is shown while one of them is."""
-
-    configurations: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    baseline: bool = False
-
-
-class Grid(NamedTuple):
-    """A table: a name for links, a caption, columns (name, and whether it holds text), lines, and how to read it."""
-
-    name: str
-    caption: str
-    columns: tuple[tuple[str, bool], ...]
-    lines: list[Line]
-    note: str = ""
-
-
 @dataclass(frozen=True)
 class Study:
-    """Everything that the page shows: the configurations, and what is to be said on top."""
+    """What a report over many runs is made of: the configurations, and notes to read before the figures."""
 
     configurations: list[Configuration]
     notes: list[str]
 
     @property
     def keys(self) -> list[str]:
-        """What the configurations differ in; `run` where there is nothing."""
+        """The keys in which the configurations differ; `run` if there are none."""
         found: dict[str, set[str]] = {}
         for configuration in self.configurations:
             for key, value in configuration.label.items():
@@ -61,25 +36,17 @@ class Study:
     @property
     def runs(self) -> list[Run]:
         """The runs, each once."""
-        return list(
-            {
-                member.run.folder: member.run
-                for configuration in self.configurations
-                for member in configuration.members
-            }.values()
-        )
+        return list({m.run.folder: m.run for c in self.configurations for m in c.members}.values())
 
-    def label(self, configuration: Configuration) -> list[str]:
-        """The configuration's value of each of `keys`."""
-        return (
-            [configuration.label.get("run", configuration.name)]
-            if self.keys == ["run"]
-            else [configuration.label.get(key, "") for key in self.keys]
-        )
+    def label(self, configuration: Configuration) -> dict[str, str]:
+        """The configuration's value for each of `keys`."""
+        if self.keys == ["run"]:
+            return {"run": configuration.label.get("run", configuration.name)}
+        return {key: configuration.label.get(key, "") for key in self.keys}
 
     def grids(self) -> list[Grid]:
-        """All tables that have a line."""
-        made = (main(self), transfer(self).grid(), others(self), cost(self), protocols(self))
+        """All tables that have lines."""
+        made = (main(self), transfer(self), others(self), cost(self), protocols(self))
         return [grid for grid in made if grid.lines]
 
 
@@ -92,12 +59,12 @@ def spread(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):{form}}"
 
 
-def _of_label(study: Study, configuration: Configuration) -> Iterator[Cell]:
-    for text in study.label(configuration):
-        yield Cell(text, _number(text))
+def _label_cells(study: Study, configuration: Configuration) -> Iterator[Cell]:
+    for text in study.label(configuration).values():
+        yield Cell(text, _as_number(text))
 
 
-def _number(text: str) -> float | None:
+def _as_number(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
@@ -108,20 +75,22 @@ def _number(text: str) -> float | None:
 
 
 def main(study: Study) -> Grid:
-    """One line per configuration, and one per base model that they start from."""
-    names = ("SS", "change of SS", "p", "LMS", "ICAT", "perplexity", "seeds", "certain")
-    columns = [(key, True) for key in study.keys] + [("verdict", True)] + [(name, False) for name in names]
-    biases = list(dict.fromkeys(configuration.bias for configuration in study.configurations))
-    shown = [configuration for configuration in study.configurations if configuration.row("SS")]
-    lines = [*_bases(study, shown), *(_main_line(study, c) for c in shown if c.change is not None)]
+    """A line per configuration, below a line per base model that they start from."""
+    names = ("SS", "change of SS", "p", "LMS", "ICAT", "perplexity", "seeds", "excludes 0")
+    columns = [*text_columns(*study.keys, "verdict"), *number_columns(*names)]
+    biases = list(dict.fromkeys(c.bias for c in study.configurations))
+    shown = [c for c in study.configurations if c.row("SS")]
+    lines = [*_base_lines(study, shown), *(_main_line(study, c) for c in shown if c.change is not None)]
     return Grid(
-        "main", f"StereoSet of the targeted bias ({', '.join(biases)}) and perplexity: mean ± standard deviation",
-        tuple(columns), lines,
-        "SS: 50 is unbiased; LMS, ICAT: 100 is best; perplexity: lower is better. Change of SS with its 95% interval, "
-        "over seeds and examples alike; ≈: put together from the runs' own intervals, for want of records. p: adjusted "
-        "for the number of configurations (Benjamini-Hochberg); *: below .05. Certain: the seeds whose own interval "
-        "leaves zero out. ★ best: the highest ICAT of the debiased. ◆ Pareto: no other configuration "
-        "on the same bias and base model is as good in SS, LMS and perplexity and better in one.",
+        columns, lines, name="main",
+        caption=f"StereoSet of the targeted bias ({', '.join(biases)}) and perplexity: "
+        "mean ± standard deviation over seeds",
+        note="SS: 50 is unbiased. LMS and ICAT: 100 is best. Perplexity: lower is better. The 95% interval of the "
+        "change of SS covers both seeds and examples; ≈: combined from the intervals of the runs, because their "
+        "records are missing. p is corrected for the number of configurations (Benjamini-Hochberg); *: significant, "
+        "p below .05. Excludes 0: the seeds whose own 95% interval excludes zero. ★ best: the highest ICAT among the "
+        "debiased. ◆ Pareto: no other configuration with the same bias and base model is as good in SS, LMS and "
+        "perplexity and better in one of them.",
     )  # fmt: skip
 
 
@@ -133,14 +102,14 @@ def _main_line(study: Study, configuration: Configuration) -> Line:
     significant = p is not None and p < SIGNIFICANT
     base = configuration.row("SS").base.value  # type: ignore[union-attr]
     kind = ("good" if abs(base + seeds.mean - 50) < abs(base - 50) else "bad") if significant else ""
-    star = "*" if significant else ""
-    change = f"{'' if configuration.exact else '≈ '}{seeds.mean:+.1f}{star} ({seeds.low:+.1f} to {seeds.high:+.1f})"
+    approximate, star = "" if configuration.exact else "≈ ", "*" if significant else ""
+    change = f"{approximate}{seeds.mean:+.1f}{star} ({seeds.low:+.1f} to {seeds.high:+.1f})"
+    excluding = Cell(f"{configuration.seeds_changed} of {seeds.number}", configuration.seeds_changed)
     return Line(
-        (configuration.key,),
-        (*_of_label(study, configuration), verdict(configuration), cells["SS"], Cell(change, seeds.mean, kind),
+        (*_label_cells(study, configuration), verdict(configuration), cells["SS"], Cell(change, seeds.mean, kind),
          Cell("" if p is None else p_text(p), p), cells["LMS"], cells["ICAT"], cells["perplexity"],
-         Cell(str(seeds.number), seeds.number),
-         Cell(f"{configuration.certain} of {seeds.number}", configuration.certain)),
+         Cell(str(seeds.number), seeds.number), excluding),
+        (configuration.key,),
     )  # fmt: skip
 
 
@@ -153,23 +122,19 @@ def verdict(configuration: Configuration) -> Cell:
     return Cell(", ".join(marks), None, kind)
 
 
-def _bases(study: Study, shown: Sequence[Configuration]) -> Iterator[Line]:
-    """The base model of each setting."""
-    settings: dict[tuple[Any, ...], list[Configuration]] = {}
-    for configuration in shown:
-        settings.setdefault(configuration.setting, []).append(configuration)
-    for group in settings.values():
+def _base_lines(study: Study, shown: Sequence[Configuration]) -> Iterator[Line]:
+    for group in by_baseline(shown):
         heads = {metric: row.base for metric in HEADLINES if (row := group[0].row(metric))}
         cells = {m: Cell(spread([f.value]), f.value) for m, f in heads.items()}
         front = [_shared(group, key) for key in study.keys]
         front[next((i for i, cell in enumerate(front) if not cell.text), 0)] = Cell("base model")
         ss, lms, icat, ppl = (cells.get(metric, Cell("")) for metric in HEADLINES)
         line = (*front, Cell(""), ss, Cell(""), Cell(""), lms, icat, ppl, Cell(""), Cell(""))
-        yield Line(tuple(c.key for c in group), line, baseline=True)
+        yield Line(line, tuple(c.key for c in group), baseline=True)
 
 
 def _shared(group: Sequence[Configuration], key: str) -> Cell:
-    values = {configuration.label.get(key, "") for configuration in group}
+    values = {c.label.get(key, "") for c in group}
     return Cell(values.pop()) if key == "bias" and len(values) == 1 else Cell("")
 
 
@@ -177,84 +142,63 @@ def _shared(group: Sequence[Configuration], key: str) -> Cell:
 
 
 def others(study: Study) -> Grid:
-    """Base -> debiased of the other benchmarks: of the targeted bias where there is one, else over all."""
+    """Base -> debiased on the other benchmarks, for the targeted bias or, failing that, over all."""
     found: dict[str, dict[tuple[str, str], Row]] = {}
     for configuration in study.configurations:
-        of_choice = found.setdefault(configuration.key, {})
+        by_metric = found.setdefault(configuration.key, {})
         rank = {configuration.bias: 0, "overall": 1, "all": 2}
         for row in sorted(rows(configuration.figures), key=lambda r: rank.get(r.base.bias, 3)):
-            of_choice.setdefault((title_of(row.base), row.base.metric), row)
+            by_metric.setdefault((title_of(row.base), row.base.metric), row)
     headline = {("StereoSet", m) for m in HEADLINES[:3]} | {("Perplexity", "perplexity")}
     names = [name for name in dict.fromkeys(n for of in found.values() for n in of) if name not in headline]
-    columns = [(key, True) for key in study.keys] + [(f"{title} {metric}", False) for title, metric in names]
+    columns = [*text_columns(*study.keys), *number_columns(*(f"{title} {metric}" for title, metric in names))]
     lines = [
-        Line((c.key,), (*_of_label(study, c), *(_arrow(found[c.key].get(name)) for name in names)))
+        Line((*_label_cells(study, c), *(_arrow(found[c.key].get(name)) for name in names)), (c.key,))
         for c in study.configurations
     ]
-    return Grid("others", "Other figures: base → debiased, mean over seeds", tuple(columns), lines if names else [],
-                "Of the targeted bias where the benchmark has it, else over all; *: the change is certain, its 95% "
-                "interval leaves zero out (not adjusted for the number of figures).")  # fmt: skip
+    return Grid(columns, lines if names else [], name="others",
+                caption="Other figures: base → debiased, mean over seeds",
+                note="For the targeted bias where the benchmark has it, otherwise over all. *: the 95% interval of "
+                "the change excludes zero (not corrected for the number of figures).")  # fmt: skip
 
 
 def _arrow(row: Row | None) -> Cell:
     if row is None:
         return Cell("")
-    cells = row.named()
+    texts = row.texts()
     if row.debiased is None:
-        return Cell(cells["base"], row.base.value)
+        return Cell(texts["base"], row.base.value)
     kind = {True: "good", False: "bad", None: ""}[row.better]
-    return Cell(f"{cells['base']} → {cells['debiased']}{'*' if row.certain else ''}", row.debiased.value, kind)
+    return Cell(f"{texts['base']} → {texts['debiased']}{'*' if row.changed else ''}", row.debiased.value, kind)
 
 
-class Transfer(NamedTuple):
-    """Changes of SS by trained and scored bias, each by configuration: what training on one bias does to the others."""
-
-    benchmark: str
-    trained: list[str]
-    scored: list[str]
-    changes: Mapping[tuple[str, str], Mapping[str, float]]
-
-    def grid(self) -> Grid:
-        """Means over the configurations."""
-        columns = (("trained on", True), *((bias, False) for bias in self.scored))
-        lines = []
-        for trained in self.trained:
-            of = [self.changes.get((trained, scored), {}) for scored in self.scored]
-            cells = [Cell(f"{mean:+.1f}", mean) if (mean := _mean(o.values())) is not None else Cell("") for o in of]
-            keys = dict.fromkeys(key for values in of for key in values)
-            lines.append(Line(tuple(keys), (Cell(trained), *cells)))
-        caption = f"Transfer: change of SS ({self.benchmark}) by the bias trained on and the bias scored"
-        return Grid(
-            "transfer", caption, columns, lines, "Points, mean over configurations and seeds; below 0: SS fell."
-        )
-
-
-def transfer(study: Study) -> Transfer:
-    """StereoSet's changes of SS where it was scored, else CrowS-Pairs'."""
+def transfer(study: Study) -> Grid:
+    """What training on one bias does to the others: changes of SS on StereoSet, or on CrowS-Pairs if not scored."""
     for benchmark in ("stereoset", "crows_pairs"):
-        changes: dict[tuple[str, str], dict[str, float]] = {}
-        scored: dict[str, None] = {}
+        changes: dict[tuple[str, str], dict[str, float]] = {}  # by trained and scored bias: configuration -> change
+        title = ""
         for configuration in study.configurations:
             for row in rows(configuration.figures):
                 if (row.base.benchmark, row.base.metric) == (benchmark, "SS") and row.delta:
-                    scored[row.base.bias] = None
+                    title = title_of(row.base)
                     of = changes.setdefault((configuration.run.trained_on, row.base.bias), {})
-                    of.setdefault(configuration.key, row.delta.value)  # of several protocols the first
+                    of.setdefault(configuration.key, row.delta.value)  # the first protocol, if there are several
         if changes:
-            trained = sorted({name for name, _ in changes})
-            return Transfer(
-                title_of(row_of(study, benchmark).base), trained, sorted(scored, key=_overall_last), changes
-            )
-    return Transfer("", [], [], {})
+            break
+    scored = sorted({name for _, name in changes}, key=lambda bias: (bias == "overall", bias))
+    lines = []
+    for trained in sorted({name for name, _ in changes}):
+        cells = [_mean_cell(changes.get((trained, bias), {})) for bias in scored]
+        keys = dict.fromkeys(key for cell in cells for key in cell.parts or {})
+        lines.append(Line((Cell(trained), *cells), tuple(keys)))
+    return Grid([*text_columns("trained on"), *number_columns(*scored)], lines, name="transfer",
+                caption=f"Transfer: change of SS ({title}) by the bias trained on and the bias scored",
+                note="Points, mean over configurations and seeds. Negative: SS fell.")  # fmt: skip
 
 
-def row_of(study: Study, benchmark: str) -> Row:
-    """Any row of a benchmark."""
-    return next(r for c in study.configurations for r in rows(c.figures) if r.base.benchmark == benchmark)
-
-
-def _overall_last(bias: str) -> tuple[bool, str]:
-    return bias == "overall", bias
+def _mean_cell(changes: dict[str, float]) -> Cell:
+    mean = _mean(changes.values())
+    return Cell("" if mean is None else f"{mean:+.1f}", mean, parts=changes)
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -263,15 +207,15 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 def cost(study: Study) -> Grid:
-    """What each configuration cost, and what a point of ICAT did."""
+    """What each configuration cost, and what it paid per point of ICAT gained."""
     names = ("training tokens", "training s", "all s", "dollars", "ICAT gained", "training s per point",
              "dollars per point")  # fmt: skip
-    columns = [(key, True) for key in study.keys] + [(name, False) for name in names]
-    chosen = [c for c in study.configurations if any(e.run.cost for e in c.members) and c.change is not None]
-    lines = [Line((c.key,), (*_of_label(study, c), *_cost_cells(c))) for c in chosen]
-    return Grid("cost", "Cost per ICAT point, mean over seeds", tuple(columns), lines,
-                "ICAT of the targeted bias; no gain: there is nothing to divide by. Dollars are those of the runs; "
-                "what a generated set cost stands in its own folder.")  # fmt: skip
+    columns = [*text_columns(*study.keys), *number_columns(*names)]
+    shown = [c for c in study.configurations if any(m.run.cost for m in c.members) and c.change is not None]
+    lines = [Line((*_label_cells(study, c), *_cost_cells(c)), (c.key,)) for c in shown]
+    return Grid(columns, lines, name="cost", caption="Cost per ICAT point, mean over seeds",
+                note="ICAT of the targeted bias. \"No gain\": there is nothing to divide by. Dollars are what the runs "
+                "paid; the cost of a generated set is in its own folder.")  # fmt: skip
 
 
 def _cost_cells(configuration: Configuration) -> Iterator[Cell]:
@@ -288,8 +232,10 @@ def _cost_cells(configuration: Configuration) -> Iterator[Cell]:
     yield _amount(dollars, ",.2f")
     yield _amount(gain, "+.1f")
     for spent, form in ((seconds, ",.2f"), (dollars, ",.4f")):
-        worth = gain is not None and gain > 0 and spent is not None
-        yield Cell(f"{spent / gain:{form}}", spent / gain) if worth else Cell("no gain" if gain is not None else "")  # type: ignore[operator]
+        if gain is not None and gain <= 0:
+            yield Cell("no gain")
+        else:
+            yield _amount(spent / gain if gain is not None and spent is not None else None, form)
 
 
 def _amount(value: float | None, form: str) -> Cell:
@@ -297,12 +243,12 @@ def _amount(value: float | None, form: str) -> Cell:
 
 
 def protocols(study: Study) -> Grid:
-    """How much of a figure is protocol: a line per configuration, figure and protocol where there are several."""
-    columns = [(key, True) for key in study.keys] + [(n, i < 3) for i, n in enumerate(SENSITIVITY)]
-    lines = [
-        Line((c.key,), (*_of_label(study, c), *(Cell(text, _number(text)) for text in line)))
-        for c in study.configurations
-        for line in sensitivity(rows(c.figures, c.bias), c.bias)
-    ]
-    return Grid("protocols", "Protocol sensitivity: the same models under other protocols", tuple(columns), lines,
-                "Change with its 95% interval. Figures under different protocols are not comparable.")  # fmt: skip
+    """A line per configuration, figure and protocol, for benchmarks scored under several protocols."""
+    lines: list[Line] = []
+    for configuration in study.configurations:
+        grid = comparison.protocols(rows(configuration.figures, configuration.bias), configuration.bias)
+        label = tuple(_label_cells(study, configuration))
+        lines += [Line((*label, *line.cells), (configuration.key,)) for line in grid.lines]
+    return Grid([*text_columns(*study.keys), *comparison.PROTOCOL_COLUMNS], lines, name="protocols",
+                caption="Protocol sensitivity: the same models under other protocols",
+                note="Change with its 95% interval. Do not compare figures across protocols.")  # fmt: skip

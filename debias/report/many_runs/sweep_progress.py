@@ -1,4 +1,4 @@
-"""How far a sweep is: what is done, skipped, failed, running and missing, read from the run folders."""
+"""The progress of a sweep, read from its run folders: done, skipped, failed, running, missing."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from rich.table import Table
-from rich.text import Text
 
 from debias.records import UserError
+from debias.report.grid import Cell, Column, Grid, Line, number_columns, text_columns
 from debias.report.many_runs.report import headline_cells
 from debias.results import INTERRUPTED, REFUSED, read_figures, read_status, running
 
 STATES = ("done", "skipped", "failed", "running", "missing")
-FIGURES = ("SS", "difference", "LMS", "ICAT", "perplexity")
+FIGURES = ("SS", "change of SS", "LMS", "ICAT", "perplexity")
+KINDS = {"done": "good", "failed": "bad", "missing": "warning"}
 
 
 class State(NamedTuple):
-    """One job: its folder, what sets it apart from the others, one of STATES, its seconds, its error's last line."""
+    """One job: folder, what sets it apart from the others, one of STATES, seconds, last line of the error."""
 
     folder: Path
     name: str
@@ -37,10 +37,10 @@ def states_of(jobs: Mapping[Path, str], since: datetime, probe: bool = True) -> 
 
 
 def state_of(folder: Path, name: str, since: datetime, probe: bool = True) -> State:
-    """The state of a job, seen from a launch that began at `since`: what was done before that is `skipped`.
+    """The state of a job, seen from a launch that began at `since`: a job that ended earlier is `skipped`.
 
     Args:
-        probe: look whether a process really works where status.json says so.
+        probe: if status.json says `running`, check that a process really holds the folder.
     """
     status = read_status(folder)
     state, error = status.get("state"), str(status.get("error") or "")
@@ -58,12 +58,12 @@ def state_of(folder: Path, name: str, since: datetime, probe: bool = True) -> St
 
 
 def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if not line.startswith(" ")]  # OmegaConf indents where it was
+    lines = [line for line in text.strip().splitlines() if not line.startswith(" ")]  # OmegaConf indents the location
     return lines[-1].strip().removeprefix("UserError: ") if lines else ""
 
 
 def seconds_of(folder: Path) -> float | None:
-    """Seconds that a run took in all its stages; None where nothing tells."""
+    """Seconds that a run took in all its stages; None if unknown."""
     try:
         return float(json.loads((folder / "cost.json").read_text(encoding="utf-8"))["seconds"])
     except (OSError, ValueError, KeyError):
@@ -76,27 +76,21 @@ def summary(states: Sequence[State]) -> str:
     return f"{len(states)} jobs: " + ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name])
 
 
-def terminal(states: Sequence[State]) -> Table:
-    """The final table of a sweep: job, state, time, and what there is to say of it."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("job", "state", "time", "last line of the error"):
-        table.add_column(name, justify="right" if name == "time" else "left", overflow="fold")
-    colours = {"done": "green", "failed": "red", "missing": "yellow"}
+def table(states: Sequence[State], figures: bool = False) -> Grid:
+    """A line per job, on request with the figures of those that are done."""
+    lines = []
     for s in states:
-        state = Text(s.state, style=colours.get(s.state, ""))
-        table.add_row(Text(s.name), state, duration(s.seconds), Text(s.error))
-    return table
+        state = Cell(s.state, kind=KINDS.get(s.state, ""))
+        texts = (duration(s.seconds), *(_figures(s) if figures else ()), s.error)
+        lines.append(Line((Cell(s.name), state, *map(Cell, texts))))
+    columns = [*text_columns("job", "state"), *number_columns("time", *(FIGURES if figures else ()))]
+    return Grid([*columns, Column("last line of the error")], lines)
 
 
 def markdown(title: str, states: Sequence[State]) -> str:
-    """The same as a page that is renewed while the sweep runs, with the figures of what is done."""
-    lines = [f"# {title}", "", f"{summary(states)}. The whole report: `debias report {states[0].folder.parent}`", ""]
-    header = ("job", "state", "time", *FIGURES, "last line of the error")
-    lines += [f"| {' | '.join(header)} |", "| --- | --- | --: |" + " --: |" * len(FIGURES) + " --- |"]
-    for s in states:
-        cells = (s.name, s.state, duration(s.seconds), *_figures(s), s.error.replace("|", "\\|"))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    """The page sweep.md, which is rewritten while the sweep runs."""
+    command = f"debias report {states[0].folder.parent}"
+    return f"# {title}\n\n{summary(states)}. The whole report: `{command}`\n\n{table(states, figures=True).markdown()}"
 
 
 def _figures(state: State) -> Sequence[str]:
@@ -105,7 +99,7 @@ def _figures(state: State) -> Sequence[str]:
             config: Mapping[str, Any] = yaml.safe_load((state.folder / "config.yaml").read_text(encoding="utf-8"))
             bias = config["data"]["bias"]
             return headline_cells(read_figures(state.folder), bias)
-        except (OSError, KeyError, UserError, yaml.YAMLError):  # the page is a by-product: it stops no sweep
+        except (OSError, KeyError, UserError, yaml.YAMLError):  # the page is a by-product and must not stop the sweep
             pass
     return [""] * len(FIGURES)
 

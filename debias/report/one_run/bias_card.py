@@ -1,4 +1,4 @@
-"""What a bias card says of the adapter itself, and its head in the form that the model hub reads."""
+"""What a bias card says about the adapter, and its metadata in the model hub's format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSES = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
 
 
 def facts(adapter: Path, base: str, bias: str, figures: Sequence[Figure]) -> dict[str, Any]:
-    """What the card's template asks for beside the report's facts, from the files in the adapter's folder."""
+    """What the card's template needs besides the report's facts, read from the adapter's folder."""
     trained = json.loads((adapter / PROVENANCE).read_text(encoding="utf-8"))
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     method = "DORA" if config.get("use_dora") else config["peft_type"]
@@ -36,7 +36,7 @@ def facts(adapter: Path, base: str, bias: str, figures: Sequence[Figure]) -> dic
 
 
 def metadata(figures: Sequence[Figure], base: str, bias: str, method: str, kind: str) -> ModelCardData:
-    """The card's head: each figure of the debiased model is a result, with interval, n and the base's value."""
+    """The card's metadata. Each figure of the debiased model is a result with its interval, n and the base's value."""
     of_base = {_key(f): f.value for f in figures if f.model == "base"}
     return ModelCardData(
         base_model=base if on_hub(base) else None,
@@ -56,7 +56,7 @@ def metadata(figures: Sequence[Figure], base: str, bias: str, method: str, kind:
 
 
 def on_hub(base: str) -> bool:
-    """Whether a base's name is one of the model hub, and not a folder or our own demonstration model."""
+    """Whether the base is a model on the hub, not a folder or our own demonstration model."""
     return bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base)) and base != BERT_TINY and not Path(base).exists()
 
 

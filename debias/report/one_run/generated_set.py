@@ -1,4 +1,4 @@
-"""A generated set for people: what it would cost, what came of it, and its data card."""
+"""A generated data set: its estimated cost, the outcome on the terminal, and its data card."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import yaml
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from debias import __version__
@@ -17,36 +16,37 @@ from debias.data.doctor import Diagnosis
 from debias.generation.exchange import LLM, Spent
 from debias.generation.harvest import Harvest
 from debias.generation.strategies import Strategy, Task
+from debias.report.grid import Cell, Grid, number_columns, row, text_columns
 from debias.report.templating import fill
 
-TOKENS_A_TRIPLET = 45  # of an answer: 15 words, three names of fields, brackets and quotes
+TOKENS_A_TRIPLET = 45  # of an answer: 15 words, three field names, brackets and quotes
 
 ENDINGS = {
     "n": "complete",
-    "budget": "llm.max_cost_usd is reached",
-    "patience": "generate.patience is used up",
+    "budget": "llm.max_cost_usd was reached",
+    "patience": "generate.patience ran out",
     "filtered": "the server's content filter refuses the prompts",
     "failed": "the server failed",
-    "batch": "a batch is on its way",
+    "batch": "a batch is still being processed",
     "interrupted": "interrupted",
 }
-AHEAD = {  # what must change before the same command can go further
+REMEDIES = {  # what must change before the same command can continue
     "budget": "raise llm.max_cost_usd",
-    "patience": "raise generate.patience, or change what is asked (strategy.*) or what may get in (generate.*)",
-    "filtered": "change what is asked (strategy.*) or who is asked (llm=...), or raise generate.max_filtered",
+    "patience": "raise generate.patience, or change the request (strategy.*) or the acceptance rules (generate.*)",
+    "filtered": "change the request (strategy.*) or the model (llm=...), or raise generate.max_filtered",
 }
 
 
 class Estimate(NamedTuple):
-    """What a set would cost: `likely` at the expected yield, `most` with every call at its upper bound."""
+    """The cost of a set: `likely` at the expected yield, `most` with every call at its upper bound."""
 
     calls: int
-    paid: int  # answers that the ledger has already
-    kept: int  # triplets that were accepted from them
+    paid: int  # answers already in the ledger
+    kept: int  # triplets accepted from them
     wanted: int
     likely: tuple[int, int]  # prompt and completion tokens
     most: tuple[int, int]
-    likely_dollars: float | None  # None: the price is unknown
+    likely_dollars: float | None  # None if the price is unknown
     most_dollars: float | None
     limit: float | None
     model: str
@@ -63,7 +63,7 @@ class Product(NamedTuple):
     task: Task
     harvest: Harvest
     spent: Spent
-    diagnosis: Diagnosis | None  # None: nothing was accepted
+    diagnosis: Diagnosis | None  # None if nothing was accepted
     n: int
     seconds: float
 
@@ -80,7 +80,7 @@ class Product(NamedTuple):
 
     @property
     def accepted_share(self) -> float:
-        """Accepted of all triplets that came."""
+        """Accepted triplets as a share of all that the model wrote."""
         return self.n / max(1, self.n + len(self.harvest.rejected))
 
 
@@ -91,38 +91,56 @@ def dollars(amount: float | None) -> str:
     return f"{amount:.2f} dollars" if amount >= 1 or amount == 0 else f"{amount:.4f} dollars"
 
 
+def counts(product: Product) -> Grid:
+    """Triplets accepted and rejected, and calls that gave none."""
+    lines = [row(Cell("accepted", kind="strong"), Cell(f"{product.n:,}", kind="strong"))]
+    lines += [row(f"rejected: {reason}", f"{count:,}") for reason, count in product.reasons]
+    lines += [
+        row(f"calls without a triplet: {kind}", f"{count:,}") for kind, count in product.harvest.poor.most_common()
+    ]
+    return Grid([*text_columns("triplets"), *number_columns("count")], lines)
+
+
+def measures(product: Product) -> Grid:
+    """Size, diversity, and overlap with benchmarks."""
+    lines = [row("triplets", f"{product.n} of {product.task.wanted.n} wanted")]
+    if product.diagnosis:
+        lines += [row(name, f"{value:.3g}") for name, value in product.diagnosis.measures.items()]
+        lines += [
+            row(f"sentences that repeat one of {leak.benchmark}", str(leak.exact + leak.near))
+            for leak in product.diagnosis.leaks
+        ]
+    return Grid([*text_columns("figure"), *number_columns("value")], lines)
+
+
 def estimate(e: Estimate) -> RenderableType:
-    """The estimate as a table."""
-    table = _table("", "expected", "at most")
-    table.add_row("calls", f"{e.calls:,}", "as many as it takes")
-    table.add_row("prompt tokens", f"{e.likely[0]:,}", f"{e.most[0]:,}")
-    table.add_row("answer tokens", f"{e.likely[1]:,}", f"{e.most[1]:,}")
-    table.add_row("cost", dollars(e.likely_dollars), dollars(e.most_dollars))
-    when = f" (prices of {e.model} of {e.priced_on})" if e.priced_on else ""
-    limit = f"{e.limit:g} dollars are never exceeded (llm.max_cost_usd)" if e.limit is not None else "no limit is set"
-    notes = f"The most that these calls can cost; if fewer triplets are accepted, more calls follow: {limit}{when}."
-    paid = f"{e.paid} answers are in the ledger and cost nothing; {e.kept} of {e.wanted} triplets came of them."
-    if e.stopped in AHEAD:
-        paid += f" They end the run, because {ENDINGS[e.stopped]}: {AHEAD[e.stopped]}."
-    return Group(Text("Nothing was sent.", style="bold"), table, Text(f"{notes} {paid}" if e.paid else notes))
+    """The estimate as a table with notes."""
+    lines = [
+        row("calls", f"{e.calls:,}", "as many as it takes"),
+        row("prompt tokens", f"{e.likely[0]:,}", f"{e.most[0]:,}"),
+        row("answer tokens", f"{e.likely[1]:,}", f"{e.most[1]:,}"),
+        row("cost", dollars(e.likely_dollars), dollars(e.most_dollars)),
+    ]
+    grid = Grid([*text_columns(""), *number_columns("expected", "at most")], lines)
+    when = f" (prices of {e.model} on {e.priced_on})" if e.priced_on else ""
+    limit = f"llm.max_cost_usd stops the run at {e.limit:g} dollars" if e.limit is not None else "no limit is set"
+    notes = f'"At most" is for these calls; if fewer triplets are accepted, more calls follow: {limit}{when}.'
+    paid = f"{e.paid} answers are already in the ledger and cost nothing; {e.kept} of {e.wanted} triplets came of them."
+    if e.stopped in REMEDIES:
+        paid += f" They end the run, because {ENDINGS[e.stopped]}: {REMEDIES[e.stopped]}."
+    return Group(Text("Nothing was sent.", style="bold"), grid.terminal(), Text(f"{notes} {paid}" if e.paid else notes))
 
 
 def terminal(product: Product) -> RenderableType:
-    """What came of it, and what to type next."""
-    return Group(Text(), *_lines(product))
+    """The outcome, and what to type next."""
+    return Group(Text(), *_blocks(product))
 
 
-def _lines(product: Product) -> Iterator[RenderableType]:
+def _blocks(product: Product) -> Iterator[RenderableType]:
     harvest, spent, folder = product.harvest, product.spent, product.path.parent
-    table = _table("triplets", "count")
-    table.add_row("accepted", f"{product.n:,}", style="bold")
-    for reason, count in product.reasons:
-        table.add_row(f"rejected: {reason}", f"{count:,}")
-    for kind, count in harvest.poor.most_common():
-        table.add_row(Text(f"calls without a triplet: {kind}"), f"{count:,}")  # the server's word: no markup
-    yield table
+    yield counts(product).terminal()
     yield Text()
-    new = "nothing had to be paid" if not harvest.bought else f"{harvest.bought} of them asked now"
+    new = f"{harvest.bought} of them new" if harvest.bought else "all of them from the ledger"
     yield Text(f"{harvest.calls} calls, {new}; {dollars(spent.dollars)} in all, {spent.prompt_tokens:,} prompt and "
                f"{spent.completion_tokens:,} answer tokens; {product.accepted_share:.0%} accepted")  # fmt: skip
     if harvest.filtered:
@@ -139,15 +157,15 @@ def _lines(product: Product) -> Iterator[RenderableType]:
     if harvest.stopped == "n":
         yield Text(f"next: debias run data.path={_quoted(str(product.path))} data.bias={_quoted(label)}")
     elif product.reasons and product.reasons[0][0].endswith(")"):
-        yield Text(f"next: the cap named in '{product.reasons[0][0]}' can be raised, or other terms be given")
-    elif harvest.stopped in AHEAD:
-        yield Text(f"next: {AHEAD[harvest.stopped]}; the answers at hand are not paid again")
+        yield Text(f"next: raise the cap named in '{product.reasons[0][0]}', or ask for other terms")
+    elif harvest.stopped in REMEDIES:
+        yield Text(f"next: {REMEDIES[harvest.stopped]}; answers in the ledger are not paid for again")
     else:
-        yield Text("next: the same command goes on from here")
+        yield Text("next: run the same command again to continue")
 
 
 def cost(product: Product) -> dict[str, Any]:
-    """Content of cost.json; dollars are null where the price is unknown."""
+    """Content of cost.json; dollars are null if the price is unknown."""
     spent = product.spent
     tokens = spent.prompt_tokens + spent.completion_tokens
     stage = {"seconds": round(product.seconds, 2), "tokens": tokens, **spent._asdict()}
@@ -160,7 +178,7 @@ def cost(product: Product) -> dict[str, Any]:
 
 
 def card(product: Product) -> str:
-    """The data card, with the header that dataset hubs and loaders read."""
+    """The data card, with the header that data set hubs and loaders read."""
     labels = sorted({kept.triplet.bias for kept in product.harvest.kept})
     sizes = [(1000, "n<1K"), (10_000, "1K<n<10K"), (10**9, "10K<n<100K")]
     head = {
@@ -173,15 +191,8 @@ def card(product: Product) -> str:
     }
     header = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000)
     facts = {"head": header, "p": product, "labels": labels, "dollars": dollars, "version": __version__}
-    return fill("data_card.md.j2", facts)
+    return fill("data_card.md.j2", facts | {"measures": measures(product), "counts": counts(product)})
 
 
 def _quoted(word: str) -> str:
     return word if word.replace("/", "").replace(".", "").replace("-", "").replace("_", "").isalnum() else f"'{word}'"
-
-
-def _table(*names: str) -> Table:
-    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, name in enumerate(names):
-        table.add_column(name, justify="right" if i else "left")
-    return table

@@ -1,10 +1,10 @@
-"""The files for people in a run folder: report.md, report.html and the adapter's bias card."""
+"""What a run folder holds for people: report.md, report.html and the adapter's bias card."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from debias.data.doctor import of_triplets
 from debias.data.triplets import Checked
 from debias.files import write_text
 from debias.report import comparison, plots
+from debias.report.grid import Grid, number_columns, row, text_columns
 from debias.report.one_run import bias_card, data_quality
 from debias.report.outcome import Bounds, Outcome, outcomes
 from debias.report.templating import fill
@@ -21,14 +22,14 @@ from debias.results import RunFolder
 
 
 class RunReport(NamedTuple):
-    """What a report stresses: the targeted bias, and the bounds within which ability counts as kept."""
+    """The targeted bias, which comes first in a report, and the bounds within which ability counts as kept."""
 
     bias: str
     bounds: Bounds
 
 
 class Change(NamedTuple):
-    """A pair of sentences and by how much the model prefers the stereotype, in nats per token, before and after."""
+    """A sentence pair, and by how many nats per token the model prefers the stereotype before and after training."""
 
     example: str
     bias: str
@@ -47,34 +48,29 @@ def write_reports(
     base_name: str,
     adapter: Path | None,
 ) -> None:
-    """Write report.md and report.html, and the bias card into the adapter's folder where one was trained."""
+    """Write report.md and report.html, and the bias card into the folder of the adapter if one was trained."""
     rows = comparison.rows(evaluation.figures, report.bias)
-    verdict = _together(outcomes(evaluation.figures, report.bias, report.bounds))
     cost = json.loads((folder.path / "cost.json").read_text(encoding="utf-8"))
     status = json.loads((folder.path / "status.json").read_text(encoding="utf-8"))
     curve = _loss_curve(folder.path / "train.csv")
-    changed, unchanged = changes(evaluation)
-    attributes = data is not None and any(t.attribute for t in data.triplets)
-    diagnosis = of_triplets("training data", data.triplets) if data and attributes else None
+    has_attributes = data is not None and any(t.attribute for t in data.triplets)
+    diagnosis = of_triplets("training data", data.triplets) if data and has_attributes else None
     facts: dict[str, Any] = {
         "title": f"{folder.path.parent.name}/{folder.path.name}",
-        "verdict": verdict,
-        "rows": rows,
-        "titles": comparison.titles(rows),
-        "header": comparison.header(rows),
+        "verdict": _together(outcomes(evaluation.figures, report.bias, report.bounds)),
+        "figures": comparison.table(rows),
+        "compared": any(row.delta for row in rows),
         "legend": comparison.LEGEND,
-        "protocols": comparison.sensitivity(rows, report.bias),
-        "protocols_header": comparison.SENSITIVITY,
+        "protocols": comparison.protocols(rows, report.bias),
         "notes": (*(data.notes if data else ()), *evaluation.notes),
-        "markdown": comparison.markdown(rows),
         "plot": plots.before_after(rows),
         "curve": plots.loss_curve(curve) if curve else None,
-        "losses": curve,
-        "changed": changed,
-        "unchanged": unchanged,
+        "sentences": sentences(*changes(evaluation)),
         "config": folder.config,
         "cost": cost,
+        "stages": stages(cost),
         "status": status,
+        "provenance": provenance(status, folder.identity, data),
         "data": data,
         **data_quality.facts(diagnosis),
         "base": base_name,
@@ -91,14 +87,14 @@ def write_reports(
 
 
 def _together(verdicts: Mapping[str, Outcome]) -> Outcome:
-    """One outcome for the top of the page, which has a sentence for each adapter."""
+    """The outcome at the top of the page; several adapters have a sentence each."""
     if len(verdicts) == 1:
         return next(iter(verdicts.values()))
     return Outcome("scored", " ".join(f"{name}: {verdict.text}" for name, verdict in verdicts.items()))
 
 
 def changes(evaluation: Evaluation, most: int = 20, least: int = 10) -> tuple[list[Change], list[Change]]:
-    """The StereoSet pairs whose preference changed most, and some of those it changed least."""
+    """The StereoSet pairs whose preference changed most, and some of those that changed least."""
     scores = evaluation.likelihoods
     scores = scores[(scores["benchmark"] == "stereoset") & scores["score"].notna()]
     if scores.empty or "debiased" not in set(scores["model"]):
@@ -114,6 +110,32 @@ def changes(evaluation: Evaluation, most: int = 20, least: int = 10) -> tuple[li
         return Change(example, bias, target, stereotype, anti, float(lean["base"][key]), float(lean["debiased"][key]))
 
     return [change(key) for key in order[:most]], [change(key) for key in order[-least:]]
+
+
+def sentences(most: Sequence[Change], least: Sequence[Change]) -> list[Grid]:
+    """The tables of changed pairs; none if nothing was compared."""
+    columns = [*text_columns("bias", "stereotype", "anti-stereotype"), *number_columns("before", "after")]
+    return [
+        Grid(columns, [
+            row(c.bias, c.stereotype, c.anti_stereotype, f"{c.before:+.2f}", f"{c.after:+.2f}") for c in found
+        ], caption=caption)
+        for caption, found in (("Changed most", most), ("Changed least", least)) if found
+    ]  # fmt: skip
+
+
+def stages(cost: Mapping[str, Any]) -> Grid:
+    """Seconds and tokens of each stage of cost.json."""
+    lines = [row(name, f"{stage['seconds']:.1f}", f"{stage['tokens']:,}") for name, stage in cost["stages"].items()]
+    return Grid([*text_columns("stage"), *number_columns("seconds", "tokens")], lines, name="Stages")
+
+
+def provenance(status: Mapping[str, Any], identity: Mapping[str, str], data: Checked | None) -> Grid:
+    """What the run was made of: versions, the commit, checksums, and the training records that were dropped."""
+    facts = {**status["versions"], "git commit": status["git_commit"] or "not from a checkout", **identity}
+    if data:
+        facts["dropped records"] = "; ".join(f"{n} {reason}" for reason, n in data.dropped.items()) or "none"
+    lines = [row(name, str(value)) for name, value in facts.items()]
+    return Grid(text_columns("what", "value"), lines, name="Provenance")
 
 
 def _loss_curve(path: Path) -> list[tuple[int, float]]:

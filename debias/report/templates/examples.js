@@ -1,5 +1,5 @@
 "use strict";
-// The example browser: pairs of sentences of the chosen runs, found by words and bias, sorted by what training changed.
+// The example browser: sentence pairs of the configurations shown, searched by words and bias, sorted by change.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const form = document.getElementById("browser");
@@ -64,12 +64,12 @@
     draw();
   }
 
-  document.addEventListener("chosen", (event) => {
+  document.addEventListener("filtered", (event) => {
     const select = form.elements.configuration;
     const before = select.value;
-    keys = data.configurations.map((configuration) => configuration.key).filter((key) => event.detail.has(key) && key in data.examples.after);
-    const names = new Map(data.configurations.map((configuration) => [configuration.key, configuration.name]));
-    select.replaceChildren(new Option("mean of the configurations shown", ""), ...keys.map((key) => new Option(names.get(key), key)));
+    keys = data.configurations.map(({ key }) => key).filter((key) => event.detail.has(key) && key in data.examples.after);
+    const names = new Map(data.configurations.map(({ key, name }) => [key, name]));
+    select.replaceChildren(new Option("mean of those shown", ""), ...keys.map((key) => new Option(names.get(key), key)));
     select.value = keys.includes(before) ? before : "";
     start();
   });
@@ -79,7 +79,7 @@
     const next = shown;
     shown += PAGE;
     draw();
-    const first = body.rows[next]; // keep the place of those who use the keyboard
+    const first = body.rows[next]; // keyboard users stay where they were
     if (first) {
       first.tabIndex = -1;
       first.focus({ preventScroll: true });

@@ -1,14 +1,15 @@
 "use strict";
-// Filters act on whatever says which configurations it is about: rows and marks that have data-configurations are shown while one of
-// them is chosen, joints that have data-all while all are; the heat map takes its means from the chosen ones.
+// Filters and sorting. Rows and marks with data-configurations are shown while at least one of these configurations passes
+// the filters; lines between two marks (data-all) while all of them do. Cells with data-parts show the mean of those left.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const form = document.getElementById("filters");
   const all = (selector, of = document) => [...of.querySelectorAll(selector)];
 
-  function chosen() {
+  function filtered() {
     const wanted = all("fieldset", form).map((set) => [set.dataset.key, new Set(all("input:checked", set).map((box) => box.value))]);
-    return new Set(data.configurations.filter((configuration) => wanted.every(([key, values]) => values.has(configuration.values[key]))).map((configuration) => configuration.key));
+    const passes = ({ values }) => wanted.every(([key, allowed]) => allowed.has(values[key]));
+    return new Set(data.configurations.filter(passes).map(({ key }) => key));
   }
 
   function show(keys) {
@@ -18,20 +19,18 @@
     for (const element of all("[data-all]")) {
       element.toggleAttribute("hidden", !element.dataset.all.split(" ").every((key) => keys.has(key)));
     }
-    heat(keys);
-    document.dispatchEvent(new CustomEvent("chosen", { detail: keys }));
+    all("[data-parts]").forEach((cell) => average(cell, keys));
+    document.dispatchEvent(new CustomEvent("filtered", { detail: keys }));
     const count = `${keys.size} of ${data.configurations.length} configurations shown`;
-    document.getElementById("count").textContent = keys.size ? count : `${count}: no configuration has all that is ticked`;
+    document.getElementById("count").textContent = keys.size ? count : `${count}: none matches all filters`;
   }
 
-  function heat(keys) {
-    for (const cell of all(".heat td")) {
-      const changes = Object.entries(JSON.parse(cell.dataset.changes)).filter(([key]) => keys.has(key)).map(([, change]) => change);
-      const mean = changes.reduce((sum, change) => sum + change, 0) / changes.length;
-      cell.textContent = changes.length ? `${mean < 0 ? "" : "+"}${mean.toFixed(1)}` : "";
-      cell.className = !changes.length ? "" : mean < 0 ? "fall" : "rise";
-      cell.style.setProperty("--heat", Math.min(1, Math.abs(mean || 0) / 10)); // 10 points and more have the full colour
-    }
+  function average(cell, keys) {
+    const parts = Object.entries(JSON.parse(cell.dataset.parts)).filter(([key]) => keys.has(key)).map(([, part]) => part);
+    const mean = parts.reduce((sum, part) => sum + part, 0) / parts.length;
+    cell.textContent = parts.length ? `${mean < 0 ? "" : "+"}${mean.toFixed(1)}` : "";
+    cell.className = !parts.length ? "" : mean < 0 ? "fall" : "rise";
+    cell.style.setProperty("--heat", Math.min(1, Math.abs(mean || 0) / 10)); // full colour from 10 points on
   }
 
   function value(row, column) {
@@ -54,7 +53,7 @@
     const rows = [...body.rows].filter((row) => !row.classList.contains("baseline")); // base models stay on top
     const [full, empty] = [(row) => value(row, column) !== "", (row) => value(row, column) === ""];
     const sorted = rows.filter(full).sort((a, b) => (down ? -1 : 1) * compare(value(a, column), value(b, column)));
-    body.append(...sorted, ...rows.filter(empty)); // what has no value comes last, either way
+    body.append(...sorted, ...rows.filter(empty)); // empty cells come last in both directions
   }
 
   document.addEventListener("click", (event) => {
@@ -62,12 +61,12 @@
     if (button?.classList.contains("sort")) sort(button);
     if (button?.classList.contains("all")) {
       for (const box of all("input", button.closest("fieldset"))) box.checked = true;
-      show(chosen());
+      show(filtered());
     }
   });
-  form.addEventListener("change", () => show(chosen()));
+  form.addEventListener("change", () => show(filtered()));
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(() => show(chosen()))); // the boxes are ticked after this event
+  form.addEventListener("reset", () => setTimeout(() => show(filtered()))); // the event fires before the boxes are reset
   form.hidden = !form.querySelector("fieldset");
   if (matchMedia("(max-width: 40rem)").matches) form.querySelector("details").open = false;
   show(new Set(data.configurations.map((configuration) => configuration.key)));
