@@ -249,7 +249,7 @@ def test_the_command_writes_what_the_report_reads(debias: Run, tmp_path: Path) -
     status, shown, _ = debias("report", "kept/study.parquet")
     assert status == 0
     assert "report: kept/study/report.html" in shown
-    assert "data=targeted      2  56.0 ± 1.4" in shown
+    assert "data=targeted  ✓ debiased, ★ best, ◆ Pareto  56.0 ± 1.4" in shown
     again = debias("archive", "outputs", "--out", "kept/study.parquet", "overwrite=true")
     assert "t2/metrics.jsonl:1: not a figure" in complaint(again)
     assert "(2 runs" in again[1]
@@ -259,7 +259,7 @@ def test_the_command_writes_what_the_report_reads(debias: Run, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["archive"], "required: path, --out; there are: --out FILE.parquet, --records, overwrite=true"),
+        (["archive"], "required: path, --out; the options are: --out FILE.parquet, --records, overwrite=true"),
         (["archive", "s", "--out", "s"], "name a file that ends in .parquet"),
         (["archive", ".", "--out", "x.parquet"], "no finished run below ."),
         (["archive", "nowhere", "--out", "x.parquet"], "nowhere does not exist"),

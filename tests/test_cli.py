@@ -36,13 +36,13 @@ def complaint(answer: tuple[int, str, str]) -> str:
     [
         (["run", "data=generated", "generate.nn=3"], "unknown key 'generate.nn' (did you mean 'generate.n'?)"),
         (["run", "data=generated", "generate.n=abc"], "generate.n: Value 'abc' of type 'str' could not be converted"),
-        (["run", "data=general", "data.path=x"], "data.path is no key with data=general, though it is with other"),
-        (["run", "llm=local"], "no use for llm=... as it stands; data=generated and `debias generate` have"),
+        (["run", "data=general", "data.path=x"], "data.path is not a key of data=general, only of other options"),
+        (["run", "llm=local"], "does not use llm=... with these settings; data=generated and `debias generate` do"),
         (["run", "data.n=x"], "data.n=x must be 1 or more"),
         (["run", "data.weights=3"], "data.weights must name the sources"),
-        (["run", "-m", "seed=1,2", "--cfg", "job"], "--cfg and --info show one config: leave -m out"),
+        (["run", "-m", "seed=1,2", "--cfg", "job"], "--cfg and --info show one config; leave -m out"),
         (["generate", "llm=ollama"], "llm.model must be set: add llm.model=VALUE"),
-        (["generate", "bias=people (Scottish, Irish)"], "a text with blanks, commas or brackets: \"KEY='TEXT'\""),
+        (["generate", "bias=people (Scottish, Irish)"], "quote blanks, commas or brackets: \"KEY='TEXT'\""),
         (["generate", "strategy=general", "bias=age"], "chooses the biases by itself: leave bias out"),
         (["rnu"], "unknown verb 'rnu' (did you mean 'run'?)"),
         (["run", "data.bais=gender"], "unknown key 'data.bais' (did you mean 'data.bias'?)"),
@@ -129,7 +129,7 @@ def test_interrupt(tmp_path: Path, small: list[str]) -> None:
     process = start(tmp_path, "run", *small, "name=stop", first=third, err=tmp_path / "err")
     process.join()
     assert process.exitcode == 130
-    assert "error: interrupted; the same command goes on from here" in (tmp_path / "err").read_text()
+    assert "error: interrupted; run the same command again to continue" in (tmp_path / "err").read_text()
     (status,) = tmp_path.rglob("status.json")
     assert json.loads(status.read_text())["state"] == "failed"
     assert not results.running(status.parent)

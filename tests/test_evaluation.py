@@ -138,7 +138,7 @@ def test_every_protocol_that_fits_is_in_one_table(tiny: Path, tmp_path: Path) ->
     for protocol in ("bias_bench", "conditional", "conditional_sum", "conditional_ties_0.5", "no_start"):
         assert f"CrowS-Pairs ({protocol})" in shown
     assert "aul" not in shown  # for masked models
-    assert "How much of it is protocol" in shown
+    assert "How much depends on the protocol" in shown
     assert "all are the same" in succeed(tmp_path, "report", "outputs", "--recompute").out
 
 

@@ -83,7 +83,7 @@ def test_merged_weights_answer_as_the_adapter_does(tmp_path: Path, name: str, co
         export.planned(str(folder), merge=True, folder=None, repo=None)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("bottleneck", "is not linear"), ("prompt", "is no change of weights")])
+@pytest.mark.parametrize(("name", "reason"), [("bottleneck", "is not linear"), ("prompt", "does not change weights")])
 def test_what_cannot_be_merged_is_told_in_one_line(tmp_path: Path, name: str, reason: str) -> None:
     folder, _ = saved(tmp_path, name)
     plan = export.planned(str(folder), merge=True, folder=None, repo=None)
@@ -119,7 +119,7 @@ def test_uploading_asks_the_hub_for_a_repo_and_sends_the_folder(
 
 def test_the_hub_says_no(tmp_path: Path) -> None:
     """These tests run offline."""
-    with pytest.raises(UserError, match=r"the model hub did not take me/mine .*set HF_TOKEN"):
+    with pytest.raises(UserError, match=r"the model hub refused me/mine .*set HF_TOKEN"):
         export.upload(tmp_path, "me/mine", private=True)
 
 

@@ -272,7 +272,7 @@ def test_money_patience_and_their_status(tmp_path: Path) -> None:
     with serving(reply=writer) as server:
         shown = generate(server, tmp_path, "generate.n=500", "llm.max_cost_usd=0.05", "llm.concurrency=2", status=3)
         assert server.counts.dollars(2, 10) <= 0.05
-        assert "llm.max_cost_usd is reached" in shown.out
+        assert "llm.max_cost_usd was reached" in shown.out
         assert "next: raise llm.max_cost_usd" in shown.out
         assert 0 < len(triplets(tmp_path)) < 500
     with serving(reply=lambda _: json.dumps({"triplets": []})) as server:

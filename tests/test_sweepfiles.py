@@ -69,7 +69,7 @@ def test_the_listing_and_the_dry_run_start_nothing(debias: Run, tmp_path: Path) 
         "seed=1",
         "seed=2",
         "",
-        "2 runs, 2 to do, about 4 min in turn (2 min a run, says the file)",
+        "2 runs, 2 to do, about 4 min one after another (2 min a run, from the file)",
     ]
     assert not (tmp_path / "outputs").exists()
 
@@ -83,7 +83,7 @@ def test_the_estimate_is_taken_from_finished_runs(debias: Run, tmp_path: Path) -
     (done / "metrics.jsonl").touch()
     shown = debias("sweep", "mine.yaml", "--dry-run")[1]
     assert "seed=1  (done)" in shown
-    assert "2 runs, 1 to do, about 30 s in turn (30 s a run, the mean of 1 finished)" in shown
+    assert "2 runs, 1 to do, about 30 s one after another (30 s a run, mean of 1 finished)" in shown
 
 
 @pytest.mark.parametrize(

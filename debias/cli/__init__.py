@@ -1,4 +1,4 @@
-"""verb -> Hydra -> verb function; the only place that knows Hydra. It wraps a job: status, log, errors, clean-up."""
+"""verb -> Hydra -> job. Only this room knows Hydra."""
 
 from __future__ import annotations
 
@@ -13,41 +13,40 @@ from pathlib import Path
 from typing import NoReturn
 
 from debias import __version__
-from debias.cli import build as parts
-from debias.cli import jobs, sweep
+from debias.cli import build, jobs, sweep
 from debias.cli.config import any_model, config_dir, explain, nearest
 from debias.cli.terminal import console
 from debias.records import UserError
 
 VERBS = (*jobs.JOBS, "sweep", "report", "archive", "ls")
 USAGE = """\
-debias run       [overrides]     data -> adapter -> evaluation of base and debiased model -> report (the default verb)
-debias generate  [overrides]     chat model -> checked triplets in a file
-debias evaluate  [overrides]     score any base model or adapter
-debias sweep     [NAME] [overrides]  many runs that answer a question, resumable; --dry-run tells their number and time
-debias report    PATH...         table, page and plots over many runs (--out FOLDER); --recompute proves the figures
-debias archive   PATH...         many runs in one file to share (--out FILE.parquet), which debias report reads
+debias run       [overrides]     data -> adapter -> scores of base and debiased model -> report (the default verb)
+debias generate  [overrides]     a chat model writes training sentences, which are checked
+debias evaluate  [overrides]     score any base model, alone or with adapters
+debias sweep     [NAME] [overrides]  many runs that answer a question, resumable; --dry-run shows number and time
+debias report    PATH...         tables, plots and tests over many runs (--out FOLDER); --recompute checks all figures
+debias archive   PATH...         put many runs into one file to share (--out FILE.parquet), which debias report reads
 debias doctor    FILE...         what is wrong with this training data (spans, duplicates, leakage, balance)
-debias export    [overrides]     merge an adapter into full weights, or upload it to the model hub
-debias ls        [GROUP]         models, data sources, adapters, benchmarks, protocols: name and one line each
+debias export    [overrides]     merge an adapter into the model's weights, or upload it to the model hub
+debias ls        [GROUP]         models, data sources, adapters, benchmarks, protocols: a line each
 
 After the verb everything is Hydra:
-  debias run training.lr=3e-4 seed=2                one run with other settings
+  debias run training.lr=3e-4 seed=2                one run with different settings
   debias run -m data.bias=gender seed=1,2,3         a sweep
-  debias run --cfg job --resolve                    the whole config, run nothing
-  debias run --help                                 what can be overridden
+  debias run --cfg job --resolve                    print the whole config and run nothing
+  debias run --help                                 list what can be overridden
 """
 
 
 def main() -> None:
-    """Entry point of the `debias` command; leaves with a status that is not 0 when any job failed."""
+    """Entry point of the `debias` command. The exit status is 0 only if every job succeeded."""
     try:
         status = _dispatch(sys.argv[1:])
     except UserError as error:
         sys.exit(_complain(str(error)))
     except KeyboardInterrupt:
-        sys.exit(_complain("interrupted; the same command goes on from here", status=130))
-    except BrokenPipeError:  # who read our output, such as `head`, has seen enough
+        sys.exit(_complain("interrupted; run the same command again to continue", status=130))
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
@@ -60,7 +59,7 @@ def main() -> None:
 
 
 def _dispatch(words: list[str]) -> int:
-    """Do what the words ask for; returns the exit status."""
+    """Run the verb; returns the exit status."""
     verb = words.pop(0) if words and re.fullmatch(r"[a-z]+", words[0]) else "run"
     if words[:1] in (["-h"], ["--help"]) and len(sys.argv) == 2:
         print(f"debias {__version__}: make a language model prefer stereotypes less, and prove it\n\n{USAGE}", end="")
@@ -79,39 +78,39 @@ def _dispatch(words: list[str]) -> int:
     elif verb == "ls":
         _list(words)
     else:
-        raise UserError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; there are: {', '.join(VERBS)}")
+        raise UserError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; choose one of: {', '.join(VERBS)}")
     return 0
 
 
 def _report(words: list[str]) -> int:
-    """Print and write the report over many runs; returns 1 when some of them could not be read."""
+    """Print and write the report over many runs; returns 1 if some of them could not be read."""
     from debias.cli.sweep_size import planned
     from debias.report.many_runs.report import report
 
-    parser = _parser("report", "One table, plots and tests over many runs.", "--recompute, --out FOLDER")
+    parser = _parser("report", "Tables, plots and tests over many runs.", "--recompute, --out FOLDER")
+    parser.add_argument("path", nargs="*", type=Path, help="folders with runs below them, archives; default: outputs")
     parser.add_argument(
-        "path", nargs="*", type=Path, help="run folders, folders that hold some, archives; default: outputs"
+        "--recompute", action="store_true", help="compute the figures again from the records and compare"
     )
-    parser.add_argument("--recompute", action="store_true", help="prove every figure from the records")
     parser.add_argument("--out", type=Path, help="folder for report.html, .md, .tex and .csv")
     asked = parser.parse_args(words)
-    faults = report(asked.path, console, parts.benchmarks_of, asked.recompute, asked.out, planned)
+    faults = report(asked.path, console, build.benchmarks_of, asked.recompute, asked.out, planned)
     return max((_complain(fault) for fault in faults), default=0)
 
 
 def _archive(words: list[str]) -> int:
-    """Write many runs to one file; returns 1 when some of them could not be read."""
+    """Write many runs to one file; returns 1 if some of them could not be read."""
     from debias.cli.sweep_size import planned
     from debias.jobs.archive import archive
 
     parser = _parser(
         "archive",
-        "Many runs in one file, for debias report. The word overwrite=true replaces a file that exists.",
+        "Put many runs into one file for debias report. The word overwrite=true replaces an existing file.",
         "--out FILE.parquet, --records, overwrite=true",
     )
-    parser.add_argument("path", nargs="+", type=Path, help="run folders, folders that hold some, or other archives")
+    parser.add_argument("path", nargs="+", type=Path, help="folders with runs below them, or other archives")
     parser.add_argument("--out", type=Path, required=True, help="the file, which ends in .parquet")
-    parser.add_argument("--records", action="store_true", help="keep the scores of single texts, too")
+    parser.add_argument("--records", action="store_true", help="also keep the scores of single texts")
     overwrite = "overwrite=true" in words
     asked = parser.parse_args([word for word in words if word != "overwrite=true"])
     done = archive(asked.path, asked.out, asked.records, overwrite, planned)
@@ -123,10 +122,10 @@ def _archive(words: list[str]) -> int:
 
 
 def _parser(verb: str, description: str, options: str) -> ArgumentParser:
-    """A parser whose errors are ours: one line that names the options."""
+    """A parser whose errors are one line that names the options."""
 
     def wrong(message: str) -> NoReturn:
-        raise UserError(f"{message}; there are: {options}")
+        raise UserError(f"{message}; the options are: {options}")
 
     parser = ArgumentParser(prog=f"debias {verb}", description=description)
     parser.error = wrong  # type: ignore[method-assign]
@@ -148,7 +147,7 @@ def _hydra(verb: str, overrides: list[str]) -> int:
 
     words = any_model(_plain_words(verb, overrides))
     if sweep.flagged(words, "-m", "--multirun") and sweep.flagged(words, "-c", "--cfg", "-i", "--info"):
-        raise UserError("--cfg and --info show one config: leave -m out")
+        raise UserError("--cfg and --info show one config; leave -m out")
     try:
         if sweep.is_multirun(words) and verb != "doctor" and (planned := sweep.plan(verb, config_dir(), words)):
             return sweep.follow(planned, f"debias {verb}", console, partial(_start, verb, config_dir(), words))
@@ -159,7 +158,7 @@ def _hydra(verb: str, overrides: list[str]) -> int:
 
 
 def _sweep(words: list[str]) -> int:
-    """Run a question of `sweeps/`, or list what there is; returns 0 when every run is done."""
+    """Run a sweep of `sweeps/`, or list them; returns 0 if every run is done."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -185,15 +184,15 @@ def _sweep(words: list[str]) -> int:
 
 
 def _start(config: str, folder: Path, words: Sequence[str]) -> list[int]:
-    """Give the words to Hydra; returns the exit status of each job that ended well in this process.
+    """Hand over to Hydra; returns the exit status of each job that this process ran without an error.
 
-    Raises a single job's error; those of a sweep's jobs are in their folders.
+    Raises the error of a single job. The errors of a sweep's jobs are in their folders.
     """
     import hydra
 
     from debias.cli import launch
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, to be told in one line
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra must not print errors: we print one line
     sys.argv = [f"debias {config}", *words]
     launch.ended.clear()
     hydra.main(version_base="1.3", config_path=str(folder), config_name=config)(launch.task)()
@@ -215,7 +214,7 @@ def _plain_words(verb: str, words: Sequence[str]) -> list[str]:
 
 
 def _complete(words: list[str]) -> None:
-    """Answer the shell's question what may follow: the verb names the config, the rest is Hydra's."""
+    """Complete the command line: verbs and sweeps ourselves, the rest through Hydra with the verb's config."""
     line = os.environ["COMP_LINE"].split(" ", 2)
     verb = line[1] if len(line) > 2 else "run"
     if len(line) == 2:
@@ -233,14 +232,14 @@ def _complete(words: list[str]) -> None:
 
 
 def _list(groups: Sequence[str]) -> None:
-    """Print what each config group offers: name and the first comment line of its file."""
+    """Print the options of each config group with the first comment line of their files."""
     from debias.report.grid import Grid, row, text_columns
 
     folders = sorted(path for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra")
     known = [folder.name for folder in folders]
     for group in groups:
         if group not in known:
-            raise UserError(f"unknown group {group!r}{nearest(group, known)}; there are: {', '.join(known)}")
+            raise UserError(f"unknown group {group!r}{nearest(group, known)}; choose one of: {', '.join(known)}")
     lines = []
     for folder in folders:
         if groups and folder.name not in groups:

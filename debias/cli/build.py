@@ -1,29 +1,36 @@
-"""Config nodes -> the parts of a job: an adapter, benchmarks, what a report is about."""
+"""Config -> the parts of a job: adapter, benchmarks, report settings."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from debias.cli.config import config_dir, make, nearest, options
 from debias.records import UserError
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
-def make_adapter(cfg: Any) -> Any:
-    """The PEFT config of the adapter to train; `train_head` is the one key that PEFT does not know."""
-    from omegaconf import OmegaConf
+    from debias.benchmarks import Benchmark
+    from debias.report.one_run.report import RunReport
+    from debias.scoring.protocols import Protocol
 
+
+def make_adapter(cfg: DictConfig) -> PeftConfig:
+    """The PEFT config of the adapter to train. PEFT does not know the key `train_head`."""
     from debias.models.targets import PREDICTION_HEAD
 
-    of_peft = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "train_head"])
+    of_peft = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "train_head"])
     config = make(of_peft, _convert_="all")  # PEFT wants a list, not a ListConfig
     if cfg.train_head:
         config.modules_to_save = [PREDICTION_HEAD]
     return config
 
 
-def make_benchmarks(cfg: Any) -> list[Any]:
-    """The benchmarks of a config, those that follow `protocol` under each of `eval.protocols` where that is set."""
-    # A sweep's file may set a key of a benchmark that eval=[...] leaves out.
+def make_benchmarks(cfg: DictConfig) -> list[Benchmark]:
+    """The benchmarks of a config. Those that follow `protocol` are repeated for each of `eval.protocols`, if set."""
+    # A sweep file may set a key of a benchmark that eval=[...] then leaves out: such a node has no _target_.
     chosen = [node for name, node in cfg.eval.items() if name != "protocols" and "_target_" in node]
     if not chosen:
         raise UserError("eval is empty: name at least one benchmark, as in eval=[stereoset]")
@@ -41,13 +48,12 @@ def make_benchmarks(cfg: Any) -> list[Any]:
     ]
 
 
-def benchmarks_of(config: dict[str, Any]) -> list[Any]:
-    """The benchmarks that a finished run's config names; `all` protocols are those of every kind of model.
+def benchmarks_of(config: dict[str, Any]) -> list[Benchmark]:
+    """The benchmarks in a finished run's config. The model is not loaded, so `all` means the protocols of every kind.
 
-    Raises UserError for a config of another version, with classes or keys that there are no more.
+    Raises UserError if the config comes from a version with other classes or keys.
     """
     from hydra.errors import InstantiationException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     cfg = OmegaConf.create(config)
@@ -57,19 +63,17 @@ def benchmarks_of(config: dict[str, Any]) -> list[Any]:
         return make_benchmarks(cfg)
     except (InstantiationException, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the run's benchmarks are not those of this version ({reason}); run the job again") from error
+        raise UserError(f"this version does not know the run's benchmarks ({reason}); run the job again") from error
 
 
-def _protocols(cfg: Any) -> list[Any]:
-    """The protocols that `eval.protocols` names, or all that can read the model."""
-    from omegaconf import OmegaConf
-
+def _protocols(cfg: DictConfig) -> list[Protocol]:
+    """The protocols named by `eval.protocols`, or all that fit the kind of model."""
     known = sorted(options("protocol"))
     names = known if cfg.eval.protocols == "all" else list(cfg.eval.protocols)
     for name in names:
         if name not in known:
             raise UserError(
-                f"eval.protocols: there is no {name!r}{nearest(name, known)}; choose of: {', '.join(known)}"
+                f"eval.protocols: unknown protocol {name!r}{nearest(name, known)}; choose among: {', '.join(known)}"
             )
     protocols = [make(OmegaConf.load(config_dir() / "protocol" / f"{name}.yaml")) for name in names]
     if cfg.eval.protocols != "all":
@@ -78,8 +82,8 @@ def _protocols(cfg: Any) -> list[Any]:
     return [protocol for protocol in protocols if kind in protocol.kinds]
 
 
-def make_report(cfg: Any) -> Any:
-    """What a run's report is about: the bias on top, and when a model counts as broken."""
+def make_report(cfg: DictConfig) -> RunReport:
+    """The settings of a run's report: the bias on top, and when a model counts as broken."""
     from debias.report.one_run.report import RunReport
     from debias.report.outcome import Bounds
 

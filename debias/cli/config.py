@@ -1,4 +1,4 @@
-"""What stands on the command line -> Hydra's config, and the config -> objects; errors told in one line."""
+"""Command line -> Hydra's config -> objects, with every error in one line."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, ListConfig
+
 from debias.generation.wanted import BESIDE
 from debias.records import UserError, without_passwords
 
 
 def config_dir() -> Path:
-    """The config tree: inside the installed package, or at the top of a checkout."""
+    """The config tree: in the installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parents[1]
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
 def any_model(overrides: Sequence[str]) -> list[str]:
-    """`model=ID` for a model without a config file of its own is short for `model=hf model.path=ID`."""
+    """Expand `model=ID` to `model=hf model.path=ID` unless ID is a config of its own."""
     known = options("model")
     words = []
     for word in overrides:
@@ -33,22 +35,22 @@ def any_model(overrides: Sequence[str]) -> list[str]:
 
 
 def groups() -> set[str]:
+    """The names of the config groups."""
     return {path.name for path in config_dir().iterdir() if path.is_dir()}
 
 
 def options(group: str) -> set[str]:
+    """The configs of a group."""
     return {path.stem for path in (config_dir() / group).glob("*.yaml")}
 
 
 def job_name(overrides: Sequence[str], verb: str = "run") -> str:
-    """Folder name of a job: its overrides in short form, `default` without any; long ones are cut and hashed.
+    """Folder name of a job: its overrides in short form, or `default`. Long names are cut and get a hash.
 
-    A generated set goes on growing in the same folder, so what says how large it shall be is not in its name.
-
-    It holds nothing that Hydra or a shell would want quoted, so that `adapter.path=FOLDER` can be typed as it is.
+    It contains nothing that Hydra or a shell would want quoted, so that `adapter.path=FOLDER` can be typed as it is.
     """
     beside = {"name", "overwrite", "logger"}
-    if verb == "generate":
+    if verb == "generate":  # a set that is to grow stays in its folder
         beside |= {f"{section}.{name}" for section, names in BESIDE.items() for name in names}
     kept = sorted(without_passwords(word) for word in overrides if word.lstrip("+").partition("=")[0] not in beside)
     short = [re.sub(r"^\+*\w+\.(?=[\w.]+=)", "", word) for word in kept]  # training.lr=1e-3 -> lr=1e-3
@@ -60,23 +62,25 @@ def job_name(overrides: Sequence[str], verb: str = "run") -> str:
     return name
 
 
-# Launchers that come with an extra of this package, and the extra's name.
+# Launchers that need an extra of this package, and the name of the extra.
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"}
 
 
 def explain(error: Exception, verb: str, words: Sequence[str] = ()) -> str:
-    """One line for an error of Hydra's about these words, with the nearest known name."""
+    """One line for an error of Hydra, with the nearest known name."""
     from hydra.errors import OverrideParseException
 
     text = str(error)
     if isinstance(error, OverrideParseException):
         said = text.split("\nSee https")[0].splitlines()[0]
-        return f"{error.override!r} cannot be read ({said}); a text with blanks, commas or brackets: \"KEY='TEXT'\""
+        return f"{error.override!r} cannot be read ({said}); quote blanks, commas or brackets: \"KEY='TEXT'\""
     if launcher := re.search(r"Could not (?:find|load) 'hydra/launcher/([^']+)'", text):
         if extra := LAUNCHERS.get(launcher[1]):
             return f"hydra/launcher={launcher[1]} needs a package that is not installed: {install(extra)}"
         known = ["basic", *LAUNCHERS]
-        return f"there is no hydra/launcher={launcher[1]}{nearest(launcher[1], known)}; choose of: {', '.join(known)}"
+        return (
+            f"there is no hydra/launcher={launcher[1]}{nearest(launcher[1], known)}; choose one of: {', '.join(known)}"
+        )
     if group := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
         choices = sorted(options(group[1]))
         if choices:
@@ -84,12 +88,12 @@ def explain(error: Exception, verb: str, words: Sequence[str] = ()) -> str:
             return f"there is no {group[1]}={group[2]}{hint}; choose one of: {', '.join(choices)}"
     if key := re.search(r"Could not override '([^']+)'", text):
         if key[1] in groups():
-            users = "data=generated and `debias generate` have" if key[1] in ("llm", "strategy") else "another verb has"
-            return f"`debias {verb}` has no use for {key[1]}=... as it stands; {users}"
+            users = "data=generated and `debias generate` do" if key[1] in ("llm", "strategy") else "another verb does"
+            return f"`debias {verb}` does not use {key[1]}=... with these settings; {users}"
         chosen = [word for word in words if word.partition("=")[0] in groups()]
         if key[1] not in keys(verb):
             return f"unknown key {key[1]!r}{nearest(key[1], keys(verb, chosen))}; see `debias {verb} --cfg job`"
-        return f"{key[1]} is no key with {' '.join(chosen)}, though it is with other choices; leave it out"
+        return f"{key[1]} is not a key of {' '.join(chosen)}, only of other options; leave it out"
     if group := re.search(r"Could not override '?([^'\s]+)'?\.\s*No match in the defaults list", text):
         return f"unknown group {group[1]!r}{nearest(group[1], keys(verb))}; see `debias ls`"
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
@@ -103,10 +107,9 @@ def install(extra: str) -> str:
 
 
 def keys(verb: str, chosen: Sequence[str] = ()) -> list[str]:
-    """All keys that can be overridden, in dotted form, and the groups; with other choices than the defaults'."""
+    """All keys that can be overridden, in dotted form, and the groups; `chosen` replaces options of the defaults."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import DictConfig
 
     def walk(node: DictConfig, prefix: str) -> Iterator[str]:
         for key in map(str, node):
@@ -124,12 +127,13 @@ def keys(verb: str, chosen: Sequence[str] = ()) -> list[str]:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint with the known name most like `name`; empty if none is similar."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def make(cfg: Any, **more: Any) -> Any:
-    """Build what a config names by `_target_`; a user's mistake found on the way stays the user's error."""
+def make(cfg: DictConfig | ListConfig, **more: Any) -> Any:
+    """Build the object that a config names by `_target_`. A UserError inside is raised as such, not as Hydra's."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 

@@ -1,4 +1,4 @@
-"""What surrounds a job: a claimed run folder, a log and a status, a tracker, and a table at the end."""
+"""What surrounds a job: the claim on its folder, log and status, a tracker, and the table at the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -21,6 +21,7 @@ from debias.results import RunFolder, code_sha256, read_figures, text_sha256
 if TYPE_CHECKING:
     from debias.benchmarks.evaluation import Evaluation
     from debias.jobs.generate import DataFolder
+    from debias.jobs.tracking import Tracked, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Input(Protocol):
 
 
 def run_folder(cfg: DictConfig, inputs: Sequence[Input]) -> RunFolder:
-    """The folder of the job that Hydra started, with the checksums of its config, data and code."""
+    """The folder of the job that Hydra started, with checksums of config, data and code."""
     OmegaConf.resolve(cfg)
     same = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_IDENTITY])
     identity = {
@@ -60,23 +61,23 @@ def set_folder(cfg: DictConfig) -> DataFolder:
 
 @contextmanager
 def claimed(cfg: DictConfig, folder: RunFolder) -> Iterator[bool]:
-    """Hold the folder for this process and show the run's figures at the end; yields whether there is work to do."""
+    """Hold the folder for this process and show the figures at the end; yields whether there is work to do."""
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     with folder.claim(cfg.overwrite) as to_do:
         if not to_do:
             console.print(f"done before, nothing to do: {shown(folder.path)}", highlight=False, soft_wrap=True)
         yield to_do
-        if to_do or not in_sweep:  # a sweep's own table and report cover what was done before
+        if to_do or not in_sweep:  # a sweep's own table covers jobs done before
             show(cfg, folder)
 
 
 @contextmanager
 def logged(cfg: DictConfig, folder: RunFolder) -> Iterator[None]:
-    """Record a run while it works with its share of the machine, and its end."""
+    """Record a run and its end, and use only this job's share of the machine."""
     with recorded(folder):
         launcher = HydraConfig.get().launcher
         workers.claim_gpu(launcher, folder.path.parent)  # before CUDA is first used
-        from debias.jobs import cost  # seconds of imports that a finished run does not need
+        from debias.jobs import cost  # slow to import, and a finished run does not need it
 
         quieten()
         if threads := cfg.threads or workers.threads_of(launcher):
@@ -98,23 +99,23 @@ def recorded(folder: RunFolder) -> Iterator[None]:
 
 
 class Tracking:
-    """A tracker that was told of a job: Lightning's logger, and what takes the figures."""
+    """A tracker that knows the job: Lightning's logger, and a receiver of the figures."""
 
-    def __init__(self, tracker: Any, run: Any) -> None:
+    def __init__(self, tracker: Tracker, run: Tracked) -> None:
         self.tracker, self.run = tracker, run
         self.logger = tracker.start(run)
 
     def scored(self, evaluation: Evaluation) -> None:
-        """Tell the tracker the figures. What goes wrong is logged and stops no run: they are all in its folder."""
+        """Send the figures to the tracker. A failure is only logged, because the run folder has them all."""
         try:
             self.tracker.scored(self.run, evaluation)
         except Exception as error:
-            log.warning("the tracker was not told everything: %s: %s", type(error).__name__, error, exc_info=True)
+            log.warning("the tracker did not get everything: %s: %s", type(error).__name__, error, exc_info=True)
 
 
 @contextmanager
 def tracked(cfg: DictConfig, folder: RunFolder) -> Iterator[Tracking]:
-    """Tell the tracker that `logger` names when the job starts and how it ends."""
+    """Tell the tracker named by `logger` when the job starts and how it ends."""
     from debias.jobs.tracking import Tracked, Tracker
 
     tracker = make(cfg.logger) if cfg.get("logger") else Tracker()
@@ -130,7 +131,7 @@ def tracked(cfg: DictConfig, folder: RunFolder) -> Iterator[Tracking]:
 
 
 def show(cfg: DictConfig, folder: RunFolder) -> None:
-    """Print the figures of a finished run, its outcome, and where its report is."""
+    """Print a finished run's figures and outcome, and the path of its report."""
     from debias.report import comparison
     from debias.report.outcome import Bounds, outcomes
 

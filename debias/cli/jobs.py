@@ -1,4 +1,4 @@
-"""The jobs that verbs start: config -> objects -> one of `debias.jobs`."""
+"""A function per verb: config -> objects -> a job of `debias.jobs`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from debias.records import Recipe, Scoring, UserError, checked
 
 
 def run_job(cfg: DictConfig) -> None:
-    """Train and score; where a launcher started several processes, the first one runs the job and the others assist."""
+    """Train and score. If a launcher started several processes, the first runs the job and the others help to train."""
     recipe, scoring = checked(Recipe, cfg, "training"), checked(Scoring, cfg, "scoring")
     data, benchmarks = make(cfg.data), make_benchmarks(cfg)
     folder = run_folder(cfg, [data, *benchmarks])
@@ -44,12 +44,12 @@ def run_job(cfg: DictConfig) -> None:
 
 
 def evaluate_job(cfg: DictConfig) -> None:
-    """Score a base model, alone or beside adapters."""
+    """Score a base model, alone or with adapters."""
     scoring = checked(Scoring, cfg, "scoring")
     benchmarks = make_benchmarks(cfg)
     folder = run_folder(cfg, benchmarks)
     if launched_rank() > 0:
-        raise UserError("only training is shared by several processes; start this job in one")
+        raise UserError("only training can use several processes; start this job in one")
     with claimed(cfg, folder) as to_do:
         if to_do:
             with logged(cfg, folder), tracked(cfg, folder) as tracking:
@@ -139,19 +139,19 @@ def doctor_job(cfg: DictConfig) -> int:
 
 
 def export_job(cfg: DictConfig) -> None:
-    """Merge or upload an adapter, or say what would be done."""
+    """Merge or upload an adapter, or only say what would be done."""
     import warnings
 
     from debias.jobs import export
 
     quieten()
-    warnings.simplefilter("ignore")  # other libraries' advice to programmers
+    warnings.simplefilter("ignore")  # advice to programmers from other libraries
     plan = export.planned(cfg.adapter.path, cfg.merge, cfg.folder, cfg.repo, cfg.private, cfg.overwrite)
     words = [f"would {step}" for step in export.steps(plan)] if cfg.dry_run else export.carry_out(plan, make(cfg.model))
     console.print("\n".join(words), highlight=False, soft_wrap=True, markup=False)
 
 
-# Verbs that Hydra configures: each has a primary config of its name, and a job that returns an exit status or nothing.
+# Verbs configured by Hydra. Each has a primary config of its name and returns an exit status or nothing.
 JOBS: dict[str, Callable[[DictConfig], int | None]] = {
     "run": run_job,
     "generate": generate_job,

@@ -1,4 +1,4 @@
-"""What Hydra starts for every job, here or in a worker process; a sweep's failed job does not stop the others."""
+"""What Hydra calls for each job, here or in a worker process. A failed job of a sweep does not stop the others."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import logging
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from debias.cli.config import job_name
 from debias.cli.jobs import JOBS
 
 log = logging.getLogger(__name__)
 
-# Workers import this module to find `task`, so the resolver is known there too.
+# Worker processes import this module to find `task`, so they register the resolver too.
 OmegaConf.register_new_resolver("job", job_name, replace=True)
 
-ended: list[int | Exception] = []  # exit status or error of each job that this process started
+ended: list[int | Exception] = []  # exit status or error of each job that ran in this process
 
 
-def task(cfg: Any) -> None:
-    """Run one job of the verb that the primary config belongs to; leave no empty folder."""
+def task(cfg: DictConfig) -> None:
+    """Run one job of the verb that the primary config is named after; remove the folder if it stays empty."""
     hydra = HydraConfig.get()
     output = Path(hydra.runtime.output_dir)
     try:
@@ -40,10 +39,10 @@ def task(cfg: Any) -> None:
 
 
 def _record(output: Path, error: Exception) -> None:
-    """Leave the error of a sweep's job in its folder and on the terminal."""
+    """Write the error of a sweep's job to its folder and to the terminal."""
     from debias.results import InUseError, record_failure
 
-    if isinstance(error, InUseError):  # another launch of this sweep does this job
+    if isinstance(error, InUseError):  # another launch of this sweep runs this job
         return
     record_failure(output, error)
     print(f"failed: {output.name}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Many runs under one name: planned, followed while they run, and accounted for at the end."""
+"""Many runs under one name: planned, followed while they run, and listed at the end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text
 
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 
 
 def flagged(words: Sequence[str], *flags: str) -> bool:
-    """Whether one of the flags is among the words."""
+    """Whether the words contain one of the flags."""
     return any(word.partition("=")[0] in flags for word in words)
 
 
 def looks(words: Sequence[str]) -> bool:
-    """Whether the words only ask to see something: the config, help, what may follow."""
+    """Whether the words only ask to see something: the config, help, completion."""
     return flagged(words, "-c", "--cfg", "-h", "--help", "--hydra-help", "-i", "--info", "-sc", "--shell-completion")
 
 
@@ -34,9 +34,9 @@ def is_multirun(words: Sequence[str]) -> bool:
 
 
 def plan(config: str, folder: Path, words: Sequence[str]) -> dict[Path, str]:
-    """Run folders of the jobs that the words start, in order, and what sets each apart from the others.
+    """The run folders of the jobs that the words start, in order, with what sets each apart from the others.
 
-    Empty where only the sweeper knows (one that is not Hydra's own chooses the next job by the last ones' results).
+    Empty for a sweeper other than Hydra's own, which may choose jobs by the results of earlier ones.
     """
     from hydra import compose, initialize_config_dir
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -60,7 +60,7 @@ def plan(config: str, folder: Path, words: Sequence[str]) -> dict[Path, str]:
     return {folder: name or folder.name for folder, name in zip(folders, names, strict=True)}
 
 
-def _folder(cfg: Any, overrides: Sequence[str], config: str) -> Path:
+def _folder(cfg: DictConfig, overrides: Sequence[str], config: str) -> Path:
     for word in overrides:
         if word.startswith("name="):
             cfg.name = word.removeprefix("name=")
@@ -68,7 +68,7 @@ def _folder(cfg: Any, overrides: Sequence[str], config: str) -> Path:
 
 
 def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callable[[], list[int]]) -> int:
-    """Start jobs, tell of each that ends, and print what became of all; returns 0 when every one of them is done."""
+    """Start jobs, report each that ends, and print the state of all; returns 0 if every one of them is done."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -76,14 +76,14 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
     from debias.results import running
 
     now = datetime.now(UTC)
-    since = now.replace(microsecond=now.microsecond // 1000 * 1000)  # as exact as the times in status.json
+    since = now.replace(microsecond=now.microsecond // 1000 * 1000)  # as precise as the times in status.json
     stopped, statuses = "", [0]
     try:
         with _watching(jobs, title, since):
             statuses += start()
     except (HydraException, OmegaConfBaseException):
-        raise  # a config that does not compose: nothing was started
-    except Exception as error:  # a launcher whose workers died, above all
+        raise  # the config does not compose, so nothing was started
+    except Exception as error:  # mostly a launcher whose workers died
         log.debug("the launcher stopped", exc_info=True)
         stopped = f"the launcher stopped: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     except KeyboardInterrupt:
@@ -91,7 +91,7 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
         raise
     for folder in jobs:
         if running(folder):
-            console.print(f"waiting for another process that runs {folder}", highlight=False, soft_wrap=True)
+            console.print(f"waiting for another process, which runs {folder}", highlight=False, soft_wrap=True)
             running(folder, wait=True)
     states = progress.states_of(jobs, since)
     _write(jobs, title, since)
@@ -102,14 +102,14 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
     if stopped:
         console.print(Text(stopped))
     if not complete:
-        console.print(Text("the same command runs what is failed or missing"))
+        console.print(Text("run the same command again for the jobs that failed or are missing"))
     console.print(f"all figures: debias report {next(iter(jobs)).parent}", highlight=False, soft_wrap=True)
     return max(statuses) if complete else 1
 
 
 @contextmanager
 def _watching(jobs: Mapping[Path, str], title: str, since: datetime, every: float = 1.0) -> Iterator[None]:
-    """Look at the run folders from a thread, whichever process fills them; renew sweep.md when one changes."""
+    """Watch the run folders from a thread, whichever process fills them, and rewrite sweep.md when one changes."""
     over = threading.Event()
 
     def look() -> None:
@@ -137,7 +137,7 @@ def _watching(jobs: Mapping[Path, str], title: str, since: datetime, every: floa
 
 
 def _write(jobs: Mapping[Path, str], title: str, since: datetime) -> None:
-    """Renew the sweep's page; a by-product, which stops no sweep."""
+    """Rewrite sweep.md. It is a by-product, so a failure does not stop the sweep."""
     from filelock import FileLock
 
     from debias.files import write_text

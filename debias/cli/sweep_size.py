@@ -1,4 +1,4 @@
-"""How many runs a sweep asks for: read from the multirun.yaml that Hydra leaves in the sweep's folder."""
+"""How many runs a sweep asks for, from the multirun.yaml that Hydra writes into the sweep's folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def planned(path: Path) -> int | None:
-    """The product of the sweep's comma lists and ranges; None where the file says nothing that we understand."""
+    """The product of the lengths of all comma lists and ranges; None if the file cannot be understood."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -17,7 +17,7 @@ def planned(path: Path) -> int | None:
     try:
         hydra = OmegaConf.load(path).hydra
         own = [str(word) for word in hydra.overrides.task]
-        named = {word.partition("=")[0].lstrip("+") for word in own}  # these replace the sweep file's
+        named = {word.partition("=")[0].lstrip("+") for word in own}  # these override the sweep file
         params = (hydra.sweeper.get("params") or {}).items()
         words = own + [f"{key}={value}" for key, value in params if key not in named]
         overrides = OverridesParser.create().parse_overrides(words)

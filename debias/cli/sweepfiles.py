@@ -1,4 +1,4 @@
-"""`debias sweep NAME`: a question in `sweeps/`, which is a primary config with its grid, and what it will cost."""
+"""`debias sweep NAME`: a file of `sweeps/` asks a question, and is a primary config with a grid."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 def sweeps_dir() -> Path:
-    """The questions: inside the installed package, or at the top of a checkout."""
+    """The folder of sweep files: in the installed package, or at the top of a checkout."""
     return config_dir().parent / "sweeps"
 
 
 def find(name: str) -> Path:
-    """The file of a question, or any file in the same form. Raises UserError where there is none."""
+    """The file of a named sweep, or any file of the same form. Raises UserError if it does not exist."""
     if name.endswith((".yaml", ".yml")):
         path = Path(name).expanduser().resolve()
         if not path.is_file():
@@ -39,7 +39,7 @@ def find(name: str) -> Path:
 
 
 def names() -> list[str]:
-    """Names of the questions."""
+    """The names of the sweeps."""
     return [path.stem for path in _files()]
 
 
@@ -48,18 +48,18 @@ def _files() -> list[Path]:
 
 
 def words_for(overrides: Sequence[str]) -> list[str]:
-    """What Hydra is told beside the file: where the choices are that it names, and to run more than one job."""
+    """Hydra's words for a sweep file: where to find the config groups, and that there are several jobs."""
     return [*([] if looks(overrides) else ["--multirun"]), f"hydra.searchpath=[file://{config_dir()}]", *overrides]
 
 
 def check(path: Path) -> None:
-    """Refuse keys that a run does not have: Hydra takes whatever a primary config says. Raises UserError."""
+    """Raise UserError for keys that a run does not have; Hydra accepts any key in a primary config."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a sweep file; see `debias sweep` for some that are")
+        raise UserError(f"{path}: not a sweep file; `debias sweep` lists some")
     params = ((content.get("hydra") or {}).get("sweeper") or {}).get("params")
     if not isinstance(params, dict):
         raise UserError(f"{path}: no grid; write it under hydra.sweeper.params, as in seed: 1,2,3")
@@ -72,7 +72,7 @@ def check(path: Path) -> None:
 
 
 def _known(path: Path, content: Mapping[str, Any]) -> list[str]:
-    """Keys of a run with the choices that the file makes in its defaults list."""
+    """The keys of a run with the options in the file's defaults list."""
     from hydra.errors import HydraException
 
     chosen = []
@@ -101,18 +101,18 @@ def question(path: Path) -> str:
 
 
 def seconds_a_run(path: Path, jobs: Sequence[Path]) -> tuple[float | None, str]:
-    """Seconds that one more run will take, and how that is known: from finished runs, else from the file."""
+    """Seconds per run and the source of the estimate: finished runs or, without any, the file."""
     from debias.report.many_runs.sweep_progress import seconds_of
 
     done = [seconds for folder in jobs if (seconds := seconds_of(folder)) and (folder / "metrics.jsonl").is_file()]
     if done:
-        return sum(done) / len(done), f"the mean of {len(done)} finished"
+        return sum(done) / len(done), f"mean of {len(done)} finished"
     found = COST.search(path.read_text(encoding="utf-8"))
-    return (float(found[1]) * SECONDS[found[2]], "says the file") if found else (None, "unknown")
+    return (float(found[1]) * SECONDS[found[2]], "from the file") if found else (None, "unknown")
 
 
 def preview(path: Path, jobs: Mapping[Path, str], console: Console) -> None:
-    """Print the jobs of a sweep and how long they will take; start nothing."""
+    """Print the jobs of a sweep and their expected time; start nothing."""
     from debias.report.many_runs.sweep_progress import duration
 
     seconds, source = seconds_a_run(path, list(jobs))
@@ -120,9 +120,9 @@ def preview(path: Path, jobs: Mapping[Path, str], console: Console) -> None:
     for folder, name in jobs.items():
         console.print(Text(name + ("  (done)" if folder in finished else "")))
     left = len(jobs) - len(finished)
-    time = (
-        f"about {duration(seconds * left)} in turn ({duration(seconds)} a run, {source})" if seconds else "time unknown"
-    )
+    time = "time unknown"
+    if seconds:
+        time = f"about {duration(seconds * left)} one after another ({duration(seconds)} a run, {source})"
     console.print(Text(f"\n{len(jobs)} runs, {left} to do, {time}", style="bold"))
 
 
@@ -133,7 +133,7 @@ def _finished(folder: Path) -> bool:
 
 
 def listing(console: Console) -> None:
-    """Print every question with its number of runs and how long they take in turn."""
+    """Print every sweep with its number of runs and their time one after another."""
     from debias.report.many_runs.sweep_progress import duration
 
     lines = []

@@ -1,4 +1,4 @@
-"""What a job shows and logs: the terminal in short, the run's file in full."""
+"""What a job shows on the terminal and writes to run.log."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
-console = Console(width=None if sys.stdout.isatty() else 160)  # files and pipes need no narrow lines
+console = Console(width=None if sys.stdout.isatty() else 160)  # files and pipes get wide lines
 
 
 def shown(path: Path) -> Path:
-    """A path as short as the current folder lets it be."""
+    """A path relative to the current folder, if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Log to the terminal in short and to the run's file in full; the handlers go with the job."""
+    """Log this program's messages to the terminal and everything to the run's file, for as long as the job runs."""
     root = logging.getLogger()
     before = root.handlers, root.level
     file = logging.FileHandler(path, encoding="utf-8")
@@ -47,7 +47,7 @@ def logging_to(path: Path) -> Iterator[None]:
 
 
 def quieten() -> None:
-    """Other libraries write to run.log, not to the terminal."""
+    """Send the messages of other libraries to run.log only."""
     import transformers
 
     for name in ("pytorch_lightning", "lightning_fabric", "lightning", "huggingface_hub"):

@@ -1,4 +1,4 @@
-"""What a job of a parallel sweep may use of its machine: its share of the cores, and one of the GPUs."""
+"""The share of the machine for a job of a parallel sweep: some of the cores, and one of the GPUs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from omegaconf import DictConfig
 
-_held: dict[str, Any] = {}  # this process's GPU and the lock on it, which lasts as long as the process
+_held: dict[str, Any] = {}  # this process's GPU and the lock on it, kept until the process ends
 
 
-def threads_of(launcher: Any) -> int | None:
-    """Threads that a launcher leaves each job; None where jobs run one after another, or it does not say."""
+def threads_of(launcher: DictConfig) -> int | None:
+    """Threads for each job of a launcher; None if jobs run one after another, or the launcher does not say."""
     if "n_jobs" in launcher:  # joblib
         jobs = launcher.n_jobs if launcher.n_jobs > 0 else max(1, cores() + 1 + launcher.n_jobs)
         return max(1, cores() // jobs)
@@ -23,26 +24,26 @@ def threads_of(launcher: Any) -> int | None:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def claim_gpu(launcher: Any, folder: Path) -> None:
-    """Show a joblib worker one GPU, the one that the fewest workers use; Slurm and Ray do so themselves.
+def claim_gpu(launcher: DictConfig, folder: Path) -> None:
+    """Let a joblib worker see only one GPU, the least used one. Slurm and Ray do this themselves.
 
     Args:
-        folder: the sweep's, which all its workers share.
+        folder: the sweep's folder, which all its workers share.
     """
     if "n_jobs" not in launcher or "gpu" in _held:
         return
     devices = visible_gpus()
     if len(devices) > 1:
         _held["gpu"], _held["lock"] = first_free(devices, folder / ".gpus")
-        os.environ["CUDA_VISIBLE_DEVICES"] = _held["gpu"]  # before CUDA is first used in this process
+        os.environ["CUDA_VISIBLE_DEVICES"] = _held["gpu"]  # must happen before this process uses CUDA
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name.strip()]
@@ -54,7 +55,7 @@ def visible_gpus() -> list[str]:
 
 
 def first_free(devices: Sequence[str], folder: Path) -> tuple[str, FileLock]:
-    """A device and the lock on it: each is given out once before any is given out twice."""
+    """A device and the lock on it. Every device is taken once before any is taken twice."""
     folder.mkdir(parents=True, exist_ok=True)
     for turn in itertools.count():
         for device in devices:

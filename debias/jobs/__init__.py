@@ -1,1 +1,1 @@
-"""One file per verb: what it does, from start to end."""
+"""A file per verb, with its job from start to end, and what the jobs share."""

@@ -1,4 +1,4 @@
-"""What a job takes: tokens, dollars, seconds and memory, by stage."""
+"""The cost of a job: tokens, dollars, seconds and memory, by stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from debias.files import write_json
 
 
 class Cost:
-    """Tokens, dollars and seconds by stage, kept in cost.json across interruptions."""
+    """Tokens, dollars and seconds by stage. cost.json keeps them across interruptions."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "cost.json"
@@ -30,7 +30,7 @@ class Cost:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Time a stage; the yielded dict takes its tokens."""
+        """Time a stage; the caller writes the number of tokens into the yielded dict."""
         spent: dict[str, Any] = {"tokens": 0}
         start = time.perf_counter()
         yield spent
@@ -39,15 +39,17 @@ class Cost:
         self.write()
 
     def add(self, name: str, spent: Mapping[str, Any]) -> None:
-        """Add what a stage took to what it took before an interruption; unknown dollars stay unknown."""
+        """Add to a stage's cost from before an interruption. Unknown dollars stay unknown."""
         pairs = {key: (self.stages.get(name, {}).get(key, 0), value) for key, value in spent.items()}
         self.stages[name] = {key: None if None in pair else sum(pair) for key, pair in pairs.items()}
         self.write()
 
     def write(self) -> None:
-        """Write the sums so far."""
+        """Write the totals so far."""
         gpu = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
-        dollars = [s.get("dollars", 0.0) for s in self.stages.values()]  # a chat model's, where one wrote the data
+        dollars = [
+            s.get("dollars", 0.0) for s in self.stages.values()
+        ]  # only a chat model that writes data costs dollars
         write_json(
             self.path,
             {
@@ -62,14 +64,14 @@ class Cost:
 
 
 def release_memory() -> None:
-    """Hydra's basic launcher runs all jobs of a sweep in one process: give the memory back between them."""
+    """Free memory between the jobs of a sweep, which Hydra's basic launcher runs in one process."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def set_threads(count: int) -> None:
-    """Use this many threads for tensor arithmetic."""
+    """Set the number of threads for tensor arithmetic."""
     torch.set_num_threads(count)
 
 

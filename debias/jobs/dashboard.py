@@ -1,6 +1,6 @@
-"""The W&B page of a debiasing study, as code: `python -m debias.jobs.dashboard ENTITY PROJECT`, once for each project.
+"""A W&B workspace for a debiasing study: `python -m debias.jobs.dashboard ENTITY PROJECT`, once per project.
 
-Its sections ask the study's questions in order: did bias fall, at what price, can it be trusted, how was it trained.
+Its sections ask the questions of a study in order: did bias fall, at what price, can it be trusted, how was it trained?
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ USAGE = "python -m debias.jobs.dashboard ENTITY PROJECT"
 
 
 def workspace(entity: str, project: str) -> Any:
-    """The page with its panels; nothing is sent before `.save()`. Raises UserError where the extra is missing."""
+    """The workspace with its panels; only `.save()` sends it. Raises UserError if the extra is not installed."""
     try:
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as pages
@@ -50,7 +50,7 @@ def workspace(entity: str, project: str) -> Any:
             name="At what price?",
             is_open=True,
             panels=[
-                against("Bias and language model score", "LMS"),
+                against("Bias and language-modelling score", "LMS"),
                 against("Bias and perplexity: the frontier", "perplexity"),
                 bars("Change of LMS, with 95% interval", "LMS", "delta"),
             ],
@@ -85,7 +85,7 @@ def workspace(entity: str, project: str) -> Any:
 
 
 def main() -> None:
-    """Lay the page out in a project and print its address."""
+    """Create the workspace in a project and print its address."""
     if len(sys.argv) != 3:
         sys.exit(f"usage: {USAGE}")
     try:

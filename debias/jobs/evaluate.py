@@ -1,4 +1,4 @@
-"""`debias evaluate`: score a base model, alone or beside adapters, and write the report."""
+"""`debias evaluate`: score a base model, alone or with adapters, and write the report."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def evaluate(
     combine: str | None = None,
     weights: Sequence[float] | None = None,
 ) -> Evaluation:
-    """Score a base model, and the same with each of the adapters: the base is loaded and scored once.
+    """Score a base model alone and with each adapter. The base is loaded and scored only once.
 
     Args:
-        combine: `stack` or `average`: the adapters are one model.
-        weights: of the average.
+        combine: `stack` or `average` the adapters into one model.
+        weights: weights of the average.
     """
     cost = Cost(folder.path)
     for path in adapter_paths:
-        adapters.located(path)  # check every adapter's path before any is scored
+        adapters.located(path)  # check every path before scoring any adapter
     adapted_by: dict[str, Callable[[Base], Any]] = {
         name: partial(adapters.load, folder=path) for name, path in adapter_names(adapter_paths).items()
     }
@@ -77,9 +77,9 @@ def evaluate(
 
 
 def adapter_names(paths: Sequence[str]) -> dict[str, str]:
-    """What each adapter's model is called in the records: `debiased`, or of several `debiased:` and its folder's name.
+    """The name of each adapter's model in the records: `debiased`, or `debiased:FOLDER` if there are several.
 
-    A folder called `adapter` goes by its run's name, as `debias run` makes them; names that repeat get a number.
+    `debias run` calls all its folders `adapter`, so these go by the name of the run. Repeated names get a number.
     """
     if len(paths) < 2:
         return dict(zip(["debiased"], paths, strict=False))

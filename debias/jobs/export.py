@@ -1,4 +1,4 @@
-"""An adapter leaves the house: merged into full weights, or uploaded to the model hub."""
+"""`debias export`: merge an adapter into the model's weights, or upload it to the model hub."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CARD = "README.md"
 
 
 class Export(NamedTuple):
-    """What goes where.
+    """What to export, and where to.
 
     Args:
         adapter: the adapter's folder.
-        merge: write the base's weights with the adapter in them to `folder`.
+        merge: merge the adapter into the base's weights and write them to `folder`.
         folder: where merged weights go.
-        repo: OWNER/NAME on the model hub, or nothing.
-        private: whether a new repo is.
+        repo: OWNER/NAME on the model hub, or None.
+        private: whether a new repo is private.
         overwrite: whether `folder` may be replaced.
     """
 
@@ -48,7 +48,7 @@ class Export(NamedTuple):
 def planned(
     path: str, merge: bool, folder: str | None, repo: str | None, private: bool = True, overwrite: bool = False
 ) -> Export:
-    """Check what was asked for before anything is loaded. Raises UserError."""
+    """Check the request before anything is loaded. Raises UserError."""
     adapter = adapters.located(path)
     if not merge and not repo:
         raise UserError("say what to do with the adapter: merge=true writes full weights, repo=OWNER/NAME uploads it")
@@ -64,11 +64,11 @@ def _check_repo(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"repo={repo!r} is no name of the model hub; write OWNER/NAME") from error
+        raise UserError(f"repo={repo!r} is not a valid name on the model hub; write OWNER/NAME") from error
 
 
 def steps(export: Export) -> list[str]:
-    """What would be done, in words."""
+    """The steps in words."""
     config = json.loads((export.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     words = []
     if export.merge:
@@ -96,14 +96,14 @@ def carry_out(export: Export, model: BaseModel) -> list[str]:
 
 
 def merge(export: Export, base: Base) -> None:
-    """Write the merged model with its tokenizer and card, whole or not at all.
+    """Write the merged model with its tokenizer and card, completely or not at all.
 
-    Raises UserError where the method has no merged form.
+    Raises UserError if the adapter's method cannot be merged.
     """
     adapted = adapters.load(base, export.adapter)
     method = str(getattr(adapted.peft_type, "value", adapted.peft_type))
     if adapted.active_peft_config.is_prompt_learning:
-        raise UserError(_not_merged(method, "a prompt is no change of weights"))
+        raise UserError(_not_merged(method, "a prompt does not change weights"))
     try:
         merged: Any = adapted.merge_and_unload()
     except (ValueError, NotImplementedError) as error:
@@ -122,7 +122,7 @@ def _not_merged(method: str, reason: str) -> str:
 
 
 def merged_card(card: Path, base: Base) -> str:
-    """The adapter's card as the merged model's: it loads without PEFT."""
+    """The adapter's card changed for the merged model, which loads without PEFT."""
     content = huggingface_hub.ModelCard.load(card)
     content.data.library_name = "transformers"
     name = "AutoModelForCausalLM" if base.kind == "causal" else "AutoModelForMaskedLM"
@@ -133,7 +133,7 @@ def merged_card(card: Path, base: Base) -> str:
 
 
 def upload(folder: Path, repo: str, private: bool) -> str:
-    """Put a folder on the model hub; returns its address. Raises UserError when the hub does not take it."""
+    """Upload a folder to the model hub; returns its address. Raises UserError if the hub refuses it."""
     api = huggingface_hub.HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)
@@ -141,6 +141,6 @@ def upload(folder: Path, repo: str, private: bool) -> str:
     except (httpx2.HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the model hub did not take {repo} ({reason}); set HF_TOKEN to a token that may write there"
+            f"the model hub refused {repo} ({reason}); set HF_TOKEN to a token that may write there"
         ) from error
     return f"https://huggingface.co/{repo}"

@@ -1,4 +1,4 @@
-"""The job `generate`: a chat model in, a folder with a data set out."""
+"""`debias generate`: a chat model writes triplets into a folder with a data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ LEDGER = "ledger.jsonl"
 
 
 class DataFolder(RunFolder):
-    """The folder of a generated set. It is never finished for good, and its ledger is never removed."""
+    """The folder of a generated set. The set can always grow, and its ledger is never removed."""
 
     def _open(self, overwrite: bool) -> bool:
         before = self._status()
@@ -47,7 +48,7 @@ class DataFolder(RunFolder):
                 "overwrite=true (the ledger with its paid answers stays)"
             )
         elif not before and [path for path in self._files() if path.name != LEDGER]:
-            raise UserError(f"{self.path} has files in it but no generated set; empty it, or set name=OTHER")
+            raise UserError(f"{self.path} has files but no generated set; empty it, or set name=OTHER")
         return True
 
     def _clear(self) -> None:
@@ -56,16 +57,16 @@ class DataFolder(RunFolder):
                 path.unlink()
 
     def end(self, harvest: Harvest) -> None:
-        """Write the state `done`, with the size of the set and why it is no larger."""
+        """Write the state `done`, with the size of the set and the reason why it is not larger."""
         self._write_status("done", triplets=len(harvest.kept), stopped=harvest.stopped, reason=harvest.reason)
 
 
 class Generation(NamedTuple):
-    """Everything that a set depends on, and what it may cost."""
+    """Everything that determines a set, and its budget."""
 
     name: str
     llm: LLM
-    server: Any  # a context manager that starts a server and yields its address, or None
+    server: AbstractContextManager[str] | None  # starts a server and yields its address
     strategy: Strategy
     wanted: Wanted
     biases: tuple[str, ...]
@@ -78,7 +79,7 @@ class Generation(NamedTuple):
 
     @property
     def source(self) -> str:
-        """What stands in the triplets' `source`."""
+        """The `source` of the triplets."""
         return f"{self.strategy.name}/{self.llm.model}"
 
 
@@ -86,12 +87,12 @@ class Generation(NamedTuple):
 
 
 def estimate(generation: Generation, ledger: Path) -> report.Estimate:
-    """Calls, tokens and dollars that are likely, and at most; nothing is sent and nothing is written."""
+    """Likely and largest calls, tokens and dollars. Nothing is sent or written."""
     llm, wanted = generation.llm, generation.wanted
     first, typical = generation.strategy.preview(generation.task)
     memory = read_ledger(ledger)
     loop = _replayed(generation, memory)
-    ended = loop.harvest.stopped in ("n", "patience", "filtered")  # the answers at hand are the whole run
+    ended = loop.harvest.stopped in ("n", "patience", "filtered")  # the ledger already holds the whole run
     requests = [] if ended else [*(first if not memory.answers else []), *[typical] * loop.to_come()]
     bounds = [question_of(request, llm).bound for request in requests]
     prompt = sum(bound.prompt_tokens for bound in bounds)
@@ -105,7 +106,7 @@ def estimate(generation: Generation, ledger: Path) -> report.Estimate:
 
 
 class _Replay:
-    """A partner that has the ledger's answers and nobody to ask for others."""
+    """A chat that knows only the answers in the ledger."""
 
     def __init__(self, llm: LLM, memory: Memory) -> None:
         self.llm, self.memory, self.spent = llm, memory, memory.spent
@@ -119,11 +120,11 @@ class _Replay:
         return Outcome(answers, "unasked" if wanting else "", "")
 
     def give_up(self, requests: Sequence[Request]) -> None:
-        """They are in the ledger."""
+        """Nothing to do: the ledger already knows."""
 
 
 def _replayed(generation: Generation, memory: Memory) -> Loop:
-    """The loop as far as the answers of the ledger take it."""
+    """The loop, run as far as the answers in the ledger go."""
     indices = _benchmarks(generation.wanted) if memory.answers else []
     acceptance = Acceptance(generation.wanted, _known(generation, indices))
     loop = Loop(_Replay(generation.llm, memory), acceptance, generation.task, generation.source, _Silent())
@@ -142,9 +143,9 @@ class _Silent:
 
 
 def generate(folder: DataFolder, generation: Generation) -> report.Product:
-    """Ask until there is enough or it must end, and write everything; what the ledger holds is not asked again.
+    """Ask until there are enough triplets or it has to stop, and write everything. The ledger's answers are reused.
 
-    Raises UserError or KeyboardInterrupt after what was harvested so far has been written.
+    Raises UserError or KeyboardInterrupt, after writing what was harvested so far.
     """
     start = time.monotonic()
     indices = _benchmarks(generation.wanted)
@@ -168,7 +169,7 @@ def generate(folder: DataFolder, generation: Generation) -> report.Product:
 async def _run(chat: Chat, loop: Loop, strategy: Strategy) -> None:
     async with chat:
         if known := len(chat.ledger.memory.answers):
-            log.info("the ledger holds %d answers, which are not asked for again", known)
+            log.info("reusing %d answers from the ledger", known)
         await loop.run(strategy)
 
 
@@ -176,13 +177,13 @@ def _benchmarks(wanted: Wanted) -> list[leakage.Index]:
     if not wanted.benchmarks:
         return []
     for name in leakage.missing():
-        log.info("%s cannot be compared with: set DEBIAS_DATA to the folder that holds it", name)
+        log.info("not compared with %s: set DEBIAS_DATA to the folder that holds it", name)
     names = leakage.available()
     return [leakage.benchmark_index(name) for name in bar("reading benchmarks")(names, len(names))]
 
 
 def _known(generation: Generation, indices: Sequence[leakage.Index]) -> dict[str, NearDuplicates]:
-    """Sentences that may not be repeated, by the reason of a rejection."""
+    """Sentences that must not be repeated, by the reason for rejecting a repetition."""
     similarity = generation.wanted.similarity
     shown, others = NearDuplicates(similarity), NearDuplicates(similarity)
     for sentence in generation.strategy.examples():
@@ -195,7 +196,7 @@ def _known(generation: Generation, indices: Sequence[leakage.Index]) -> dict[str
 
 
 class _Live:
-    """How it goes: a line that changes on a terminal, a log line after each part elsewhere."""
+    """Progress: a changing line on a terminal, otherwise a log line after each wave."""
 
     def __init__(self, total: int) -> None:
         self.total, self.text, self._tally = total, "", tally(total)
@@ -230,7 +231,7 @@ def _write(
     folder: DataFolder, generation: Generation, harvest: Harvest, spent: Spent, indices: Sequence[leakage.Index],
     seconds: float,
 ) -> report.Product:  # fmt: skip
-    """Write the set, what was rejected, the card, the cost and the quality report."""
+    """Write the set, the rejected triplets, the card, the cost and the quality report."""
     path = folder.path / f"{_file_name(generation.name)}.jsonl"
     rows = list(_rows(harvest, generation.strategy.name))
     _write_lines(path, rows)
@@ -285,16 +286,16 @@ def _rejected(harvest: Harvest) -> Iterator[dict[str, Any]]:
 
 
 def _model_name(name: str) -> str:
-    """What the server calls the model; a local server may give a file's path, which is nobody's business."""
+    """The server's name for the model. A local server may give a path, which should not get into the data."""
     return name.replace("\\", "/").rsplit("/", 1)[-1] if name.endswith(".gguf") or name.startswith("/") else name
 
 
-def _write_lines(path: Path, rows: Any) -> None:
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def biases(bias: str | Sequence[str]) -> tuple[str, ...]:
-    """One bias or several as a tuple. Raises UserError when there is none."""
+    """One or several biases as a tuple. Raises UserError if there is none."""
     found = tuple(str(b).strip() for b in ([bias] if isinstance(bias, str) else bias))
     if not found or not all(found):
         raise UserError(

@@ -1,4 +1,4 @@
-"""The data source of `debias run` that a chat model writes: `debias generate` and training in one go."""
+"""`data=generated`: a chat model writes the training data, as in `debias generate`, and training follows."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from debias.results import text_sha256
 
 
 class Generated:
-    """A data source that a chat model writes, or that its ledger replays, into a folder of its own below `root`.
+    """A set that a chat model writes into its own folder below `root`. Answers in its ledger are not asked for again.
 
     Args:
-        bias: what it is about.
-        llm, strategy, generate: as of `debias generate`.
-        seed: of the order of terms and scenes; not the run's, so that a sweep over seeds pays once.
+        bias: what the sentences are about.
+        llm, strategy, generate: as in `debias generate`.
+        seed: of the order of terms and scenes. Not the run's seed, so that a sweep over seeds pays once.
         root: folder of generated sets.
     """
 
@@ -43,7 +43,9 @@ class Generated:
         typed, wanted = checked(LLM, sections, "llm"), checked(Wanted, sections, "generate")
         self.generation = Generation("generated", typed, llm.get("server"), strategy, wanted, biases(bias), seed)
         if wanted.dry_run:
-            raise UserError("generate.dry_run=true belongs to `debias generate`: use it there with the same settings")
+            raise UserError(
+                "generate.dry_run=true works only in `debias generate`; use it there with the same settings"
+            )
         keep = {k: v for k, v in generate.items() if k not in BESIDE["generate"]}
         asked = {k: v for k, v in settings.items() if k not in BESIDE["llm"]}
         self.identity = _plain([self.generation.biases, asked, strategy, keep, seed])
@@ -52,11 +54,11 @@ class Generated:
         self.folder = Path(root) / f"{short}-{text_sha256(self.identity)[:8]}"
 
     def fingerprint(self) -> str:
-        """Checksum of the settings and of the size: the set itself does not exist yet."""
+        """Checksum of the settings and the size, because the set may not exist yet."""
         return hashlib.sha256(f"{self.identity} {self.generation.wanted.n}".encode()).hexdigest()
 
     def load(self, seed: int) -> Checked:
-        """Generate or replay. Raises UserError when there is nothing to train on, or a batch is on its way."""
+        """Generate or replay. Raises UserError if there is nothing to train on, or a batch is still being processed."""
         before = read_ledger(self.folder / LEDGER).spent
         config = dict(zip(("bias", "llm", "strategy", "generate", "seed"), json.loads(self.identity), strict=True))
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
@@ -64,7 +66,7 @@ class Generated:
         with folder.claim(), folder.working():
             product = generate(folder, self.generation)
         if product.harvest.stopped == "batch":
-            raise UserError(f"{product.harvest.reason}; run the same command again to go on")
+            raise UserError(f"{product.harvest.reason}; run the same command again to continue")
         if not product.harvest.kept:
             raise UserError(f"{self.folder}: nothing was accepted ({product.ending}); see rejected.jsonl there")
         checked = TripletFile(self.generation.task.label, str(product.path)).load(seed)
@@ -76,18 +78,18 @@ class Generated:
 
 
 def _between(before: Spent, after: Spent) -> dict[str, Any]:
-    """What was paid for just now: a set that another run paid for costs this one nothing."""
+    """What this run paid. A set that another run paid for costs nothing."""
     tokens = after.prompt_tokens + after.completion_tokens - before.prompt_tokens - before.completion_tokens
     dollars = None if after.dollars is None or before.dollars is None else after.dollars - before.dollars
     return {"tokens": tokens, "dollars": dollars}
 
 
-def _plain(value: Any) -> str:
-    """Settings as JSON, objects by their attributes."""
+def _plain(value: object) -> str:
+    """Settings as JSON; objects become dicts of their public attributes."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_attributes)
 
 
-def _attributes(value: Any) -> Any:
+def _attributes(value: object) -> str | dict[str, Any]:
     if isinstance(value, string.Template):
         return value.template
     if isinstance(value, Path):

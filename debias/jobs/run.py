@@ -31,10 +31,10 @@ def run(
     benchmarks: Sequence[Benchmark],
     report: RunReport,
 ) -> Evaluation:
-    """Train an adapter unless the folder has one, score base and debiased model, write the reports."""
-    tuning.make_trainer()  # precision and devices that cannot be used stop the job before the model is loaded
+    """Train an adapter unless the folder has one, score the base and the debiased model, write the reports."""
+    tuning.make_trainer()  # fail on an unusable precision or device before loading the model
     cost = Cost(folder.path)
-    checked = tuning.data.load(tuning.seed)  # bad data stops the job before the model is loaded
+    checked = tuning.data.load(tuning.seed)  # fail on bad data before loading the model
     if checked.spent:
         cost.add("generate", checked.spent)
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
@@ -72,16 +72,16 @@ def run(
 
 
 def assist(folder: RunFolder, tuning: Tuning, model: BaseModel) -> None:
-    """Share the training of a run whose folder another process holds (`torchrun`, `srun`), and nothing else."""
+    """Take part in the training of a run that another process manages (`torchrun`, `srun`), and in nothing else."""
     target = folder.path / ADAPTER
     if not folder.is_finished() and not target.is_dir():
         train(tuning, tuning.data.load(tuning.seed).triplets, model.load(), folder.path, target)
 
 
 def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Prepared]) -> list[str]:
-    """Sentences that are both trained on and scored, ignoring case and outer white space, as notes.
+    """Notes on sentences that are both trained on and scored, ignoring case and surrounding white space.
 
-    Raises UserError where they are more than 1% of the training sentences.
+    Raises UserError if they make up more than 1% of the training sentences.
     """
     notes = []
     for benchmark, candidates in benchmarks:

@@ -1,4 +1,4 @@
-"""Trackers: who else is told of a run while it trains and when it is scored. The run folder has everything anyway."""
+"""Trackers follow a run while it trains and when it is scored. The run folder has everything without them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlparse
 
 import torch
@@ -22,11 +22,14 @@ from debias.report.one_run.report import Change, changes
 from debias.results import ADAPTER
 from debias.training.module import CHECKPOINT
 
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
 log = logging.getLogger(__name__)
 
 
 class Tracked(NamedTuple):
-    """What a tracker is told of a job before it starts."""
+    """What a tracker knows of a job before it starts."""
 
     folder: Path
     config: dict[str, Any]  # plain values
@@ -36,25 +39,25 @@ class Tracked(NamedTuple):
 
     @property
     def group(self) -> str:
-        """The sweep."""
+        """The name of the sweep's folder."""
         return self.folder.parent.name
 
     @property
     def id(self) -> str:
-        """The same for every attempt at the same job, and for no other job."""
+        """Equal for all attempts at one job, and different for every other job."""
         words = (self.group, self.folder.name, *(self.identity[name] for name in sorted(self.identity)))
         return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
 class Tracker:
-    """Tells nobody: the loss curve is in train.csv."""
+    """Tracks nothing beyond train.csv, which is always written."""
 
-    def start(self, run: Tracked) -> Any:
-        """Begin or go on; returns the logger that Lightning shall use, or False."""
+    def start(self, run: Tracked) -> Logger | Literal[False]:
+        """Begin, or continue after an interruption; returns the logger for Lightning, or False."""
         return False
 
     def scored(self, run: Tracked, evaluation: Evaluation) -> None:
-        """Tell what was measured, when everything in the run folder is written."""
+        """Send the figures, once the run folder is complete."""
 
     def end(self, failed: bool) -> None:
         """Close, whatever happened."""
@@ -63,8 +66,8 @@ class Tracker:
 class TensorBoard(Tracker):
     """Curves and headline figures in the run folder's `tensorboard/`: `tensorboard --logdir outputs/NAME`."""
 
-    def start(self, run: Tracked) -> Any:
-        """Write beside what an interrupted run wrote."""
+    def start(self, run: Tracked) -> Logger | Literal[False]:
+        """Continue beside the events of an interrupted run."""
         from pytorch_lightning.loggers import TensorBoardLogger
 
         try:
@@ -74,7 +77,7 @@ class TensorBoard(Tracker):
         return self.logger
 
     def scored(self, run: Tracked, evaluation: Evaluation) -> None:
-        """The choices and the headline figures, to be compared in the HPARAMS tab."""
+        """Send the config choices and headline figures, for the HPARAMS tab."""
         chosen = dict(choice.split("=", 1) for choice in run.choices)
         self.logger.log_hyperparams(chosen, headline_values(evaluation.figures, run.bias))
 
@@ -89,8 +92,8 @@ class WeightsAndBiases(Tracker):
 
     Args:
         project: where runs are listed.
-        entity: team or user; empty: the account's own.
-        mode: `online`, `offline` or `disabled`; empty: WANDB_MODE, else online where there is a key, else offline.
+        entity: team or user; None for the account's own.
+        mode: `online`, `offline` or `disabled`; None for WANDB_MODE or, without it, online if there is a key.
         adapter: upload the adapter as an artifact.
     """
 
@@ -102,8 +105,8 @@ class WeightsAndBiases(Tracker):
         self.project, self.entity, self.mode, self.adapter = project, entity, mode, adapter
         self.run: Any = None
 
-    def start(self, run: Tracked) -> Any:
-        """Begin the job's run, or go on with it; never asks for a key."""
+    def start(self, run: Tracked) -> Logger | Literal[False]:
+        """Begin or continue the job's run; never asks for a key."""
         try:
             import wandb
         except ModuleNotFoundError as error:
@@ -116,7 +119,7 @@ class WeightsAndBiases(Tracker):
         options: dict[str, Any] = {
             "project": self.project,
             "entity": self.entity,
-            # An agent of a W&B sweep has named its run already.
+            # The agent of a W&B sweep has already chosen the id of its run.
             "id": os.environ.get("WANDB_RUN_ID", run.id) if os.environ.get("WANDB_SWEEP_ID") else run.id,
             "name": f"{run.group}/{run.folder.name}"[:128],
             "group": run.group,
@@ -135,20 +138,20 @@ class WeightsAndBiases(Tracker):
             log.warning(
                 "Weights & Biases cannot be reached (%s): recording offline", " ".join(str(error).split())[:200]
             )
-            wandb.teardown()  # its service still holds the run that did not begin
+            wandb.teardown()  # otherwise its service keeps the run that failed to start
             for begun in set(place.glob(f"wandb/run-*-{run.id}")) - before:
                 shutil.rmtree(begun, ignore_errors=True)
             self.run = wandb.init(**options, mode="offline", settings=quiet)
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         if self.run.settings.mode == "offline":
-            for row in curve_kept(run.folder):  # the server knows what an online run logged before it was interrupted
+            for row in curve_kept(run.folder):  # online, the server still has what was logged before an interruption
                 self.run.log(row)
             log.info("Weights & Biases: offline in %s", Path(self.run.dir).parent)
         return WandbLogger(experiment=self.run, project=self.project)
 
     def scored(self, run: Tracked, evaluation: Evaluation) -> None:
-        """Figures as summary values and as a table, the most and least changed sentences, the page, the adapter."""
+        """Send figures (as a summary and a table), the most and least changed sentences, the page and the adapter."""
         import wandb
 
         self.run.summary.update({**headline_values(evaluation.figures, run.bias), **all_values(evaluation.figures)})
@@ -168,7 +171,7 @@ class WeightsAndBiases(Tracker):
             self.run.log_artifact(artifact)
 
     def end(self, failed: bool) -> None:
-        """Finish this job's run, so that the next one gets its own; an offline one replaces its interrupted self."""
+        """Finish this job's run, so that the next job starts its own, and remove its interrupted offline attempts."""
         if self.run is None:
             return
         run, self.run = self.run, None
@@ -182,12 +185,12 @@ class WeightsAndBiases(Tracker):
 
 
 def missing(extra: str) -> UserError:
-    """What to say where a tracker's package is not installed."""
+    """The error if a tracker's package is not installed."""
     return UserError(f"logger={extra} needs a package that is not installed: python -m pip install 'debias[{extra}]'")
 
 
 def has_key() -> bool:
-    """Whether there is a key for Weights & Biases in the environment or in the netrc file; it is not looked at."""
+    """Whether the environment or the netrc file has a key for Weights & Biases. The key is not stored or logged."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
@@ -198,7 +201,7 @@ def has_key() -> bool:
 
 
 def curve_kept(folder: Path) -> list[dict[str, float]]:
-    """Rows of the loss curve that an interrupted run need not train again."""
+    """The rows of the loss curve that an interrupted run does not have to train again."""
     if (folder / ADAPTER).is_dir():
         last = float("inf")
     elif (folder / CHECKPOINT).is_file():
@@ -207,7 +210,7 @@ def curve_kept(folder: Path) -> list[dict[str, float]]:
         return []
     with (folder / "train.csv").open(newline="", encoding="utf-8") as file:
         whole = [row for row in csv.DictReader(file) if None not in row.values()]
-    # Lightning counts a step's metrics from zero, the curve counts the steps that were taken.
+    # Lightning numbers the metrics of steps from 0, train.csv counts completed steps from 1.
     return [
         {"loss": float(row["loss"]), "epoch": float(row["epoch"]), "trainer/global_step": int(row["step"]) - 1}
         for row in whole
@@ -216,7 +219,7 @@ def curve_kept(folder: Path) -> list[dict[str, float]]:
 
 
 def headline_values(figures: Sequence[Figure], bias: str) -> dict[str, float]:
-    """SS, LMS and ICAT of the targeted bias and perplexity, base, debiased and difference, with their intervals."""
+    """SS, LMS, ICAT of the targeted bias and perplexity: base, debiased and difference, with intervals."""
     values: dict[str, float] = {}
     for name, row in headlines(figures, bias).items():
         for model, figure in (("base", row.base), ("debiased", row.debiased), ("delta", row.delta)):
@@ -226,7 +229,7 @@ def headline_values(figures: Sequence[Figure], bias: str) -> dict[str, float]:
 
 
 def all_values(figures: Sequence[Figure]) -> dict[str, float]:
-    """Every figure and its interval under a name of its own: benchmark/bias/metric/model."""
+    """Every figure and its interval under the name benchmark/protocol/bias/metric/model."""
     return {
         f"{f.benchmark}/{f.protocol}/{f.bias}/{f.metric}/{f.model}{end}": value
         for f in figures

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -98,11 +99,11 @@ class Grid:
         groups = [self.group(line) for line in self.lines]
         return {i for i in range(1, len(groups)) if groups[i] != groups[i - 1]}
 
-    def terminal(self, gap: int = 2) -> Table:
+    def terminal(self, gap: int = 2) -> RenderableType:
         """For a terminal, `gap` blanks between columns; a value repeated in the first column is shown once."""
         shown = self.without(*self.by)
-        table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0), title_justify="left",
-                      title=self.caption or None, show_header=any(c.name for c in self.columns))  # fmt: skip
+        table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0),
+                      show_header=any(c.name for c in self.columns))  # fmt: skip
         for column in shown.columns:
             table.add_column(column.short or column.name, justify="right" if column.numeric else "left",
                              no_wrap=column.numeric, overflow="fold")  # fmt: skip
@@ -118,7 +119,8 @@ class Grid:
             previous = first.text
             # Text, not str: rich would read [brackets] in data as markup.
             table.add_row(*[Text(cell.text, style=STYLES.get(cell.kind, "")) for cell in cells])
-        return table
+        # Not the table's own title, which rich wraps to the width of the table.
+        return Group(Text(self.caption, style="bold"), table) if self.caption else table
 
     def markdown(self) -> str:
         """For Markdown: numbers with an emphasis in bold, baselines in italics."""

@@ -1,1 +1,1 @@
-"""A launcher for Ray, in the place where Hydra looks for plugins."""
+"""A launcher for Ray, where Hydra looks for plugins."""

@@ -1,6 +1,6 @@
-"""Each job of a sweep is a Ray task; one whose node dies runs again on another, and resumes from its folder.
+"""Runs each job of a sweep as a Ray task. If its node dies, the job runs again elsewhere and resumes from its folder.
 
-Hydra's own plugin gives `ray.init` an object store size, which Ray refuses for a cluster that runs already.
+Hydra's own plugin does not work here: it always sets an object store size, which Ray refuses for a running cluster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict
 
 log = logging.getLogger(__name__)
 
-# What workers of a cluster that runs already do not inherit. Never a key: Ray keeps what it is told.
+# Workers of a running cluster do not inherit these. Never add a key: Ray stores what it is given.
 PASSED = ("DEBIAS_CACHE", "DEBIAS_DATA", "HF_HUB_OFFLINE", "HF_HOME", "OMP_NUM_THREADS", "WANDB_MODE")
 
 
@@ -27,21 +27,21 @@ class RayLauncher(Launcher):
     """Runs jobs on a Ray cluster whose nodes share the working folder.
 
     Args:
-        address: of a cluster, `auto` for the one this machine belongs to; empty: one of this machine alone.
-        num_cpus: cores that each job takes.
-        num_gpus: GPUs that each job takes; a fraction shares one.
-        attempts: how often a job is begun whose node or worker dies.
+        address: address of a cluster, `auto` for the one this machine belongs to, None to start one here.
+        num_cpus: cores for each job.
+        num_gpus: GPUs for each job; jobs with a fraction share one.
+        attempts: how often to start a job whose node or worker dies.
     """
 
     def __init__(self, address: str | None = None, num_cpus: float = 1, num_gpus: float = 0, attempts: int = 5) -> None:
         self.address, self.num_cpus, self.num_gpus, self.attempts = address, num_cpus, num_gpus, attempts
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what the jobs are made of."""
+        """Keep what the jobs need."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs to their end; what became of one that died too often is read from its folder."""
+        """Run all jobs to their end. The state of a job that died too often is read from its folder."""
         from debias.cli.config import install
         from debias.records import UserError
 
@@ -83,7 +83,7 @@ def _ended(ray: Any, job: Any) -> JobReturn:
 
 
 def _job(cwd: str, environment: Mapping[str, str], shared: Any, overrides: Sequence[str], number: int) -> JobReturn:
-    """Run one job in a worker, as Hydra's basic launcher does it in its own process."""
+    """Run one job in a worker, as Hydra's basic launcher does in its own process."""
     os.chdir(cwd)
     os.environ.update(environment)
     context, config, task, singletons = shared

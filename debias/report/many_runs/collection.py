@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
@@ -21,6 +21,7 @@ from debias.results import INTERRUPTED, LIKELIHOODS, read_figures, read_likeliho
 
 STATES = ("done", "running", "failed")
 UNFINISHED = ("running", "interrupted", "failed")
+T = TypeVar("T")
 Planned = Callable[[Path], int | None]  # a sweep's multirun.yaml -> how many runs it asks for, if known
 
 
@@ -58,7 +59,7 @@ class Run:
         return str(self.config.get("seed", ""))
 
     def likelihoods(self) -> pd.DataFrame:
-        """The scores of single texts. Raises UserError where they were not kept, or are damaged."""
+        """The scores of single texts. Raises UserError if they were not kept, or are damaged."""
         if self.records is None:
             raise UserError(
                 f"{self.folder}: no records (likelihoods.parquet); run this job again with overwrite=true, "
@@ -130,10 +131,10 @@ def collect(paths: Sequence[Path], planned: Planned = lambda _: None) -> Collect
 
 
 def nothing_in(found: Collection, paths: Sequence[Path]) -> str:
-    """Why there is no run to work with."""
+    """Why there is nothing to report."""
     where = ", ".join(map(str, paths))
     if found.faults:
-        return f"no run below {where} can be read; the first: {found.faults[0]}"
+        return f"no run below {where} can be read; first problem: {found.faults[0]}"
     states = [f"{len(folders)} {state}" for state, folders in found.unfinished.items() if folders]
     others = f" ({', '.join(states)})" if states else ""
     return f"no finished run below {where}{others}; start one with `debias run`"
@@ -198,7 +199,7 @@ def _losses(text: str) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(text.splitlines())]
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+def _read(path: Path, parse: Callable[[str], T]) -> T:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except OSError as error:

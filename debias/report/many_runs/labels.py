@@ -52,7 +52,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[Label]:
     return [{names[key]: _shown(key, of_run[key]) for key in varying if key in of_run} for of_run in flat]
 
 
-def _shown(key: str, value: Any) -> str:
+def _shown(key: str, value: object) -> str:
     """A value as text; of a class only its name."""
     return str(value).rsplit(".", 1)[-1] if "_target_" in key else str(value)
 

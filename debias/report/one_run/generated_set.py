@@ -125,7 +125,7 @@ def estimate(e: Estimate) -> RenderableType:
     when = f" (prices of {e.model} on {e.priced_on})" if e.priced_on else ""
     limit = f"llm.max_cost_usd stops the run at {e.limit:g} dollars" if e.limit is not None else "no limit is set"
     notes = f'"At most" is for these calls; if fewer triplets are accepted, more calls follow: {limit}{when}.'
-    paid = f"{e.paid} answers are already in the ledger and cost nothing; {e.kept} of {e.wanted} triplets came of them."
+    paid = f"{e.paid} answers are in the ledger and cost nothing; {e.kept} of {e.wanted} triplets came from them."
     if e.stopped in REMEDIES:
         paid += f" They end the run, because {ENDINGS[e.stopped]}: {REMEDIES[e.stopped]}."
     return Group(Text("Nothing was sent.", style="bold"), grid.terminal(), Text(f"{notes} {paid}" if e.paid else notes))
