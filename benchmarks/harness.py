@@ -98,7 +98,8 @@ def write_files(folder: Path, sentences: int) -> int:
 
 def candidates_of(folder: Path) -> list[Candidate]:
     """Two sentences per pair."""
-    pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    pairs = [json.loads(line) for line in lines]
     return [
         Candidate(str(i), key, pair["bias_type"], "stereo", pair[key])
         for i, pair in enumerate(pairs)

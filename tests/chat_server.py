@@ -147,7 +147,7 @@ class ChatServer(ThreadingHTTPServer):
             batch["errors"] = {"object": "list", "data": [{"code": "bad", "message": "line 1 is wrong", "line": 1}]}
             return
         done, failed = [], []
-        for i, line in enumerate(self.files[batch["input_file_id"]].decode().splitlines()):
+        for i, line in enumerate(self.files[batch["input_file_id"]].decode().removesuffix("\n").split("\n")):
             asked = json.loads(line)
             if i in self.batch_fails:
                 if self.batch_status == "completed":
@@ -170,7 +170,8 @@ class ChatServer(ThreadingHTTPServer):
         for name, lines in (("output_file_id", done), ("error_file_id", failed)):
             if lines:
                 batch[name] = f"file-{len(self.files)}"
-                self.files[batch[name]] = "".join(json.dumps(line) + "\n" for line in lines).encode()
+                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                self.files[batch[name]] = text.encode()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -375,7 +376,7 @@ def question(text: str, sample: int = 0, max_tokens: int = 100) -> Request:
 
 def ledger_lines(path: Path) -> list[dict[str, Any]]:
     """All lines of a ledger."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def ask(llm: LLM, ledger: Path, requests: Sequence[Request]) -> tuple[Outcome, list[Answer], Spent]:

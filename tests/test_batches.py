@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,8 @@ def test_requests_without_a_result_are_submitted_again(status: str, ledger: Path
         ask(llm, ledger, requests)
         server.batch_status, server.batch_fails = status, {1, 3}
         server.finish_batches()
+        outcome, arrived, _ = ask(llm, ledger, requests)
+        assert (outcome.stopped, len(arrived), server.counts.batches) == ("", 3, 1)  # which may be enough
         outcome, arrived, _ = ask(llm, ledger, requests)
         assert (outcome.stopped, len(arrived)) == ("batch", 3)
         assert "with 2 requests" in outcome.reason
@@ -85,6 +88,36 @@ def test_a_batch_that_never_reached_the_server_is_submitted_again(ledger: Path) 
         outcome, _, _ = ask(llm, ledger, [question("x")])
     assert "with 1 requests is submitted" in outcome.reason
     assert len(server.batches) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "calls", "lost"),
+    [
+        (lambda line: line[:-20], 1, 0),  # broken off behind the request's name
+        (lambda line: line.replace('"response": {', '"response": [{').replace("}}", "}]}", 1), 1, 0),
+        (lambda line: line.replace('"response"', '"answer"'), 1, 0),
+        (lambda line: "<html>oops</html>", 0, 1),  # nobody's
+    ],
+)
+def test_a_result_that_cannot_be_read_is_kept_and_paid(
+    damage: Callable[[str], str], calls: int, lost: int, ledger: Path
+) -> None:
+    """It counts at its worst case; three such results of one request end it."""
+    with serving() as server:
+        llm = settings(server.base_url, batch=True)
+        for number in range(1, 4):
+            outcome, _, _ = ask(llm, ledger, [question("x")])
+            assert (outcome.stopped, server.counts.batches) == ("batch", number)
+            server.finish_batches()
+            (line,) = server.files[f"file-{2 * number - 1}"].decode().split("\n")[:-1]
+            server.files[f"file-{2 * number - 1}"] = f"{damage(line)}\n".encode()
+        outcome, _, spent = ask(llm, ledger, [question("x")])
+        assert (outcome.stopped, outcome.answers, server.counts.batches) == ("", [None], 3)
+    worst = question_of(question("x"), llm).bound.worst
+    assert (spent.calls, spent.bounded, spent.lost) == (3 * calls, 3 * calls, 3 * lost)
+    assert spent.dollars + spent.lost_dollars == pytest.approx(3 * worst)
+    raw = [line.get("body") or line["text"] for line in ledger_lines(ledger) if line["kind"] in ("answered", "unread")]
+    assert raw[-1] == damage(line)
 
 
 def test_a_batch_stays_within_the_budget(ledger: Path) -> None:

@@ -157,6 +157,14 @@ def test_a_damaged_file_is_named_with_its_line(damage: object, message: str, tmp
         BBQ(Continuation(), categories="Age", path=path).fingerprint()
 
 
+def test_a_line_separator_in_a_context_does_not_end_a_line(tmp_path: Path) -> None:
+    first = json.loads(assets.locate("bbq-Age").read_text(encoding="utf-8").split("\n")[0])
+    first["context"] = "I saw\u2028two\u2029people."
+    path = folder_with(tmp_path, [json.dumps(first, ensure_ascii=False)])
+    (question,) = BBQ(Continuation(), categories="Age", path=path).questions
+    assert question["context"] == first["context"]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"additional_metadata\.csv: .*check eval\.bbq\.path"):
         BBQ(Continuation(), path=str(tmp_path)).fingerprint()

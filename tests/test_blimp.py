@@ -104,6 +104,12 @@ def test_archives_that_are_not_whole(text: str, message: str, tmp_path: Path) ->
         benchmark(path).fingerprint()
 
 
+def test_a_line_separator_in_a_sentence_does_not_end_a_line(tmp_path: Path) -> None:
+    odd = {**PAIR, "sentence_good": "Many girls\u2028insulted\x85themselves."}
+    path = archive(tmp_path, u=json.dumps(odd, ensure_ascii=False) + "\n")
+    assert [c.text for c in benchmark(path).candidates(CAUSAL)] == [odd["sentence_good"], PAIR["sentence_bad"]]
+
+
 def test_half_an_archive_and_none(tmp_path: Path) -> None:
     path = Path(archive(tmp_path, u=json.dumps(PAIR)))
     assert len(benchmark(str(path)).candidates(CAUSAL)) == 2

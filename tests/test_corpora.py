@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from debias.data import leakage
 from debias.data.doctor import Diagnosis, examine
 from debias.data.leakage import Index, available, benchmark_index
 from debias.data.quality import NearDuplicates, opening, words
@@ -105,6 +107,18 @@ def test_benchmarks_are_read_whole(benchmarks: dict[str, Index]) -> None:
     winobias = benchmarks["winobias"]
     assert winobias.sentences.find("The developer argued with the designer because she did not like the design.")
     assert len(winobias.sentences) == 3_162
+
+
+def test_a_line_separator_in_a_text_does_not_end_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {
+        "bbq": json.dumps({"context": "I saw\u2028her.", "question": "Who?", "answer_info": {}}, ensure_ascii=False),
+        "winobias": "1 [The nurse] paid\u2028the mover because [she] was late.",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(f"{text}\n", encoding="utf-8")
+    monkeypatch.setattr(leakage, "_files", lambda name: [tmp_path / name])
+    assert [sentence for sentence, *_ in leakage._bbq()] == ["I saw\u2028her.", "Who?"]
+    assert [sentence for sentence, *_ in leakage._winobias()] == ["The nurse paid\u2028the mover because she was late."]
 
 
 def test_the_other_benchmarks_are_searched_too(benchmarks: dict[str, Index]) -> None:

@@ -303,3 +303,40 @@ def test_a_batch_with_errors_inside_status_200(tmp_path: Path) -> None:
         assert (server.counts.batches, server.counts.calls) == (2, 5)
         assert len(sentences(tmp_path)) == 24
         assert_accounts_agree(server, tmp_path)
+
+
+# ---------------------------------------------------------------- results of batches
+
+
+def separated(body: dict[str, Any]) -> str:
+    """The answer of `writer` with everything in its blanks that some program takes for the end of a line."""
+    separators = "\u2028\u2029\x85\x0b\x0c\x1c"
+    rows = json.loads(writer(body))["triplets"]
+    for separator, row in zip(separators, rows, strict=True):
+        row["sentence"] = row["sentence"].replace(" ", separator, 1)
+    return json.dumps({"triplets": rows}, ensure_ascii=False)
+
+
+def test_results_with_line_separators_are_whole(tmp_path: Path) -> None:
+    words = ("llm.batch=true", "llm.batch_price_factor=1")
+    with serving(reply=separated) as server:
+        generate(server, tmp_path, *words, status=4)
+        server.finish_batches()
+        generate(server, tmp_path, *words)
+        assert (server.counts.batches, server.counts.calls) == (1, 10)
+        assert len(sentences(tmp_path)) == 60
+        assert_accounts_agree(server, tmp_path)
+
+
+def test_what_a_complete_set_does_not_need_is_not_submitted_again(tmp_path: Path) -> None:
+    """Ten requests were submitted and the last has no result; the nine others are enough for what is wanted now."""
+    words = ("llm.batch=true", "llm.batch_price_factor=1")
+    with serving(reply=writer) as server:
+        generate(server, tmp_path, *words, status=4)
+        server.batch_fails = {9}
+        server.finish_batches()
+        generate(server, tmp_path, *words, "generate.n=54")
+        assert server.counts.batches == 1
+        assert len(sentences(tmp_path)) == 54
+        generate(server, tmp_path, *words, status=4)
+        assert server.counts.batches == 2

@@ -31,6 +31,11 @@ def written(folder: Path, pro: str = PRO, anti: str = ANTI) -> str:
     return str(folder)
 
 
+def test_a_line_separator_does_not_end_a_line(tmp_path: Path) -> None:
+    path = written(tmp_path, PRO.replace(" paid ", "\u2028paid\x85"), ANTI.replace(" paid ", "\u2028paid\x85"))
+    assert len(WinoBias(BiasBench(), path)._pairs) == 4 * PRO.count("\n")
+
+
 def test_published_counts() -> None:
     """396 lines per file; the 40 occupations; 17 odd pairs, two of them of sentences about different persons."""
     benchmark = WinoBias(BiasBench())

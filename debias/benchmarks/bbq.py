@@ -107,7 +107,8 @@ class BBQ(LikelihoodBenchmark):
             for category in self.categories:
                 path = self.path / f"{category}.jsonl" if self.path else assets.locate(f"bbq-{category}")
                 where = f"{path}"
-                for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+                for line, text in enumerate(lines, start=1):
                     where = f"{path}, line {line}"
                     questions.append(_question(json.loads(text), targets))
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -70,7 +70,7 @@ class Blimp(LikelihoodBenchmark):
 
 def _read(name: str, content: bytes) -> Iterator[dict[str, Any]]:
     """Pairs of one file of the archive, one JSON object per line."""
-    for number, line in enumerate(content.decode().splitlines(), start=1):
+    for number, line in enumerate(content.decode().removesuffix("\n").split("\n"), start=1):
         try:
             pair = json.loads(line)
             missing = [field for field in FIELDS if field not in pair]

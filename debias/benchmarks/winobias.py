@@ -101,7 +101,7 @@ class WinoBias(LikelihoodBenchmark):
 def _lines(path: Path) -> list[tuple[str, str]]:
     """Occupation and sentence of each line; the sentence loses its number and its brackets."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); check eval.winobias.path") from error
     found = []

@@ -73,7 +73,7 @@ def _crows_pairs() -> Texts:
 
 def _winobias() -> Texts:
     for path in _files("winobias"):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
             # A line reads "1 [The nurse] asked ... [she] ...": number and brackets are not part of the sentence.
             names = re.findall(r"\[(?:the )?([^\]]+)\]", line, re.IGNORECASE)
             yield re.sub(r"^\d+ |[\[\]]", "", line), *(name for name in names if name not in PRONOUNS)
@@ -81,7 +81,7 @@ def _winobias() -> Texts:
 
 def _bbq() -> Texts:
     for path in _files("bbq"):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
             row = json.loads(line)
             groups = [text for text, group in row["answer_info"].values() if group != "unknown"]
             for sentence in re.split(r"(?<=[.?!]) ", f"{row['context']} {row['question']}"):

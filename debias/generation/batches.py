@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 ENDED = ("completed", "failed", "expired", "cancelled")
 MAX_REQUESTS = 50_000  # per batch, a limit of the API
+_KEY = re.compile(r"[0-9a-f]{64}")  # of a request; it is the `custom_id` of its result
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 
 
@@ -54,10 +56,10 @@ class Batches:
                 return "batch", f"batch {batch.id} is {batch.status}{_progress(batch)}; run the same command later"
             complaints += await self._end(tag, batch)
         memory = self.ledger.memory
-        for key in missing:
-            if key in memory.answers:
-                proven |= memory.answers[key].finish_reason != FILTERED
-                collect(memory.answers[key]._replace(cached=False))
+        fetched = [memory.answers[key] for key in missing if key in memory.answers]
+        for answer in fetched:
+            proven |= answer.finish_reason != FILTERED
+            collect(answer._replace(cached=False))
         if not proven and (told := next(filter(None, (mistake(c, self.llm, self.base_url) for c in complaints)), None)):
             raise told  # as live: before the first answer a refusal means that the settings are wrong
         failed = [key for key in missing if memory.refused.get(key, 0) + memory.broken.get(key, 0) >= MAX_REFUSED]
@@ -66,7 +68,9 @@ class Batches:
             log.warning("%d requests failed in %d batches and are skipped", len(failed), MAX_REFUSED)
             self.ledger.given_up(failed)
         left = {k: question for k, question in missing.items() if k not in memory.answers and k not in failed}
-        return await self._submit(left) if left else ("", "")
+        if fetched or not left:
+            return "", ""  # the answers may be enough: what is left is submitted when it is asked for again
+        return await self._submit(left)
 
     async def _find(self, tag: str, batch_id: str | None) -> Batch | None:
         """A batch by its id, or by its tag if we died before recording the id; None if it was never submitted."""
@@ -81,17 +85,25 @@ class Batches:
     async def _end(self, tag: str, batch: Batch | None) -> list[Complaint]:
         """Record every result in the ledger and return the errors among them.
 
-        Requests without a result were not charged and will be asked again.
+        Requests without a result were not charged, unless there are results that cannot be read, and are asked again.
         """
         status = "never submitted" if batch is None else batch.status
         complaints: list[Complaint] = []
+        unread: list[str] = []
         for file_id in [] if batch is None else [batch.output_file_id, batch.error_file_id]:
             if file_id is not None:
-                content = await self.patient.files.content(file_id)
-                complaints += self._store(tag, content.text)
+                content = (await self.patient.files.content(file_id)).content.decode("utf-8", "replace")
+                complaints += self._store(tag, redacted(content, self.secret), unread)
         left = list(self._attempts(tag).values())
         if left:
             log.warning("%d requests of a batch have no result (%s)", len(left), status)
+        if unread:
+            log.warning("%d results of a batch cannot be read and are kept in the ledger", len(unread))
+            for line in unread:
+                self.ledger.unread(tag, line)
+            for attempt in left:
+                self.ledger.lost(attempt, "its result may be one of those that cannot be read")
+        elif left:
             self.ledger.declined(left, None, f"the batch is {status}")
         self.ledger.batch_ended(tag, status)
         if batch is not None and status == "failed":
@@ -106,23 +118,28 @@ class Batches:
         """Calls of a batch that have no result yet, as key -> attempt."""
         return {sent.key: attempt for attempt, sent in self.ledger.memory.pending.items() if sent.batch == tag}
 
-    def _store(self, tag: str, text: str) -> list[Complaint]:
+    def _store(self, tag: str, text: str, unread: list[str]) -> list[Complaint]:
+        """Record a file of results; lines that cannot be assigned to a request are added to `unread`."""
         attempts = self._attempts(tag)
         answered: list[tuple[str, str, str]] = []
         complaints: list[Complaint] = []
-        for i, line in enumerate(text.splitlines(), start=1):
+        # JSON Lines end with a newline and nothing else: an answer may hold U+2028, U+0085 and other line separators.
+        for line in filter(str.strip, text.split("\n")):
+            attempt = next((attempts.pop(key) for key in _KEY.findall(line) if key in attempts), None)
+            if attempt is None:
+                unread.append(line)
+                continue
             try:
                 result = json.loads(line)
-                attempt, response = attempts.pop(result["custom_id"]), result["response"] or {}
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                log.warning("line %d of a batch's results does not belong to a request of ours (%s)", i, error)
+                response = result["response"] or {}
+                status, body = response.get("status_code"), response.get("body")
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                answered.append((attempt, line, ""))  # it was computed, so it is charged; kept as it came
                 continue
-            status = response.get("status_code")
             if status == 200:
-                body = redacted(json.dumps(response.get("body")), self.secret)
-                answered.append((attempt, body, str(response.get("request_id", ""))))
+                answered.append((attempt, json.dumps(body), str(response.get("request_id", ""))))
                 continue
-            complaint = complaint_in(status or 0, result.get("error") or response.get("body"), self.secret)
+            complaint = complaint_in(status or 0, result.get("error") or body, self.secret)
             if complaint.filtered:
                 self.ledger.filtered(attempt, complaint.status, complaint.reason)
             else:

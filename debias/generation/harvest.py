@@ -105,15 +105,20 @@ class Loop:
     async def _wave(self, wave: Wave) -> list[str]:
         """Texts of a wave's answers. The wave is asked in parts, and only as far as it seems to be needed."""
         texts: list[str] = []
+        failures: Counter[int] = Counter()  # by number of a request: how often it stayed unanswered
         while len(texts) < len(wave.requests) and not self.harvest.stopped:
             part = wave.requests[len(texts) : len(texts) + self._needed(wave)]
-            answers, outcome = await self._answers(part)
+            outcome = await self.partner.ask(part, self._arrived)
+            if not outcome.stopped:
+                failures.update(i for i, answer in enumerate(outcome.answers, start=len(texts)) if answer is None)
             # Answers are judged in the order of the requests, not of arrival, and a request is either answered or given
             # up before a later one is judged. So replaying the ledger accepts the same triplets and makes the same
             # requests, which are then found in the ledger: a repeated command pays for nothing twice.
-            if not outcome.stopped:
-                self.partner.give_up([r for r, answer in zip(part, answers, strict=True) if answer is None])
-            for request, answer in zip(part, answers, strict=True):
+            for request, answer in zip(part, outcome.answers, strict=True):
+                if answer is None and not outcome.stopped:
+                    if failures[len(texts)] < ATTEMPTS:
+                        break  # ask again, unless what was judged before it is enough
+                    self.partner.give_up([request])
                 texts.append(answer.text if answer else "")
                 if answer is not None or not outcome.stopped:  # otherwise it was not asked
                     self._take_in(request, answer, wave.holds)
@@ -139,19 +144,6 @@ class Loop:
         seen = 4  # the expectation counts as much as this many calls
         each = (expected * seen + len(harvest.kept)) / (seen + harvest.calls)
         return math.ceil((wanted.n - len(harvest.kept)) / each)
-
-    async def _answers(self, part: Sequence[Request]) -> tuple[list[Answer | None], Outcome]:
-        """Answers to some requests; unanswered ones are asked again, `ATTEMPTS` times in all."""
-        outcome = await self.partner.ask(part, self._arrived)
-        answers = list(outcome.answers)
-        for _ in range(ATTEMPTS - 1):
-            missing = [i for i, answer in enumerate(answers) if answer is None]
-            if outcome.stopped or not missing:
-                break
-            outcome = await self.partner.ask([part[i] for i in missing], self._arrived)
-            for i, answer in zip(missing, outcome.answers, strict=True):
-                answers[i] = answer
-        return answers, outcome
 
     def _arrived(self, answer: Answer) -> None:
         self.harvest.bought += not answer.cached

@@ -10,7 +10,7 @@ Each call has a `sent` line, written before the call is made, and one line for i
     given_up  key                                          (failed for good: later requests were made without it)
 
 An attempt without a second line was in flight when the process died. A batch adds `batch` (submitted, with the server's
-id) and `batch_ended`.
+id) and `batch_ended`, and `unread` for a line of its results that belongs to no request.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Memory:
 
     answers: dict[str, Answer] = field(default_factory=dict)  # by key
     broken: dict[str, int] = field(default_factory=dict)  # by key: bodies of status 200 without an answer
-    refused: dict[str, int] = field(default_factory=dict)  # by key: batches in which it was refused (status 4xx)
+    refused: dict[str, int] = field(default_factory=dict)  # by key: batches that refused it (status 4xx) or lost it
     pending: dict[str, Sent] = field(default_factory=dict)  # by attempt: sent, not ended
     lost: dict[str, Sent] = field(default_factory=dict)  # by attempt
     batches: dict[str, str | None] = field(default_factory=dict)  # open ones: tag -> the server's id
@@ -82,7 +82,11 @@ class Memory:
                 nothing = Answer(key, "", FILTERED, 0, 0, 0.0, "", line["time"], "", cached=True)
                 self.answers.setdefault(key, nothing)
             case "lost":
-                self.lost[line["attempt"]] = self.pending.pop(line["attempt"])
+                sent = self.lost[line["attempt"]] = self.pending.pop(line["attempt"])
+                if sent.batch is not None:
+                    self.refused[sent.key] = self.refused.get(sent.key, 0) + 1
+            case "unread":
+                pass
             case "given_up":
                 self.given_up.add(line["key"])
             case "batch":
@@ -229,6 +233,10 @@ class Ledger:
     def batch(self, tag: str, batch_id: str) -> None:
         """Record the server's id of a submitted batch."""
         self._append([{"kind": "batch", "tag": tag, "id": batch_id}])
+
+    def unread(self, tag: str, text: str) -> None:
+        """Record a line of a batch's results that cannot be assigned to a request."""
+        self._append([{"kind": "unread", "tag": tag, "text": text}])
 
     def batch_ended(self, tag: str, status: str) -> None:
         """Record that all results of a batch have been recorded."""
