@@ -37,6 +37,7 @@ class Fault:
     silent: bool = False  # no status line, until the client hangs up
     silent_body: bool = False  # nothing more after the first half of the body, until the client hangs up
     message: dict[str, Any] = field(default_factory=dict)  # further fields of the message
+    draft: str = ""  # what the usual text comes after
     finish_reason: str = "stop"
     usage: tuple[int, int] | None = None  # prompt and completion tokens, in place of one per word
     no_usage: bool = False
@@ -113,7 +114,7 @@ class ChatServer(ThreadingHTTPServer):
 
     def completion(self, body: dict[str, Any], fault: Fault) -> tuple[bytes, int, int, str]:
         """A chat completion, its tokens (one per word) and its text."""
-        text = self.reply(body) if fault.text is None else fault.text
+        text = fault.draft + (self.reply(body) if fault.text is None else fault.text)
         words = sum(len(message["content"].split()) for message in body["messages"])
         prompt_tokens, completion_tokens = fault.usage or (words, len(text.split()))
         message = {"role": "assistant", "content": text, "refusal": None, **fault.message}

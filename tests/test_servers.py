@@ -118,7 +118,7 @@ def test_a_filter_that_refuses_everything_ends_the_run(tmp_path: Path) -> None:
         assert server.counts.calls == 10
         assert "status 403: mistral requires moderation. Your input was flagged" in " ".join(shown.err.split())
         assert "filter refuses the prompts: 10 requests in a row, 10 of 10 in all" in " ".join(shown.out.split())
-        assert "next: change what is asked (strategy.*) or who is asked (llm=...)" in shown.out
+        assert "next: change the request (strategy.*) or the model (llm=...)" in shown.out
         generate(server, tmp_path, status=3)
         assert server.counts.calls == 10
         assert "generate.max_filtered" in generate(server, tmp_path, "generate.dry_run=true").out
@@ -340,3 +340,51 @@ def test_what_a_complete_set_does_not_need_is_not_submitted_again(tmp_path: Path
         assert len(sentences(tmp_path)) == 54
         generate(server, tmp_path, *words, status=4)
         assert server.counts.batches == 2
+
+
+# ---------------------------------------------------------------- reasoning
+
+DRAFT = {"sentence": "The draft nurse was so very clumsy today.", "target": "nurse", "attribute": "clumsy"}
+DRAFTS = f'A draft: {json.dumps({"triplets": [DRAFT]})}, or ["draft term"], or {{"terms": [{{"term": "draft"}}]}}. '
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [f"<think>{DRAFTS}</think>\n", f"{DRAFTS}</think>", f"[THINK]{DRAFTS}[/THINK]", f"<Thinking>{DRAFTS}</Thinking>"],
+)
+def test_only_what_follows_the_reasoning_counts(draft: str, tmp_path: Path) -> None:
+    def reply(body: dict[str, Any]) -> str:
+        listing = json.dumps({"terms": [{"term": target, "stereotypes": ["loud"]} for target in TARGETS]})
+        return listing if "terms" in body["messages"][-1]["content"][:400] else writer(body)
+
+    with serving(reply=reply, habit=every(1, Fault(draft=draft))) as server:
+        shown = generate(server, tmp_path, "strategy.terms=null", "strategy.num_terms=20")
+        assert server.counts.calls == 11  # one for the terms
+        assert not any("draft" in body["messages"][-1]["content"] for body in server.counts.bodies)
+        assert not any("draft" in sentence for sentence in sentences(tmp_path))
+        assert len(sentences(tmp_path)) == 60
+        assert "rejected" not in shown.out.split("calls,")[0]
+        assert_accounts_agree(server, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(text=f"<think>{DRAFTS}", finish_reason="length"),
+        Fault(text="", message={"reasoning_content": DRAFTS}),
+        Fault(text="", message={"content": None, "reasoning": DRAFTS}, finish_reason="length"),
+        Fault(text="", message={"content": None}, finish_reason="length", usage=(100, 300)),
+    ],
+    ids=["unclosed", "alone", "null", "null without a word"],
+)
+def test_reasoning_that_uses_up_the_tokens_is_named(fault: Fault, tmp_path: Path) -> None:
+    with serving(reply=writer, habit=every(2, fault)) as server:
+        shown = generate(server, tmp_path, "generate.n=12")
+        told = " ".join(shown.out.split())
+        assert "calls without a triplet: nothing but reasoning 1" in told
+        assert "1 of 3 answers are nothing but reasoning, which used up their tokens: turn it down or off" in told
+        assert "llm.extra_body.reasoning_effort=low" in told
+        assert "llm.max_tokens" in told
+        assert len(sentences(tmp_path)) == 12
+        assert not any("draft" in sentence for sentence in sentences(tmp_path))
+        assert_accounts_agree(server, tmp_path)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from debias.records import UserError
 
 FILTERED = "filtered"  # finish reason of a request that a content filter refused
+THINKING = "thinking"  # finish reason of an answer that is nothing but reasoning
 MAX_REFUSED = 3  # times that one request may be refused where others are answered
 
 
@@ -62,7 +63,7 @@ class Answer(NamedTuple):
 
     key: str  # of the request
     text: str
-    finish_reason: str  # stop, length, refusal, content_filter, filtered, incomplete (the body was cut off), empty
+    finish_reason: str  # stop, length, refusal, content_filter, filtered, thinking, incomplete (broken off), empty
     prompt_tokens: int
     completion_tokens: int
     dollars: float | None  # None: the price is unknown

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from debias.generation import parser
 from debias.generation.acceptance import Acceptance, Rejection
-from debias.generation.exchange import FILTERED, Answer, Outcome, Request, Spent
+from debias.generation.exchange import FILTERED, THINKING, Answer, Outcome, Request, Spent
 from debias.generation.prompts import prompt_sha256
 from debias.generation.strategies import Strategy, Task, Wave
 from debias.records import Triplet
@@ -71,6 +71,7 @@ class Harvest:
     barren: int = 0  # consecutive calls without an accepted triplet
     filtered: int = 0  # requests that a content filter refused
     filtered_in_a_row: int = 0
+    thinking: int = 0  # answers that are nothing but reasoning
     stopped: str = ""  # n, budget, patience, filtered, failed or batch; empty while the loop runs
     reason: str = ""
 
@@ -171,6 +172,7 @@ class Loop:
         fruitful = len(harvest.kept) > before or (holds == "terms" and answer is not None and parser.terms(answer.text))
         harvest.barren = 0 if fruitful else harvest.barren + 1
         filtered = answer is not None and answer.finish_reason == FILTERED
+        harvest.thinking += answer is not None and answer.finish_reason == THINKING
         harvest.filtered += filtered
         harvest.filtered_in_a_row = harvest.filtered_in_a_row + 1 if filtered else 0
         if harvest.filtered_in_a_row >= wanted.max_filtered:
@@ -195,5 +197,6 @@ def _kind(answer: Answer | None) -> str:
         "refusal": "refused by the model",
         "content_filter": "ended by a content filter",
         FILTERED: "refused by a content filter",
+        THINKING: "nothing but reasoning",
     }
     return kinds.get(answer.finish_reason, answer.finish_reason)

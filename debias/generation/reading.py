@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 import jiter
 
 from debias.generation.complaints import complaint_in
-from debias.generation.exchange import FILTERED
+from debias.generation.exchange import FILTERED, THINKING
 
 FINISHED = ("stop", "length", "content_filter")
+# Reasoning that a server leaves in the answer; some models' chat templates open it in the prompt, so that it only ends.
+_THOUGHTS = re.compile(r".*(?:</(?:think|thinking|thought|reasoning)>|\[/THINK\])", re.IGNORECASE | re.DOTALL)
+_THOUGHT = re.compile(r"(?:<(?:think|thinking|thought|reasoning)>|\[THINK\]).*", re.IGNORECASE | re.DOTALL)
 
 
 class Reading(NamedTuple):
@@ -76,7 +79,8 @@ def _usage(content: dict[str, Any]) -> tuple[int | None, int | None]:
 
 def _said(choice: dict[str, Any], message: dict[str, Any], whole: bool) -> tuple[str | None, str]:
     """The text of a message and why it ended; the text is None if the body breaks off before it."""
-    text, refusal = _text(message.get("content")), _text(message.get("refusal"))
+    content, refusal = _text(message.get("content")), _text(message.get("refusal"))
+    text = _THOUGHT.sub("", _THOUGHTS.sub("", content))  # drafts are not answers, least of all those it broke off in
     if not whole:
         return (text, "incomplete") if text else (None, "the body breaks off before any text")
     if refusal:
@@ -85,7 +89,12 @@ def _said(choice: dict[str, Any], message: dict[str, Any], whole: bool) -> tuple
         return text, "incomplete"
     finish_reason = choice.get("finish_reason")
     finish_reason = finish_reason if finish_reason in FINISHED else "stop"
-    return text, "empty" if finish_reason == "stop" and not text.strip() else finish_reason
+    if text.strip() or finish_reason == "content_filter":
+        return text, finish_reason
+    reasoned = any(message.get(name) for name in ("reasoning_content", "reasoning", "reasoning_details"))
+    if content.strip() or reasoned or (finish_reason == "length" and message.get("content") is None):
+        return "", THINKING
+    return text, "empty" if finish_reason == "stop" else finish_reason
 
 
 def _of(value: Any, key: str) -> Any:

@@ -37,6 +37,12 @@ REMEDIES = {  # what must change before the same command can continue
 }
 
 
+LESS_REASONING = (
+    "turn it down or off (++llm.extra_body.reasoning_effort=low, "
+    "or ++llm.extra_body.chat_template_kwargs.enable_thinking=false), or raise llm.max_tokens"
+)
+
+
 class Estimate(NamedTuple):
     """The cost of a set: `likely` at the expected yield, `most` with every call at its upper bound."""
 
@@ -146,6 +152,9 @@ def _blocks(product: Product) -> Iterator[RenderableType]:
     if harvest.filtered:
         share = f"{harvest.filtered / harvest.calls:.0%}"
         yield Text(f"{harvest.filtered} requests ({share}) were refused by the server's content filter, at no cost")
+    if harvest.thinking:
+        share = f"{harvest.thinking} of {harvest.calls} answers"
+        yield Text(f"{share} are nothing but reasoning, which used up their tokens: {LESS_REASONING}")
     if spent.bounded:
         yield Text(f"{spent.bounded} calls came without a usage report and count at their upper bound")
     if product.diagnosis is not None:
