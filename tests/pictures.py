@@ -44,7 +44,7 @@ def table(figures: Sequence[Figure]) -> str:
     rows = [r for r in comparison.rows(figures, "gender") if (r.base.benchmark, r.base.bias, r.base.metric) in SHOWN]
     console = Console(width=100, color_system=None)
     with console.capture() as printed:
-        console.print(comparison.terminal(rows))
+        console.print(comparison.table(rows).without("ideal").terminal(gap=1))
     return "".join(f"{line.rstrip()}\n" for line in printed.get().splitlines() if line.strip())
 
 

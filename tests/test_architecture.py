@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,10 @@ def modules_imported(path: Path) -> set[str]:
 
 def test_there_are_no_generic_rooms() -> None:
     assert not {room_of(p) for p in MODULES} & {"utils", "core", "common", "helpers"}
+
+
+def test_reports_and_sweeps_are_shown_without_torch() -> None:
+    """Importing torch takes seconds, which a table of finished runs does not need."""
+    rooms = ["debias.report.many_runs.report", "debias.report.many_runs.sweep_progress", "debias.report.comparison"]
+    code = f"import sys, {', '.join(rooms)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
@@ -12,7 +12,9 @@ from debias.benchmarks import Benchmark, LikelihoodBenchmark
 from debias.benchmarks.statistics import adjusted
 from debias.records import Candidate, Figure, Tokens, UserError
 from debias.results import RunFolder
-from debias.scoring.scorer import Scorer
+
+if TYPE_CHECKING:  # a report computes figures from records and needs no torch
+    from debias.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
 

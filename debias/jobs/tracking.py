@@ -17,7 +17,7 @@ import torch
 
 from debias.benchmarks.evaluation import Evaluation
 from debias.records import Figure, UserError
-from debias.report.many_runs.configurations import headlines
+from debias.report.comparison import headlines
 from debias.report.one_run.report import Change, changes
 from debias.results import ADAPTER
 from debias.training.module import CHECKPOINT

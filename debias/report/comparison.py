@@ -23,6 +23,7 @@ COLUMNS = (
 )
 COMPARED = ("debiased", "difference", "p", "MDE")  # columns that are empty when only one model was scored
 PROTOCOL_COLUMNS = (*text_columns("benchmark", "protocol", "figure"), *number_columns("base", "after", "change"))
+HEADLINES = ("SS", "LMS", "ICAT", "perplexity")  # the figures that sum up a run
 LEGEND = (
     "p: corrected for the number of rows (Benjamini-Hochberg). MDE: where the interval includes zero, the smallest "
     "difference that this sample would find with 80% power."
@@ -139,6 +140,34 @@ def protocols(rows: Sequence[Row], first: str) -> Grid:
     lines.sort(key=lambda line: (line.cells[0].text, line.cells[2].text))
     return Grid(PROTOCOL_COLUMNS, lines, name="Protocols", caption="How much depends on the protocol",
                 by=("benchmark", "figure"))  # fmt: skip
+
+
+def headlines(figures: Sequence[Figure], bias: str) -> dict[str, Row]:
+    """Those of `HEADLINES` that were measured: SS, LMS, ICAT of the targeted bias (or overall), and perplexity."""
+    by: dict[tuple[str, str, str], Row] = {}
+    for row in rows(figures, bias):
+        by.setdefault(
+            (row.base.benchmark, row.base.bias, row.base.metric), row
+        )  # the first protocol, if there are several
+    of = bias if ("stereoset", bias, "SS") in by else "overall"
+    places = {m: ("stereoset", of, m) for m in HEADLINES[:3]} | {"perplexity": ("perplexity", "all", "perplexity")}
+    return {metric: by[place] for metric, place in places.items() if place in by}
+
+
+def headline_cells(figures: Sequence[Figure], bias: str) -> list[str]:
+    """SS, its change with the interval, LMS, ICAT and perplexity as text, base and debiased."""
+    heads = headlines(figures, bias)
+    ss = heads.get("SS")
+    texts = ss.texts() if ss else {}
+    delta = f"{texts['difference']} ({texts['95% interval']})" if ss and ss.delta else ""
+    first, *others = (_arrow(heads.get(metric)) for metric in HEADLINES)
+    return [first, delta, *others]
+
+
+def _arrow(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{row.base.value:.1f}" + (f" -> {row.debiased.value:.1f}" if row.debiased else "")
 
 
 def _number(value: float, metric: str, sign: str = "") -> str:

@@ -14,13 +14,12 @@ from debias.benchmarks import Benchmark
 from debias.benchmarks.evaluation import records_of
 from debias.benchmarks.statistics import Seeds, adjusted_p, over_seeds, roughly_over_seeds
 from debias.records import Figure, UserError
-from debias.report.comparison import Row, rows
+from debias.report.comparison import HEADLINES, Row, headlines
 from debias.report.many_runs.collection import Run
 from debias.report.many_runs.labels import Label, content, differences, ordered, words
 from debias.report.outcome import Outcome, by_adapter, outcome
 
 Benchmarks = Callable[[dict[str, Any]], Sequence[Benchmark]]  # a run's config -> the benchmarks that scored it
-HEADLINES = ("SS", "LMS", "ICAT", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -268,15 +267,3 @@ def _losses(configuration: Configuration) -> tuple[float, ...]:
     ss, lms, perplexity = (configuration.values(metric) for metric in ("SS", "LMS", "perplexity"))
     found = [abs(np.mean(ss) - 50)] + ([-np.mean(lms)] if lms else []) + ([np.mean(perplexity)] if perplexity else [])
     return tuple(round(float(value), 9) for value in found)
-
-
-def headlines(figures: Sequence[Figure], bias: str) -> dict[str, Row]:
-    """Those of `HEADLINES` that were measured: SS, LMS, ICAT of the targeted bias (or overall), and perplexity."""
-    by: dict[tuple[str, str, str], Row] = {}
-    for row in rows(figures, bias):
-        by.setdefault(
-            (row.base.benchmark, row.base.bias, row.base.metric), row
-        )  # the first protocol, if there are several
-    of = bias if ("stereoset", bias, "SS") in by else "overall"
-    places = {m: ("stereoset", of, m) for m in HEADLINES[:3]} | {"perplexity": ("perplexity", "all", "perplexity")}
-    return {metric: by[place] for metric, place in places.items() if place in by}

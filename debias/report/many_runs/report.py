@@ -11,15 +11,13 @@ from rich.text import Text
 
 from debias.benchmarks.evaluation import figures_of
 from debias.records import Figure, UserError
-from debias.report.comparison import Row
+from debias.report.comparison import headline_cells
 from debias.report.grid import Cell, Grid, Line, number_columns, row, text_columns
 from debias.report.many_runs.collection import Planned, Run, collect, nothing_in
 from debias.report.many_runs.configurations import (
-    HEADLINES,
     Benchmarks,
     LabelledRun,
     grouped,
-    headlines,
     labelled,
     scored,
 )
@@ -132,16 +130,6 @@ def _runs(kept: Sequence[LabelledRun]) -> Grid:
     return Grid(columns, lines)
 
 
-def headline_cells(figures: Sequence[Figure], bias: str) -> list[str]:
-    """SS, its change with the interval, LMS, ICAT and perplexity as text, base and debiased."""
-    heads = headlines(figures, bias)
-    ss = heads.get("SS")
-    texts = ss.texts() if ss else {}
-    delta = f"{texts['difference']} ({texts['95% interval']})" if ss and ss.delta else ""
-    first, *others = (_arrow(heads.get(metric)) for metric in HEADLINES)
-    return [first, delta, *others]
-
-
 def _configurations(study: Study) -> Grid:
     """The main table with each label in one column, so that it stays narrow, and without base models."""
     grid, keys = main(study), len(study.keys)
@@ -150,9 +138,3 @@ def _configurations(study: Study) -> Grid:
         Line((Cell(names[line.configurations[0]]), *line.cells[keys:])) for line in grid.lines if not line.baseline
     ]
     return Grid([*text_columns("configuration"), *grid.columns[keys:]], lines)
-
-
-def _arrow(row: Row | None) -> str:
-    if row is None:
-        return ""
-    return f"{row.base.value:.1f}" + (f" -> {row.debiased.value:.1f}" if row.debiased else "")

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from debias.report.comparison import HEADLINES
 from debias.report.grid import Grid, markdown_text, number_columns, row
-from debias.report.many_runs.configurations import HEADLINES, Configuration
+from debias.report.many_runs.configurations import Configuration
 from debias.report.many_runs.study_tables import Study
 
 

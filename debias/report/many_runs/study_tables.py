@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from debias.report import comparison
-from debias.report.comparison import Row, p_text, rows, title_of
+from debias.report.comparison import HEADLINES, Row, p_text, rows, title_of
 from debias.report.grid import Cell, Grid, Line, number_columns, text_columns
 from debias.report.many_runs.collection import Run
-from debias.report.many_runs.configurations import HEADLINES, Configuration, by_baseline
+from debias.report.many_runs.configurations import Configuration, by_baseline
 
 SIGNIFICANT = 0.05
 FLAGS = {"debiased": ("✓", "good"), "broken": ("⚠", "bad"), "overshot": ("⚠", "bad"), "worse": ("⚠", "bad")}

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from debias.records import UserError
+from debias.report.comparison import headline_cells
 from debias.report.grid import Cell, Column, Grid, Line, number_columns, text_columns
-from debias.report.many_runs.report import headline_cells
 from debias.results import INTERRUPTED, REFUSED, read_figures, read_status, running
 
 STATES = ("done", "skipped", "failed", "running", "missing")
