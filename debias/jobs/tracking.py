@@ -60,7 +60,7 @@ class Tracker:
         """Send the figures, once the run folder is complete."""
 
     def end(self, failed: bool) -> None:
-        """Close, whatever happened."""
+        """Close, also after a failure."""
 
 
 class TensorBoard(Tracker):
