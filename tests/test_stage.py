@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,47 @@ def test_a_failed_gate_fails_the_training_and_leaves_no_adapter(
             trained(tiny, tmp_path, tuning())
     assert not (tmp_path / "adapter").exists()
     assert (tmp_path / "adapter.unchecked").is_dir()
+    assert not list(tmp_path.glob("*.ckpt"))  # the next attempt trains again
+
+
+class PowerCut(Exception):
+    """Like a kill: no part of the program handles it."""
+
+
+@pytest.mark.parametrize(
+    ("watch", "matched"),
+    [({}, False), ({}, True), ({"every": 2}, False), ({"every": 2, "patience": 2, "stop_at": None}, False)],
+    ids=["epochs", "matched", "overshoot", "early"],
+)
+def test_killed_in_the_gate_a_run_only_repeats_the_gate(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: dict[str, Any], matched: bool
+) -> None:
+    """Ten steps; eight matched ones; a stop at the third look, step 6; the best of step 4 after a stop at step 8."""
+
+    def plan() -> Tuning:
+        looks(monkeypatch, [(60, 70), (58, 80), (49, 75), (58, 75)])
+        made = tuning(watch=Watch(**watch))
+        if matched:
+            made.data.match, made.data.match_to = "steps", 14  # two epochs of 14 sentences, 4 a step
+        return made
+
+    expected = trained(tiny, tmp_path / "whole", plan())
+    with monkeypatch.context() as patch:
+        patch.setattr(Gate, "check", raises(PowerCut))
+        with pytest.raises(PowerCut):
+            trained(tiny, tmp_path / "cut", plan())
+    monkeypatch.setattr(training.Debiaser, "training_step", raises(AssertionError("a step was repeated")))
+    resumed = trained(tiny, tmp_path / "cut", plan())
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert not [*(tmp_path / "whole").glob("*.ckpt"), *(tmp_path / "cut").glob("*.ckpt")]
+
+
+def raises(error: Exception | type[Exception]) -> Callable[..., None]:
+    def stand_in(*_: Any) -> None:
+        raise error
+
+    return stand_in
 
 
 # ---------------------------------------------------------------- objectives that compare
@@ -275,6 +317,42 @@ def test_early_stopping_keeps_the_best_adapter(tiny: Path, tmp_path: Path, monke
     trained(tiny, tmp_path / "whole", tuning())
     after_four = {name.replace(".default", ""): tensor for name, tensor in states[4].items()}
     assert all(torch.equal(after_four[name], best[name]) for name in best)
+
+
+@pytest.mark.parametrize(("every", "at"), [(2, [2, 4, 6, 8, 10]), (5, [5, 10]), (7, [7])])
+def test_a_watched_run_resumes_after_its_last_whole_epoch(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, at: list[int]
+) -> None:
+    """Cut off in the seventh of ten steps, it goes on with the sixth: same looks, same losses, same adapter."""
+    seen: list[int] = []
+    taken: list[int] = []
+    cuts: list[int] = []
+    step = training.Debiaser.training_step
+
+    def watched(self: training.Debiaser, batch: Any, batch_idx: int) -> None:
+        seen.append(self.global_step)
+        self.log_dict({"dev_SS": 60.0, "dev_ICAT": 70.0}, batch_size=1)
+
+    def counted(self: training.Debiaser, batch: Any) -> torch.Tensor:
+        if self.global_step in cuts:
+            raise PowerCut
+        taken.append(self.global_step)
+        return step(self, batch)
+
+    monkeypatch.setattr(training.Debiaser, "validation_step", watched)
+    monkeypatch.setattr(training.Debiaser, "training_step", counted)
+    expected = trained(tiny, tmp_path / "whole", tuning(watch=Watch(every=every)))
+    assert seen == at
+    cuts.append(6)
+    with pytest.raises(PowerCut):
+        trained(tiny, tmp_path / "cut", tuning(watch=Watch(every=every)))
+    for noted in (seen, taken, cuts):
+        noted.clear()
+    resumed = trained(tiny, tmp_path / "cut", tuning(watch=Watch(every=every)))
+    assert taken == [5, 6, 7, 8, 9]
+    assert seen == [k for k in at if k > 5]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
 def test_dev_figures_are_those_of_the_evaluation(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

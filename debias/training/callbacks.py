@@ -62,16 +62,31 @@ class LossCurve(Callback):
 
 
 class StopAfter(Callback):
-    """Ends training after a number of optimiser steps.
+    """Ends training after a number of optimiser steps, and keeps a run that has stopped from going on when resumed.
 
-    Lightning's own `max_steps` cannot be used: with it, Lightning 2.6 resumes one epoch too early.
+    Lightning's own `max_steps` cannot be used: with it, Lightning 2.6 resumes one epoch too early. Its early stopping
+    does not save that it has stopped, so a run that was killed in the gate would train on.
     """
 
     def __init__(self, steps: int | None) -> None:
         self.steps = steps
+        self.stopped = False
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note whether this or another callback has ended training."""
+        checkpoint["stopped"] = trainer.should_stop
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember it until training starts."""
+        self.stopped = checkpoint.get("stopped", False)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop at once if the checkpoint is already at the last step."""
+        """Stop at once if the checkpoint was written at the end."""
+        trainer.should_stop |= self.stopped
         self._stop(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:

@@ -212,7 +212,7 @@ def fit(
     keep: Callable[[], Path] | None = None,
     logger: Logger | bool = False,
 ) -> Spent:
-    """Train the adapter, from the folder's checkpoint if there is one.
+    """Train the adapter, from the folder's checkpoint if there is one. Call `remove_checkpoints` once it is safe.
 
     Args:
         keep: saves the last finite adapter if the loss becomes NaN or inf, and returns where.
@@ -231,7 +231,7 @@ def fit(
             SaveOnSignal(checkpoint),
             Diverged(module.gather, keep),
             *([RankAllocation(tuner, module.steps, restores_best)] if isinstance(tuner, peft.AdaLoraModel) else ()),
-            ModelCheckpoint(folder, checkpoint.stem, save_top_k=1, every_n_epochs=1, enable_version_counter=False),
+            ModelCheckpoint(folder, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False),
             *(_watching(watch, folder) if watch else ()),
         ],
         plugins=[WholeFiles()],
@@ -248,13 +248,17 @@ def fit(
         trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None, weights_only=True)
     except (SystemExit, SIGTERMException) as error:
         raise KeyboardInterrupt from error
-    if trainer.is_global_zero:
-        if (best := folder / BEST).is_file():
-            module.load_state_dict(torch.load(best, weights_only=True)["state_dict"], strict=False)  # adapter only
-            best.unlink()
-        checkpoint.unlink(missing_ok=True)
+    module.gather()  # Lightning skips `on_train_end` if the checkpoint was written after the last epoch
+    if trainer.is_global_zero and (best := folder / BEST).is_file():
+        module.load_state_dict(torch.load(best, weights_only=True)["state_dict"], strict=False)  # adapter only
     found = trainer.callback_metrics  # under ddp_spawn, the only counters that come back from the processes
-    return Spent(int(found.get("steps", 0)), int(found.get("positions", 0)))
+    return Spent(int(found.get("steps", trainer.global_step)), int(found.get("positions", 0)))
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Forget a run's training state: the next `fit` in this folder starts from scratch."""
+    for name in (CHECKPOINT, BEST):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _watching(watch: Watch, folder: Path) -> list[pl.Callback]:

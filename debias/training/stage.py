@@ -27,7 +27,7 @@ from debias.scoring.protocols import BiasBench
 from debias.scoring.scorer import Scorer
 from debias.training import module as training
 from debias.training.batches import SpanData, Texts
-from debias.training.gate import Gate
+from debias.training.gate import Gate, GateError
 from debias.training.matching import steps_of_examples, steps_of_tokens
 from debias.training.neutral import NeutralText
 from debias.training.objectives import Objective
@@ -83,8 +83,15 @@ def train(
     if launched_rank() == 0:
         unchecked = folder / "adapter.unchecked"
         adapters.save(adapted, base, unchecked)
-        gate.check(unchecked)
+        # The checkpoints stay until the gate has decided, so that a run killed here does not train again. Those of an
+        # adapter that failed are of no use.
+        try:
+            gate.check(unchecked)
+        except GateError:
+            training.remove_checkpoints(folder)
+            raise
         unchecked.rename(target)
+        training.remove_checkpoints(folder)
     return adapted, spent
 
 
