@@ -363,7 +363,8 @@ def settings(base_url: str | None, **changes: Any) -> LLM:
     values: dict[str, Any] = {
         "base_url": base_url, "model": "mock", "api_key_env": None, "system_prompt": None, "temperature": 1.0,
         "top_p": None, "seed": 1, "max_tokens": 100, "max_tokens_name": "max_tokens", "structured": "json_schema",
-        "schema_drops": [], "extra_body": {}, "timeout": 5.0, "max_retries": 3, "concurrency": 4, "max_cost_usd": None,
+        "system_role": "system", "adapt": True, "schema_drops": [], "extra_body": {}, "timeout": 5.0, "max_retries": 3,
+        "concurrency": 4, "max_cost_usd": None,
         "batch": False, "batch_price_factor": 0.5, "price_prompt": 2.0, "price_completion": 10.0,
         "priced_on": "2026-01-01",
     }  # fmt: skip

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from command import gets, start
 
 from debias import assets, results
@@ -155,6 +156,12 @@ def test_shell_completion(tmp_path: Path) -> None:
 
     assert offered("debias ru").split() == ["run"]
     assert offered("debias run data=ta").split() == ["data=targeted"]
+
+
+def test_a_free_form_value_is_replaced_as_a_whole(debias: Run) -> None:
+    for value in ("{}", "{min_p: 0.1}"):
+        shown = debias("generate", f"llm.extra_body={value}", "--cfg", "job").out
+        assert yaml.safe_load(shown)["llm"]["extra_body"] == yaml.safe_load(value)
 
 
 def test_any_model_is_short_for_a_path() -> None:

@@ -296,12 +296,11 @@ def test_everything_at_once_loses_nothing(ledger: Path, monkeypatch: pytest.Monk
         ),
         (Fault(403, error="not here"), "status 403: not here; this is what .* answers to the key in TEST_KEY"),
         (Fault(404, error="no such model"), r"does not know llm.model=mock.*no such model"),
-        (Fault(400, error="response_format is not supported"), "try llm.structured=json_object or text"),
         (Fault(402), "no money left"),
         (Fault(429, error={"message": "pay", "code": "insufficient_quota"}), "no money left"),
         (Fault(400, error="y" * 999), r"rejects the request \(status 400: y{200}\.\.\.\)"),
     ],
-    ids=["401", "403", "404", "format", "402", "quota", "long"],
+    ids=["401", "403", "404", "402", "quota", "long"],
 )
 def test_mistakes_are_told_in_one_line(fault: Fault, said: str, ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)

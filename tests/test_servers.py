@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -388,3 +389,147 @@ def test_reasoning_that_uses_up_the_tokens_is_named(fault: Fault, tmp_path: Path
         assert len(sentences(tmp_path)) == 12
         assert not any("draft" in sentence for sentence in sentences(tmp_path))
         assert_accounts_agree(server, tmp_path)
+
+
+# ---------------------------------------------------------------- refused parameters
+
+
+def unsupported(name: str, message: str) -> dict[str, Any]:
+    return {"message": message, "type": "invalid_request_error", "code": "unsupported_value", "param": name}
+
+
+# What the server refuses, its complaint, the words that provoke it, the remedy that is named, the bodies' new value.
+REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], bool], Any, list[str], str]] = {
+    "reasoning_effort": (
+        lambda body: "reasoning_effort" in body, "Unrecognized request argument supplied: reasoning_effort",
+        ["++llm.extra_body.reasoning_effort=none"], "~llm.extra_body.reasoning_effort",
+    ),
+    "reasoning_effort=none": (
+        lambda body: body.get("reasoning_effort") == "none",
+        unsupported("reasoning_effort", "'none' is not supported. Supported values are: 'low', 'high'."),
+        ["++llm.extra_body.reasoning_effort=none"], "++llm.extra_body.reasoning_effort=low",
+    ),
+    "temperature": (
+        lambda body: "temperature" in body,
+        unsupported("temperature", "'temperature' does not support 0.9. Only the default is supported."),
+        ["llm.temperature=0.9"], "llm.temperature=null",
+    ),
+    "top_p": (
+        lambda body: "top_p" in body, "`temperature` and `top_p` cannot both be specified for this model",
+        ["llm.top_p=0.9"], "llm.top_p=null",
+    ),
+    "seed": (
+        lambda body: "seed" in body, "body.seed: Extra inputs are not permitted", ["llm.seed=1"], "llm.seed=null",
+    ),
+    "max_tokens": (
+        lambda body: "max_tokens" in body,
+        unsupported("max_tokens", "'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
+        [], "llm.max_tokens_name=max_completion_tokens",
+    ),
+    "max_completion_tokens": (
+        lambda body: "max_completion_tokens" in body,
+        "[{'type': 'extra_forbidden', 'loc': ('body', 'max_completion_tokens'), 'msg': 'Extra inputs'}]",
+        ["llm.max_tokens_name=max_completion_tokens"], "llm.max_tokens_name=max_tokens",
+    ),
+    "system": (
+        lambda body: any(message["role"] == "system" for message in body["messages"]), "System role not supported",
+        [], "llm.system_role=user",
+    ),
+    "json_schema": (
+        lambda body: body.get("response_format", {}).get("type") == "json_schema",
+        "This model does not support response_format of type json_schema", [], "llm.structured=json_object",
+    ),
+    "strict": (
+        lambda body: "json_schema" in body.get("response_format", {}),
+        "Invalid 'strict': grammar is not supported by this backend", [], "llm.structured=json_object",
+    ),
+    "min_p": (
+        lambda body: "min_p" in body, "Unknown field min_p", ["++llm.extra_body.min_p=0.1"], "~llm.extra_body.min_p",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize("status", [400, 422])
+def test_what_a_server_refuses_is_left_out_once(name: str, status: int, tmp_path: Path) -> None:
+    """One call more than the ten answers, in the first launch alone; the ledger's answers remain usable."""
+    refused, complaint, words, remedy = REFUSALS[name]
+    with serving(
+        reply=writer, habit=lambda _, body: Fault(status, error=complaint) if refused(body) else None
+    ) as server:
+        shown = generate(server, tmp_path, *words)
+        assert server.counts.calls == 11
+        assert kinds(tmp_path) == {"sent": 11, "declined": 1, "adapted": 1, "answered": 10}
+        assert " ".join(shown.err.split()).count("requests are sent as with") == 1
+        assert remedy in "".join(shown.err.split())
+        assert len(sentences(tmp_path)) == 60
+        assert "novelist" in str(server.counts.bodies[-1]["messages"])  # the system prompt
+        generate(server, tmp_path, *words, "generate.n=66")
+        assert server.counts.calls == 12
+        assert_accounts_agree(server, tmp_path)
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_without_adapting_the_remedy_is_named_and_works(name: str, tmp_path: Path) -> None:
+    refused, complaint, words, remedy = REFUSALS[name]
+    fault = Fault(400, error=complaint)
+    with serving(reply=writer, habit=lambda _, body: fault if refused(body) else None) as server:
+        shown = generate(server, tmp_path, *words, "llm.adapt=false", status=1)
+        assert f"set {remedy}" in " ".join(shown.err.split())
+        assert server.counts.calls == 1
+        words = [word for word in words if word.partition("=")[0].strip("+") not in remedy]
+        (tmp_path / "again").mkdir()
+        generate(server, tmp_path / "again", *words, *([remedy] if "=" in remedy else []), "llm.adapt=false")
+        assert server.counts.calls == 11
+
+
+@pytest.mark.parametrize("remedy", ["~llm.extra_body.reasoning_effort", "llm.extra_body={}"])
+def test_openais_own_parameter_can_be_cleared(remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0")
+    with serving(reply=writer) as server:
+        generate(server, tmp_path, "llm=openai", "generate.n=6", remedy)
+        assert "reasoning_effort" not in server.counts.bodies[0]
+        (tmp_path / "as is").mkdir()
+        generate(server, tmp_path / "as is", "llm=openai", "generate.n=6")
+        assert server.counts.bodies[1]["reasoning_effort"] == "none"
+
+
+def test_a_server_that_refuses_every_form_of_answer(tmp_path: Path) -> None:
+    fault = Fault(400, error="response_format is not supported")
+    with serving(reply=writer, habit=lambda _, body: fault if "response_format" in body else None) as server:
+        shown = generate(server, tmp_path, "llm.concurrency=4")
+        assert kinds(tmp_path)["adapted"] == 2  # json_object, then nothing
+        assert "llm.structured=text" in shown.err
+        assert len(sentences(tmp_path)) == 60
+        assert_accounts_agree(server, tmp_path)
+
+
+def test_a_server_that_takes_no_limit_at_all_ends_the_run(tmp_path: Path) -> None:
+    """Neither name of the limit is taken: each is tried once."""
+    habit = every(1, Fault(400, error="Unsupported parameter: max_tokens or max_completion_tokens"))
+    with serving(reply=writer, habit=habit) as server:
+        shown = generate(server, tmp_path, status=1)
+        assert server.counts.calls == 3
+        assert "rejects the request (status 400: Unsupported parameter" in " ".join(shown.err.split())
+
+
+def test_a_batch_that_refuses_a_parameter_is_submitted_without_it(tmp_path: Path) -> None:
+    words = ("llm.batch=true", "llm.batch_price_factor=1", "generate.n=12", "llm.temperature=0.9")
+    refused, complaint, _, remedy = REFUSALS["temperature"]
+    fault = Fault(400, error=complaint)
+    with serving(reply=writer, habit=lambda _, body: fault if refused(body) else None) as server:
+        generate(server, tmp_path, *words, status=4)
+        server.finish_batches()
+        shown = generate(server, tmp_path, *words, status=4)
+        assert remedy in shown.err
+        server.finish_batches()
+        generate(server, tmp_path, *words)
+        assert (server.counts.batches, kinds(tmp_path)["adapted"]) == (2, 1)
+        assert len(sentences(tmp_path)) == 12
+        assert_accounts_agree(server, tmp_path)
+
+
+def test_a_word_of_a_complaint_that_is_the_name_of_a_parameter_by_chance(tmp_path: Path) -> None:
+    with serving([Fault(400, error="Provider returned error for this user")], reply=writer) as server:
+        shown = generate(server, tmp_path, "++llm.extra_body.user=me", status=1)
+    assert "Provider returned error for this user" in " ".join(shown.err.split())

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from debias import __version__
 from debias.cli import build, jobs, sweep
-from debias.cli.config import any_model, config_dir, explain, nearest
+from debias.cli.config import any_model, config_dir, explain, nearest, whole_values
 from debias.cli.terminal import console
 from debias.records import UserError
 
@@ -145,7 +145,7 @@ def _hydra(verb: str, overrides: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    words = any_model(_plain_words(verb, overrides))
+    words = whole_values(any_model(_plain_words(verb, overrides)))
     if sweep.flagged(words, "-m", "--multirun") and sweep.flagged(words, "-c", "--cfg", "-i", "--info"):
         raise UserError("--cfg and --info show one config; leave -m out")
     try:

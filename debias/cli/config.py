@@ -34,6 +34,15 @@ def any_model(overrides: Sequence[str]) -> list[str]:
     return words
 
 
+def whole_values(overrides: Sequence[str]) -> list[str]:
+    """Let `llm.extra_body={...}` replace what the config has there: Hydra merges, so that {} would clear nothing."""
+    words = []
+    for word in overrides:
+        replaces = word.startswith("llm.extra_body={")
+        words += ["~llm.extra_body", f"+{word}"] if replaces else [word]
+    return words
+
+
 def groups() -> set[str]:
     """The names of the config groups."""
     return {path.name for path in config_dir().iterdir() if path.is_dir()}

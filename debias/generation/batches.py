@@ -6,11 +6,12 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import openai
 from openai.types import Batch
 
+from debias.generation.adaptation import Adaptations
 from debias.generation.complaints import Complaint, complaint_in, complaint_of, mistake, redacted, shown, unreachable
 from debias.generation.exchange import FILTERED, LLM, MAX_REFUSED, Answer, Question
 from debias.generation.ledger import Ledger
@@ -29,6 +30,7 @@ class Batches:
 
     def __init__(self, client: openai.AsyncOpenAI, llm: LLM, ledger: Ledger, base_url: str, secret: str) -> None:
         self.client, self.llm, self.ledger, self.base_url, self.secret = client, llm, ledger, base_url, secret
+        self.adaptations = Adaptations(llm, ledger, base_url)
         self.patient = client.with_options(max_retries=llm.max_retries)  # for calls that do no harm when repeated
 
     async def ask(
@@ -50,11 +52,12 @@ class Batches:
         self, missing: Mapping[str, Question], collect: Callable[[Answer], None], proven: bool
     ) -> tuple[str, str]:
         complaints: list[Complaint] = []
+        bodies = {key: self.adaptations.sent(question.body) for key, question in missing.items()}
         for tag, batch_id in list(self.ledger.memory.batches.items()):
             batch = await self._find(tag, batch_id)
             if batch is not None and batch.status not in ENDED:
                 return "batch", f"batch {batch.id} is {batch.status}{_progress(batch)}; run the same command later"
-            complaints += await self._end(tag, batch)
+            complaints += await self._end(tag, batch, bodies)
         memory = self.ledger.memory
         fetched = [memory.answers[key] for key in missing if key in memory.answers]
         for answer in fetched:
@@ -82,10 +85,13 @@ class Batches:
                 return batch
         return None
 
-    async def _end(self, tag: str, batch: Batch | None) -> list[Complaint]:
+    async def _end(self, tag: str, batch: Batch | None, bodies: Mapping[str, dict[str, Any]]) -> list[Complaint]:
         """Record every result in the ledger and return the errors among them.
 
         Requests without a result were not charged, unless there are results that cannot be read, and are asked again.
+
+        Args:
+            bodies: of the requests, by key, as they were submitted.
         """
         status = "never submitted" if batch is None else batch.status
         complaints: list[Complaint] = []
@@ -93,7 +99,7 @@ class Batches:
         for file_id in [] if batch is None else [batch.output_file_id, batch.error_file_id]:
             if file_id is not None:
                 content = (await self.patient.files.content(file_id)).content.decode("utf-8", "replace")
-                complaints += self._store(tag, redacted(content, self.secret), unread)
+                complaints += self._store(tag, redacted(content, self.secret), unread, bodies)
         left = list(self._attempts(tag).values())
         if left:
             log.warning("%d requests of a batch have no result (%s)", len(left), status)
@@ -118,17 +124,20 @@ class Batches:
         """Calls of a batch that have no result yet, as key -> attempt."""
         return {sent.key: attempt for attempt, sent in self.ledger.memory.pending.items() if sent.batch == tag}
 
-    def _store(self, tag: str, text: str, unread: list[str]) -> list[Complaint]:
+    def _store(
+        self, tag: str, text: str, unread: list[str], bodies: Mapping[str, dict[str, Any]]
+    ) -> list[Complaint]:  # fmt: skip
         """Record a file of results; lines that cannot be assigned to a request are added to `unread`."""
         attempts = self._attempts(tag)
         answered: list[tuple[str, str, str]] = []
         complaints: list[Complaint] = []
         # JSON Lines end with a newline and nothing else: an answer may hold U+2028, U+0085 and other line separators.
         for line in filter(str.strip, text.split("\n")):
-            attempt = next((attempts.pop(key) for key in _KEY.findall(line) if key in attempts), None)
-            if attempt is None:
+            key = next((key for key in _KEY.findall(line) if key in attempts), None)
+            if key is None:
                 unread.append(line)
                 continue
+            attempt = attempts.pop(key)
             try:
                 result = json.loads(line)
                 response = result["response"] or {}
@@ -142,6 +151,8 @@ class Batches:
             complaint = complaint_in(status or 0, result.get("error") or body, self.secret)
             if complaint.filtered:
                 self.ledger.filtered(attempt, complaint.status, complaint.reason)
+            elif key in bodies and self.adaptations.learn(complaint, bodies[key]):
+                self.ledger.declined([attempt], None, complaint.reason)  # no status: this request is not at fault
             else:
                 self.ledger.declined([attempt], status, complaint.reason)
                 complaints.append(complaint)
@@ -153,8 +164,8 @@ class Batches:
         if not chosen:
             return "budget", f"no further call fits into llm.max_cost_usd={self.llm.max_cost_usd}"
         lines = [
-            json.dumps({"custom_id": key, "method": "POST", "url": ENDPOINT, "body": questions[key].body}) + "\n"
-            for key in chosen
+            json.dumps({"custom_id": key, "method": "POST", "url": ENDPOINT, "body": body}) + "\n"
+            for key, body in ((key, self.adaptations.sent(questions[key].body)) for key in chosen)
         ]
         tag = self.ledger.sent_batch({key: questions[key].bound for key in chosen})
         file = await self.patient.files.create(file=("batch.jsonl", "".join(lines).encode()), purpose="batch")

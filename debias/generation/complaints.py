@@ -25,12 +25,18 @@ _FILTER = re.compile(
 )
 
 
+# The wording of token limits: tokens or the context, and that they are too many, or how many there may be.
+_TOKENS = re.compile(r"token|context|prompt is too long", re.IGNORECASE)
+_TOO_MANY = re.compile(r"too (?:large|long|many|big)|exceed|at most|maximum|less than|range", re.IGNORECASE)
+
+
 class Complaint(NamedTuple):
     """A server's error: the status and content of a reply, or of one result of a batch."""
 
     status: int
     message: str  # on one line, without the API key
     code: str = ""
+    parameter: str = ""  # that the server complains about; empty: it does not say
     wait: float | None = None  # seconds that the server asks us to wait; None: it does not say
 
     @property
@@ -52,6 +58,12 @@ class Complaint(NamedTuple):
         return self.status in PASSING or self.status >= 500 or self.code == "json_validate_failed"
 
     @property
+    def exceeds_limit(self) -> bool:
+        """Whether prompt and answer are too long for the model."""
+        said = f"{self.code} {self.message}"
+        return self.status in (400, 413, 422) and bool(_TOKENS.search(said) and _TOO_MANY.search(said))
+
+    @property
     def about_account(self) -> bool:
         """Whether the key or the account is at fault, so that no request can be answered."""
         return self.status in (401, 402) or self.code == "insufficient_quota"
@@ -67,8 +79,12 @@ def complaint_in(status: int, content: Any, secret: str) -> Complaint:
     """The error in the content of a reply: an object with a message, with or without an `error` around it."""
     content = content.get("error", content) if isinstance(content, dict) else content
     fields = content if isinstance(content, dict) else {}
-    message = " ".join(redacted(str(fields.get("message") or content), secret).split())
-    return Complaint(status, message, str(fields.get("code") or ""))
+    message = str(fields.get("message") or content)
+    metadata = fields.get("metadata")
+    if isinstance(metadata, dict) and metadata.get("raw"):  # a router quotes the server that it has asked
+        message = f"{message}: {metadata['raw']}"
+    message = " ".join(redacted(message, secret).split())
+    return Complaint(status, message, str(fields.get("code") or ""), str(fields.get("param") or ""))
 
 
 def redacted(text: str, secret: str) -> str:
@@ -90,8 +106,7 @@ def mistake(complaint: Complaint, llm: LLM, base_url: str) -> UserError | None:
         return UserError(f"the account of {key} has no money left ({reason})")
     if status == 404:
         return UserError(f"{shown(base_url)} does not know llm.model={llm.model}, or llm.base_url is wrong ({reason})")
-    hint = "; try llm.structured=json_object or text" if "schema" in reason or "response_format" in reason else ""
-    return UserError(f"{shown(base_url)} rejects the request ({reason}){hint}")
+    return UserError(f"{shown(base_url)} rejects the request ({reason})")
 
 
 def unreachable(base_url: str, error: Exception) -> UserError:

@@ -110,9 +110,11 @@ class LLM:
     seed: int | None
     max_tokens: int
     max_tokens_name: str
+    system_role: str
     structured: str
     schema_drops: list[str]
     extra_body: dict[str, Any]
+    adapt: bool
     timeout: float
     max_retries: int
     concurrency: int
@@ -132,6 +134,8 @@ class LLM:
             raise UserError(
                 f"llm.max_tokens_name={self.max_tokens_name!r} is unknown; choose max_tokens or max_completion_tokens"
             )
+        if self.system_role not in ("system", "user"):
+            raise UserError(f"llm.system_role={self.system_role!r} is unknown; choose system or user")
         for name in ("max_tokens", "timeout", "concurrency"):
             if not getattr(self, name) > 0:
                 raise UserError(f"llm.{name}={getattr(self, name)} must be more than 0")

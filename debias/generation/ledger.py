@@ -8,6 +8,7 @@ Each call has a `sent` line, written before the call is made, and one line for i
     filtered  attempt, status, reason                      (not charged: refused by a content filter, and final)
     lost      attempt, reason                              (no reply: perhaps charged)
     given_up  key                                          (failed for good: later requests were made without it)
+    adapted   server, part, instead                        (later bodies are sent without what the server refuses)
 
 An attempt without a second line was in flight when the process died. A batch adds `batch` (submitted, with the server's
 id) and `batch_ended`, and `unread` for a line of its results that belongs to no request.
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from debias.generation.adaptation import Adaptation
 from debias.generation.complaints import PASSING
 from debias.generation.exchange import FILTERED, Answer, Bound, Spent
 from debias.generation.reading import read_body
@@ -56,6 +58,7 @@ class Memory:
     lost: dict[str, Sent] = field(default_factory=dict)  # by attempt
     batches: dict[str, str | None] = field(default_factory=dict)  # open ones: tag -> the server's id
     given_up: set[str] = field(default_factory=set)  # keys
+    adapted: dict[str, list[Adaptation]] = field(default_factory=dict)  # by server: what it refuses
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -87,6 +90,8 @@ class Memory:
                     self.refused[sent.key] = self.refused.get(sent.key, 0) + 1
             case "unread":
                 pass
+            case "adapted":
+                self.adapted.setdefault(line["server"], []).append(Adaptation(line["part"], line["instead"]))
             case "given_up":
                 self.given_up.add(line["key"])
             case "batch":
@@ -229,6 +234,10 @@ class Ledger:
     def given_up(self, keys: Iterable[str]) -> None:
         """Record that these requests stay unanswered; later requests rely on that."""
         self._append([{"kind": "given_up", "key": key} for key in keys])
+
+    def adapt(self, server: str, adaptation: Adaptation) -> None:
+        """Record that a server refuses a part of the body."""
+        self._append([{"kind": "adapted", "server": server, **adaptation._asdict()}])
 
     def batch(self, tag: str, batch_id: str) -> None:
         """Record the server's id of a submitted batch."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import httpx2
 import openai
 
+from debias.generation.adaptation import Adaptations
 from debias.generation.complaints import complaint_of, mistake, redacted, shown, unreachable
 from debias.generation.exchange import FILTERED, LLM, MAX_REFUSED, Answer, Question
 from debias.generation.ledger import Ledger
@@ -40,6 +41,7 @@ class Failure(NamedTuple):
     reason: str
     wait: float | None = None  # seconds until a retry; None: the server does not say
     refused: bool = False  # the server rejects the request itself, though it has answered others
+    changed: bool = False  # the next attempt leaves out what the server refuses
 
 
 class End:
@@ -76,6 +78,7 @@ class Live:
     ) -> None:
         self.client, self.llm, self.ledger, self.base_url = client, llm, ledger, base_url
         self.secret, self.first_delay = secret, first_delay
+        self.adaptations = Adaptations(llm, ledger, base_url)
         self._settled = asyncio.Condition()
         self._in_flight = 0
         self._heard = False  # whether the server has ever replied
@@ -134,6 +137,8 @@ class Live:
                     return answer._replace(cached=False)
                 broken += 1
                 failure = Failure("a charged answer that cannot be used")
+            elif failure.changed:
+                continue
             else:
                 failures += 1
                 refused += failure.refused
@@ -183,13 +188,14 @@ class Live:
     async def _call(self, question: Question, attempt: str) -> Failure | None:
         chunks: list[bytes] = []
         request_id: str | None = None  # None until status 200 has arrived
+        body = self.adaptations.sent(question.body)
         try:
-            async with asyncio.timeout(self.llm.timeout), self._response(question) as response:
+            async with asyncio.timeout(self.llm.timeout), self._response(question.key, body) as response:
                 request_id = response.headers.get("x-request-id", "")
                 async for chunk in response.iter_bytes():
                     chunks.append(chunk)
         except openai.APIStatusError as error:
-            return self._refused(attempt, error)
+            return self._refused(attempt, error, body)
         except (openai.APIConnectionError, httpx2.HTTPError, TimeoutError) as error:
             if request_id is None:
                 return self._unheard(attempt, error)
@@ -202,16 +208,13 @@ class Live:
         reading = self._record(attempt, chunks, request_id or "")
         return None if reading.charged or reading.text is not None else Failure(reading.finish_reason)
 
-    def _response(self, question: Question) -> contextlib.AbstractAsyncContextManager[Any]:
-        """The call itself. Its body is streamed uncompressed, so that one that breaks off is kept up to the break."""
-        body = dict(question.body)
-        repeated = self.ledger.memory.broken.get(question.key, 0)  # another key, or we get the broken answer again
-        headers = {
-            "Accept-Encoding": "identity",
-            "Idempotency-Key": f"{question.key}-{repeated}" if repeated else question.key,
-        }
+    def _response(self, key: str, body: dict[str, Any]) -> contextlib.AbstractAsyncContextManager[Any]:
+        """The call itself. Its answer is streamed uncompressed, so that one that breaks off is kept up to the break."""
+        repeated = self.ledger.memory.broken.get(key, 0)  # another key, or we get the broken answer again
+        headers = {"Accept-Encoding": "identity", "Idempotency-Key": f"{key}-{repeated}" if repeated else key}
+        more = {name: value for name, value in body.items() if name not in ("model", "messages")}
         return self.client.chat.completions.with_streaming_response.create(
-            model=body.pop("model"), messages=body.pop("messages"), extra_body=body, extra_headers=headers
+            model=body["model"], messages=body["messages"], extra_body=more, extra_headers=headers
         )
 
     def _record(self, attempt: str, chunks: list[bytes], request_id: str) -> Reading:
@@ -220,8 +223,8 @@ class Live:
         self.ledger.answered(attempt, body, redacted(request_id, self.secret))
         return read_body(body)
 
-    def _refused(self, attempt: str, error: openai.APIStatusError) -> Failure | None:
-        """Record an error status; None if it settles the request."""
+    def _refused(self, attempt: str, error: openai.APIStatusError, body: dict[str, Any]) -> Failure | None:
+        """Record the error status that a body was refused with; None if it settles the request."""
         self._heard = True
         complaint = complaint_of(error, self.secret)
         if complaint.filtered:
@@ -234,6 +237,8 @@ class Live:
             self.ledger.lost(attempt, complaint.reason)
         else:
             self.ledger.declined([attempt], complaint.status, complaint.reason)
+        if self.adaptations.learn(complaint, body):
+            return Failure(complaint.reason, changed=True)
         told = mistake(complaint, self.llm, self.base_url)
         # Before the first answer a refusal means that the settings are wrong. Afterwards they cannot be: it is an
         # accident, or something about this one request, such as its length.

@@ -10,7 +10,7 @@ from debias.records import UserError
 BESIDE = {
     "llm": (
         "max_cost_usd", "concurrency", "batch", "batch_price_factor", "max_retries", "timeout", "price_prompt",
-        "price_completion", "priced_on", "prices", "api_key_env",
+        "price_completion", "priced_on", "prices", "api_key_env", "adapt", "system_role",
     ),
     "generate": ("n", "patience", "max_filtered", "expected_yield", "licence", "dry_run"),
 }  # fmt: skip
