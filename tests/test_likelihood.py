@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -171,14 +172,14 @@ def test_batches_keep_to_the_budget_and_cover_everything() -> None:
         assert positions <= 4 or len(batch) == 1
 
 
-def test_stereoset_needs_81364_positions(smollm2: object) -> None:
+def test_stereoset_needs_81364_positions(smollm2_tokenizer: Path) -> None:
     """The count of distinct prefixes with a successor, over the 19,176 sentences of the test set."""
     from transformers import AutoTokenizer
 
     from debias.benchmarks.stereoset import StereoSet
 
     texts = [c.text for c in StereoSet(BiasBench()).candidates(Tokens(None, "causal"))]
-    ids = AutoTokenizer.from_pretrained(smollm2)(texts, add_special_tokens=False).input_ids
+    ids = AutoTokenizer.from_pretrained(smollm2_tokenizer)(texts, add_special_tokens=False).input_ids
     spans = [Span(tuple(i), 1) for i in ids]
     order, growth = likelihood._tree_order(spans)
     positions = len(spans[order[0]].ids) - 1 + sum(growth([a], b) for a, b in pairwise(order))
@@ -187,7 +188,7 @@ def test_stereoset_needs_81364_positions(smollm2: object) -> None:
     assert positions == 81_364
 
 
-def test_real_model_scores_do_not_depend_on_batching(smollm2: object) -> None:
+def test_real_model_scores_do_not_depend_on_batching(smollm2: Path) -> None:
     """Any text alone or among others agrees within 1e-4 nats per token in float32, for the real model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

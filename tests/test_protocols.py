@@ -26,8 +26,8 @@ from debias.scoring.spans import each_masked, start_id
 
 
 @pytest.fixture(scope="module")
-def causal(smollm2: Path) -> Tokens:
-    return Tokens(AutoTokenizer.from_pretrained(smollm2), "causal")
+def causal(smollm2_tokenizer: Path) -> Tokens:
+    return Tokens(AutoTokenizer.from_pretrained(smollm2_tokenizer), "causal")
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ KILLED = {
     "in the first epoch": partial(gets, SIGKILL, "debias.training.callbacks:LossCurve.on_train_batch_end", call=3),
     "half a checkpoint": partial(gets, SIGKILL, "pathlib:Path.replace", about="checkpoint.ckpt"),
     "in the second epoch": partial(gets, SIGKILL, "debias.training.callbacks:LossCurve.on_train_batch_end", call=8),
-    "half an adapter": partial(gets, SIGKILL, "pathlib:Path.rename", about="adapter.unchecked.tmp"),
+    "half an adapter": partial(gets, SIGKILL, "pathlib:Path.rename", about="adapter.unchecked"),
     "trained, not checked": partial(gets, SIGKILL, "debias.training.gate:Gate.check"),
     "trained": partial(gets, SIGKILL, "debias.jobs.run:evaluate"),
     "half of the base's scores": partial(gets, SIGKILL, "pathlib:Path.replace", about=".npy"),

@@ -89,11 +89,11 @@ def test_missing_empty_and_undecodable_files(tmp_path: Path) -> None:
         TripletFile("height")
 
 
-def test_attribute_tokens_are_found_in_every_corpus_sentence(smollm2: Path) -> None:
+def test_attribute_tokens_are_found_in_every_corpus_sentence(smollm2_tokenizer: Path) -> None:
     """The marked tokens decode to the attribute, with at most the space and punctuation that its tokens carry."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_tokenizer)
     for bias in corpora():
         triplets = TripletFile(bias).load().triplets
         for triplet, text in zip(triplets, encode(triplets, Tokens(tokenizer, "causal")), strict=True):
@@ -102,10 +102,10 @@ def test_attribute_tokens_are_found_in_every_corpus_sentence(smollm2: Path) -> N
             assert decoded == triplet.sentence[triplet.start : triplet.stop]
 
 
-def test_hand_worked_encoding(smollm2: Path) -> None:
+def test_hand_worked_encoding(smollm2_tokenizer: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_tokenizer)
     triplet = Triplet("The woman was stoic.", "woman", "stoic", "gender", "", 14, 19)
     (text,) = encode([triplet], Tokens(tokenizer, "causal"), start_token=False)
     words = [tokenizer.decode([i]) for i in text.ids]
