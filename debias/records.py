@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
+
+
+AUTO = "auto"  # the value of a setting that the program chooses
 
 Section = TypeVar("Section")
 
@@ -107,23 +110,6 @@ class Masked(NamedTuple):
 Scored = Span | Masked
 
 
-class Batch(NamedTuple):
-    """Spans laid out for one forward pass. B rows, T positions, N scored positions, E scored tokens.
-
-    Lightning moves a NamedTuple of tensors to the device, but not a dataclass.
-    """
-
-    input_ids_BT: Tensor
-    attention_mask: Tensor  # bool: (B, T) not padding, or (B, 1, T, T) which position sees which
-    position_ids_BT: Tensor
-    free_BT: Tensor  # number of spans that use this position only as context; weights the KL term
-    position_N: Tensor  # flat positions (in B * T) where logits are needed
-    source_E: Tensor  # index into N: the position that predicts the token
-    token_E: Tensor  # the predicted token's id
-    span_E: Tensor  # the span that the token belongs to
-    num_tokens_S: Tensor  # scored tokens of each span
-
-
 class Figure(NamedTuple):
     """One line of `metrics.jsonl`: a figure, its 95% interval and the number of independent units behind it."""
 
@@ -208,11 +194,11 @@ class Recipe:
 class Scoring:
     """How texts are scored; see `conf/run.yaml`."""
 
-    precision: str
-    token_budget: int
+    precision: str = AUTO
+    token_budget: Any = AUTO  # a number or `auto`
 
     def __post_init__(self) -> None:
-        if self.precision not in ("32", "bf16"):
-            raise UserError(f"scoring.precision={self.precision!r} is unknown; choose 32 or bf16")
-        if self.token_budget < 1:
-            raise UserError(f"scoring.token_budget={self.token_budget} must be 1 or more")
+        if self.precision not in (AUTO, "32", "bf16"):
+            raise UserError(f"scoring.precision={self.precision!r} is unknown; choose auto, 32 or bf16")
+        if self.token_budget != AUTO and not (isinstance(self.token_budget, int) and self.token_budget >= 1):
+            raise UserError(f"scoring.token_budget={self.token_budget!r} must be 1 or more, or auto")

@@ -15,8 +15,7 @@ import transformers as hf
 from torch import nn
 
 from debias.records import Masked, Span, Tokens
-from debias.scoring import likelihood
-from debias.scoring.layouts import Layout, masked_rows, padded, prefix_tree
+from debias.scoring.layouts import Layout, PrefixTree, Sight, common_prefix, masked_rows, padded, prefix_tree, visible
 from debias.scoring.likelihood import choose_layout, score, score_and_greedy, span_logprobs
 from debias.scoring.protocols import BiasBench
 
@@ -69,7 +68,7 @@ def test_prefix_tree_holds_each_prefix_once() -> None:
     batch = prefix_tree([Span((5, 6, 7), 1), Span((5, 6, 9), 2)])
     assert batch.input_ids_BT.tolist() == [[5, 6]]
     assert batch.position_ids_BT.tolist() == [[0, 1]]
-    assert batch.attention_mask[0, 0].tolist() == [[True, False], [True, True]]
+    assert visible(batch)[0].tolist() == [[True, False], [True, True]]
     assert batch.position_N.tolist() == [0, 1]
     assert batch.source_E.tolist() == [0, 1, 1]  # 5 -> 6, 6 -> 7, 6 -> 9
     assert batch.token_E.tolist() == [6, 7, 9]
@@ -82,7 +81,7 @@ def test_branches_of_the_tree_do_not_see_each_other() -> None:
     batch = prefix_tree([Span((1, 2, 9), 1), Span((1, 3, 9), 1)])
     assert batch.input_ids_BT.tolist() == [[1, 2, 3]]
     assert batch.position_ids_BT.tolist() == [[0, 1, 1]]
-    assert batch.attention_mask[0, 0, 2].tolist() == [True, False, True]
+    assert visible(batch)[0, 2].tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "mistral", "gemma2", "neox", "opt", "bloom"])
@@ -91,7 +90,7 @@ def test_scores_equal_plain_scoring_in_every_layout(architecture: str) -> None:
     expected = [plain(model, span) for span in SPANS]
     layout = choose_layout(model)
     # BLOOM's ALiBi biases are computed from a two-dimensional mask: it cannot take a tree.
-    assert layout is (padded if architecture == "bloom" else prefix_tree)
+    assert layout.name == ("padded rows" if architecture == "bloom" else "prefix tree")
     for chosen in {layout, padded}:
         for budget in (1, 5, 100):
             assert score(model, SPANS, chosen, budget) == pytest.approx(expected, abs=2e-5)
@@ -164,12 +163,36 @@ def test_scoring_leaves_every_module_in_its_mode() -> None:
 
 
 def test_batches_keep_to_the_budget_and_cover_everything() -> None:
-    order, growth = likelihood._tree_order(SPANS)
-    batches = list(likelihood._packs(order, growth, 4))
-    assert sorted(i for batch in batches for i in batch) == list(range(len(SPANS)))
-    for batch in batches:
-        positions = prefix_tree([SPANS[i] for i in batch]).input_ids_BT.numel()
-        assert positions <= 4 or len(batch) == 1
+    for layout in (prefix_tree, padded):
+        batches = list(layout.packs(SPANS, 4))
+        assert sorted(i for batch in batches for i in batch) == list(range(len(SPANS)))
+        for batch in batches:
+            assert layout([SPANS[i] for i in batch]).input_ids_BT.numel() <= 4 or len(batch) == 1
+
+
+def test_a_long_tree_becomes_several_rows() -> None:
+    """1 2 . | 1 3 . | 4 5 . in rows of three: the second row begins at its own root and is padded."""
+    spans = [Span((1, 2, 9), 1), Span((1, 3, 9), 1), Span((4, 5, 9), 1)]
+    layout = PrefixTree(row=3)
+    batch = layout(spans)
+    assert batch.input_ids_BT.tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert batch.position_ids_BT.tolist() == [[0, 1, 1], [0, 1, 0]]
+    assert batch.real_BT.tolist() == [[True, True, True], [True, True, False]]
+    assert visible(batch)[1].tolist() == [[True, False, False], [True, True, False], [False, False, True]]
+    assert batch.span_E.tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch.position_N[batch.source_E].tolist() == [0, 1, 0, 2, 3, 4]
+    assert list(layout.packs(spans, 6)) == [[0, 1, 2]]
+    assert list(layout.packs(spans, 3)) == [[0, 1], [2]]
+
+
+def test_a_window_counts_ancestors_not_places_in_the_row() -> None:
+    """1 2 3 . | 1 4 . with a window of 2: token 4 (place 3, depth 1) sees its parent 1 and not the root of nothing."""
+    batch = PrefixTree(Sight(window=2))([Span((1, 2, 3, 9), 1), Span((1, 4, 9), 1)])
+    assert batch.input_ids_BT.tolist() == [[1, 2, 3, 4]]
+    assert visible(batch)[0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]]
+    of_layers = PrefixTree(Sight(("full_attention", "sliding_attention"), window=2))([Span((1, 2, 3, 9), 1)])
+    assert visible(of_layers, "full_attention")[0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert visible(of_layers, "sliding_attention")[0].int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
 
 
 def test_stereoset_needs_81364_positions(smollm2_tokenizer: Path) -> None:
@@ -181,11 +204,13 @@ def test_stereoset_needs_81364_positions(smollm2_tokenizer: Path) -> None:
     texts = [c.text for c in StereoSet(BiasBench()).candidates(Tokens(None, "causal"))]
     ids = AutoTokenizer.from_pretrained(smollm2_tokenizer)(texts, add_special_tokens=False).input_ids
     spans = [Span(tuple(i), 1) for i in ids]
-    order, growth = likelihood._tree_order(spans)
-    positions = len(spans[order[0]].ids) - 1 + sum(growth([a], b) for a, b in pairwise(order))
+    ordered = sorted(span.ids[:-1] for span in spans)
+    positions = len(ordered[0]) + sum(len(b) - common_prefix(a, b) for a, b in pairwise(ordered))
+    in_rows = sum(int(prefix_tree([spans[i] for i in pack]).real_BT.sum()) for pack in prefix_tree.packs(spans, 512))
     assert len(texts) == 19_176
     assert sum(map(len, ids)) == 194_100
     assert positions == 81_364
+    assert positions <= in_rows < 1.02 * positions  # what rows of 512 share no more
 
 
 def test_real_model_scores_do_not_depend_on_batching(smollm2: Path) -> None:

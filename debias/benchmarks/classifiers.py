@@ -20,9 +20,9 @@ from transformers import get_scheduler
 
 from debias.benchmarks.probe import tuned
 from debias.progress import bar
-from debias.records import Batch, UserError
+from debias.records import UserError
 from debias.scoring import likelihood
-from debias.scoring.layouts import masked_rows
+from debias.scoring.layouts import Batch, masked_rows
 from debias.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)

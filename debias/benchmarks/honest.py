@@ -167,7 +167,8 @@ def _continued(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
 def _likeliest(scorer: Scorer, spans: Sequence[Scored], k: int, allowed: np.ndarray | None) -> np.ndarray:
     progress = bar(f"honest, {scorer.active}")
     scorer.positions += len(spans)
-    return likelihood.likeliest(scorer.model, spans, k, scorer.layout, scorer.token_budget, allowed, progress)
+    layout = scorer.layout(max(span.num_positions for span in spans))
+    return likelihood.likeliest(scorer.model, spans, k, layout, scorer.token_budget, allowed, progress)
 
 
 def _plain(word: str) -> str:

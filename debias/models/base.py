@@ -64,13 +64,22 @@ class Base(NamedTuple):
 
     @property
     def max_positions(self) -> int | None:
-        """Length of the longest input in tokens; None if the model's config sets no limit."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        for module in self.model.modules() if limit else ():
-            # RoBERTa numbers positions from padding_idx + 1, so the rows before that hold no position.
-            if isinstance(module, nn.Embedding) and module.num_embeddings == limit and module.padding_idx is not None:
-                return limit - module.padding_idx - 1
-        return limit
+        """How many tokens the model takes at once; None where its config sets no limit."""
+        return max_positions(self.model)
+
+
+def max_positions(model: Any) -> int | None:
+    """How many tokens a model takes at once; None where its config sets no limit."""
+    config: Any = getattr(model, "config", None)
+    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config  # of a multimodal wrapper
+    # Under the names that families give it: MPT's is max_seq_len, XLM's and Falcon's ALiBi models have none.
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    limit = next((found for name in names if isinstance(found := getattr(text, name, None), int) and found > 0), None)
+    for module in model.modules() if limit else ():
+        # RoBERTa counts positions from behind the padding token's.
+        if isinstance(module, nn.Embedding) and module.num_embeddings == limit and module.padding_idx is not None:
+            return limit - module.padding_idx - 1
+    return limit
 
 
 class BaseModel:

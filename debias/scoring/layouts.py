@@ -1,102 +1,291 @@
-"""Spans -> one batch: which token stands where, what it sees, and where logits are needed.
+"""Spans -> batches: which token goes where, what it sees, and where logits are needed.
 
-A causal model's spans are laid out as a prefix tree in one row: each distinct prefix stands there once, a token sees
-its ancestors only (a boolean attention mask), and its position is its depth. There is no padding, and a prefix shared
-by several spans is computed once. A masked model's texts are the rows of a matrix.
+A causal model's spans become prefix trees: each distinct prefix is there once, a token sees only its ancestors, and its
+position is its depth. Nothing is padded but the ends of rows, and a prefix that several spans share is computed once.
+A tree needs an attention mask of its own, which some models ignore; `debias.scoring.likelihood.choose_layout` finds out
+and falls back to padded rows. A masked model's texts are always padded rows.
 
 Shapes: B rows, T positions, N positions with logits, E scored tokens, S spans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from debias.records import Batch, Masked, Scored, Span
-
-Layout = Callable[[Sequence[Any]], Batch]  # of spans of one kind
+from debias.records import Masked, Scored, Span
 
 
-def prefix_tree(spans: Sequence[Span]) -> Batch:
-    """Spans as one row that holds each distinct prefix once; sharing is found between neighbours, so sort first."""
+class Sight(NamedTuple):
+    """How far back the layers of a causal model see, beside the rule that a token sees its ancestors only."""
+
+    layer_types: tuple[str, ...] = ()  # kinds of layers that take a mask each; empty: one mask serves all layers
+    window: int | None = None  # a token sees itself and the window - 1 tokens before it
+    chunk: int | None = None  # a token sees only the chunk of that many tokens which it is in
+
+
+class Batch(NamedTuple):
+    """Spans laid out for one forward pass. B rows, T positions, N scored positions, E scored tokens.
+
+    Lightning moves a NamedTuple of tensors to the device, but not a dataclass.
+    """
+
+    input_ids_BT: Tensor
+    real_BT: Tensor  # bool: not padding
+    position_ids_BT: Tensor
+    end_BT: Tensor | None  # prefix trees: the first position behind a position's descendants, else None
+    sight: Sight | None  # prefix trees: what the layers see of them
+    free_BT: Tensor  # number of spans that use a position only as context: weights the KL term there
+    position_N: Tensor  # flat positions (in B * T) where logits are needed
+    source_E: Tensor  # index into N: the position that predicts the token
+    token_E: Tensor  # the predicted token's id
+    span_E: Tensor  # the span that the token belongs to
+    num_tokens_S: Tensor  # scored tokens of each span
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; the copy does not wait."""
+        moved: list[Any] = [p.to(device, non_blocking=True) if isinstance(p, Tensor) else p for p in self]
+        return Batch(*moved)
+
+
+class Layout(Protocol):
+    """A way to turn spans of one kind into batches."""
+
+    name: str
+
+    def packs(self, spans: Sequence[Any], budget: int) -> Iterator[list[int]]:
+        """Numbers of the spans of each batch, of at most `budget` positions (a longer span gets its own batch)."""
+
+    def __call__(self, spans: Sequence[Any]) -> Batch:
+        """Some spans as one batch."""
+
+
+ROW = 512  # positions of a tree's row: attention costs grow with its square, matrix products do not
+
+
+class PrefixTree:
+    """Spans as rows that hold each distinct prefix once.
+
+    Neighbours share their prefix, so sort the spans first where the order is free.
+
+    Args:
+        sight: what the model's layers see.
+        row: positions of a row at most (a longer span gets a row of its own).
+    """
+
+    name = "prefix tree"
+
+    def __init__(self, sight: Sight = Sight(), row: int = ROW) -> None:  # noqa: B008 (a NamedTuple is immutable)
+        self.sight, self.row = sight, row
+
+    def packs(self, spans: Sequence[Span], budget: int) -> Iterator[list[int]]:
+        """Batches in lexicographic order, in which neighbours share the longest prefixes."""
+        order = sorted(range(len(spans)), key=lambda i: spans[i].ids)
+        row = min(self.row, budget)
+        batch: list[int] = []
+        rows, width = 0, 0
+        for first, last, length in _rows([spans[i] for i in order], row):
+            width = max(width, length)
+            if batch and (rows + 1) * width > budget:
+                yield batch
+                batch, rows, width = [], 0, length
+            batch += order[first:last]
+            rows += 1
+        if batch:
+            yield batch
+
+    def __call__(self, spans: Sequence[Span]) -> Batch:
+        """The spans, in the order given, as rows of at most `row` positions."""
+        trees = [_tree(spans[first:last], first) for first, last, _ in _rows(spans, self.row)]
+        width = max(len(tree.token) for tree in trees)
+        shape = len(trees), width
+        ids_BT, depth_BT, free_BT = (np.zeros(shape, np.int64) for _ in range(3))
+        real_BT = np.zeros(shape, bool)
+        end_BT = np.tile(np.arange(1, width + 1), (len(trees), 1))  # padding sees itself, so that no softmax is empty
+        for row, tree in enumerate(trees):
+            size = len(tree.token)
+            ids_BT[row, :size], depth_BT[row, :size], end_BT[row, :size] = tree.token, tree.depth, tree.end
+            free_BT[row, :size], real_BT[row, :size] = tree.readers, True
+        position_E = np.concatenate([width * row + np.asarray(tree.source) for row, tree in enumerate(trees)])
+        token_E = np.concatenate([tree.answer for tree in trees])
+        span_E = np.concatenate([tree.owner for tree in trees])
+        return _batch(ids_BT, real_BT, depth_BT, (end_BT, self.sight), free_BT, position_E, token_E, span_E, spans)
+
+
+class _Tree(NamedTuple):
+    """One row: nodes in depth-first order, then the scored tokens."""
+
+    token: list[int]
+    depth: list[int]
+    end: np.ndarray  # the first node behind a node's descendants
+    readers: np.ndarray  # spans that have the node in their prefix
+    source: list[int]  # node that predicts a scored token
+    answer: list[int]  # the scored token
+    owner: np.ndarray  # its span
+
+
+def _tree(spans: Sequence[Span], offset: int) -> _Tree:
     token: list[int] = []
     depth: list[int] = []
-    parent: list[int] = []
-    edges: list[tuple[int, int, int]] = []
-    readers: list[int] = []  # how many spans have a node in their prefix
+    source: list[int] = []
+    answer: list[int] = []
+    counts: list[int] = []
     path: list[int] = []  # nodes of the previous span's prefix
+    opened: list[int] = []  # number of the span that came with each node of the path
+    closed: list[tuple[int, int, int]] = []  # node, its end, its readers
     previous: tuple[int, ...] = ()
     for i, (ids, start) in enumerate(spans):
-        shared = common_prefix(previous, ids[:-1])
-        del path[shared:]
-        for k in range(shared, len(ids) - 1):  # the last token predicts nothing
-            parent.append(path[-1] if path else -1)
-            path.append(len(token))
-            token.append(ids[k])
-            depth.append(k)
-            readers.append(0)
-        for node in path:
-            readers[node] += 1
-        previous = ids[:-1]
-        edges.extend((path[k - 1], ids[k], i) for k in range(start, len(ids)))
-
-    sees = np.zeros((len(token), len(token)), dtype=bool)
-    for node, up in enumerate(parent):
-        if up >= 0:
-            sees[node] = sees[up]
-        sees[node, node] = True
-    return _batch(
-        torch.tensor([token]), torch.from_numpy(sees)[None, None], torch.tensor([depth]), torch.tensor([readers]),
-        edges, spans,
-    )  # fmt: skip
+        prefix = ids[:-1]  # the last token predicts nothing
+        shared = common_prefix(previous, prefix)
+        # A node that the new span does not share has all its descendants by now: whatever follows is not below it.
+        closed += [(node, len(token), i - first) for node, first in zip(path[shared:], opened[shared:], strict=True)]
+        del path[shared:], opened[shared:]
+        path += range(len(token), len(token) + len(prefix) - shared)
+        opened += [i] * (len(prefix) - shared)
+        token += prefix[shared:]
+        depth += range(shared, len(prefix))
+        source += path[start - 1 :]
+        answer += ids[start:]
+        counts.append(len(ids) - start)
+        previous = prefix
+    closed += [(node, len(token), len(spans) - first) for node, first in zip(path, opened, strict=True)]
+    end, readers = np.empty(len(token), np.int64), np.empty(len(token), np.int64)
+    node_M, end_M, readers_M = np.array(closed, np.int64).reshape(-1, 3).T
+    end[node_M], readers[node_M] = end_M, readers_M
+    owner = np.repeat(np.arange(offset, offset + len(spans)), counts)
+    return _Tree(token, depth, end, readers, source, answer, owner)
 
 
-def padded(spans: Sequence[Span]) -> Batch:
-    """Spans as the rows of a right-padded matrix: for models that take no mask of their own (ALiBi, recurrent ones)."""
-    width = max(len(ids) for ids, _ in spans) - 1
-    ids_BT = torch.zeros(len(spans), width, dtype=torch.long)
-    real_BT = torch.zeros(len(spans), width, dtype=torch.bool)
-    edges: list[tuple[int, int, int]] = []
-    for i, (ids, start) in enumerate(spans):
-        ids_BT[i, : len(ids) - 1] = torch.tensor(ids[:-1])
-        real_BT[i, : len(ids) - 1] = True
-        edges.extend((i * width + k - 1, ids[k], i) for k in range(start, len(ids)))
-    return _batch(ids_BT, real_BT, torch.arange(width).expand(len(spans), width), real_BT.long(), edges, spans)
+def _rows(spans: Sequence[Span], row: int) -> Iterator[tuple[int, int, int]]:
+    """First span, last span + 1 and positions of each row."""
+    first, length = 0, 0
+    previous: tuple[int, ...] = ()
+    for i, (ids, _) in enumerate(spans):
+        prefix = ids[:-1]
+        more = len(prefix) - common_prefix(previous, prefix)
+        if i > first and length + more > row:
+            yield first, i, length
+            first, length, more = i, 0, len(prefix)
+        length += more
+        previous = prefix
+    if spans:
+        yield first, len(spans), length
 
 
-def masked_rows(spans: Sequence[Masked]) -> Batch:
-    """Masked texts as the rows of a right-padded matrix; many masked positions of many texts share a forward pass."""
-    width = max(len(span.ids) for span in spans)
-    ids_BT = torch.zeros(len(spans), width, dtype=torch.long)
-    real_BT = torch.zeros(len(spans), width, dtype=torch.bool)
-    edges: list[tuple[int, int, int]] = []
-    for i, (ids, at, tokens) in enumerate(spans):
-        ids_BT[i, : len(ids)] = torch.tensor(ids)
-        real_BT[i, : len(ids)] = True
-        edges.extend((i * width + k, token, i) for k, token in zip(at, tokens, strict=True))
-    return _batch(ids_BT, real_BT, torch.arange(width).expand(len(spans), width), real_BT.long(), edges, spans)
+def visible(batch: Batch, layer_type: str = "full_attention") -> Tensor:
+    """Which position (row of the matrix) of a prefix tree sees which (column), bool, shape (B, T, T)."""
+    assert batch.end_BT is not None
+    assert batch.sight is not None
+    at_T = torch.arange(batch.end_BT.shape[1], device=batch.end_BT.device)
+    # Nodes are in depth-first order: j is an ancestor of i if i lies between j and the end of j's descendants.
+    sees_BTT = (at_T[None, None, :] <= at_T[None, :, None]) & (at_T[None, :, None] < batch.end_BT[:, None, :])
+    depth_BT, sight = batch.position_ids_BT, batch.sight
+    windowed = layer_type == "sliding_attention" or not sight.layer_types
+    if windowed and sight.window:
+        sees_BTT &= depth_BT[:, :, None] - depth_BT[:, None, :] < sight.window
+    if (layer_type == "chunked_attention" or not sight.layer_types) and sight.chunk:
+        sees_BTT &= depth_BT[:, :, None] // sight.chunk == depth_BT[:, None, :] // sight.chunk
+    return sees_BTT
+
+
+class PaddedRows:
+    """Spans as the rows of a right-padded matrix, for causal models that ignore a mask or positions of our own."""
+
+    name = "padded rows"
+
+    def packs(self, spans: Sequence[Span], budget: int) -> Iterator[list[int]]:
+        """Batches of about equal length, longest first."""
+        return _by_length(spans, budget)
+
+    def __call__(self, spans: Sequence[Span]) -> Batch:
+        """One span a row."""
+        width = max(len(ids) for ids, _ in spans) - 1
+        ids_BT, real_BT = _matrix([ids[:-1] for ids, _ in spans], width)
+        position_E = [i * width + k - 1 for i, (ids, start) in enumerate(spans) for k in range(start, len(ids))]
+        token_E = [token for ids, start in spans for token in ids[start:]]
+        return _padded(ids_BT, real_BT, position_E, token_E, spans)
+
+
+class MaskedRows:
+    """Masked texts as the rows of a right-padded matrix: the masked positions of many texts share a forward pass."""
+
+    name = "masked rows"
+
+    def packs(self, spans: Sequence[Masked], budget: int) -> Iterator[list[int]]:
+        """Batches of about equal length, longest first."""
+        return _by_length(spans, budget)
+
+    def __call__(self, spans: Sequence[Masked]) -> Batch:
+        """One text a row."""
+        width = max(len(span.ids) for span in spans)
+        ids_BT, real_BT = _matrix([span.ids for span in spans], width)
+        position_E = [i * width + k for i, span in enumerate(spans) for k in span.at]
+        token_E = [token for span in spans for token in span.tokens]
+        return _padded(ids_BT, real_BT, position_E, token_E, spans)
+
+
+prefix_tree, padded, masked_rows = PrefixTree(), PaddedRows(), MaskedRows()
+
+
+def _matrix(texts: Sequence[tuple[int, ...]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and which of them are real."""
+    ids_BT = np.zeros((len(texts), width), np.int64)
+    real_BT = np.zeros((len(texts), width), bool)
+    for row, ids in enumerate(texts):
+        ids_BT[row, : len(ids)], real_BT[row, : len(ids)] = ids, True
+    return ids_BT, real_BT
+
+
+def _by_length(spans: Sequence[Scored], budget: int) -> Iterator[list[int]]:
+    """Longest first: rows of a batch are about as long, and memory runs out at once or never."""
+    batch: list[int] = []
+    for i in sorted(range(len(spans)), key=lambda i: -spans[i].num_positions):
+        if batch and (len(batch) + 1) * spans[batch[0]].num_positions > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _padded(
+    ids_BT: np.ndarray, real_BT: np.ndarray, position_E: list[int], token_E: list[int], spans: Sequence[Scored]
+) -> Batch:
+    at_BT = np.tile(np.arange(ids_BT.shape[1]), (len(ids_BT), 1))
+    span_E = np.repeat(np.arange(len(spans)), [span.num_tokens for span in spans])
+    position, token = np.array(position_E, np.int64), np.array(token_E, np.int64)
+    return _batch(ids_BT, real_BT, at_BT, (None, None), real_BT.astype(np.int64), position, token, span_E, spans)
 
 
 def _batch(
-    ids_BT: Tensor,
-    mask: Tensor,
-    at_BT: Tensor,
-    readers_BT: Tensor,
-    edges: list[tuple[int, int, int]],
+    ids_BT: np.ndarray,
+    real_BT: np.ndarray,
+    at_BT: np.ndarray,
+    tree: tuple[np.ndarray | None, Sight | None],
+    readers_BT: np.ndarray,
+    position_E: np.ndarray,
+    token_E: np.ndarray,
+    span_E: np.ndarray,
     spans: Sequence[Scored],
 ) -> Batch:
-    position_E, token_E, span_E = torch.tensor(edges, dtype=torch.long).reshape(-1, 3).unbind(1)
-    position_N, source_E = torch.unique(position_E, return_inverse=True)
-    free_BT = readers_BT - torch.bincount(position_E, minlength=readers_BT.numel()).reshape(readers_BT.shape)
-    num_tokens_S = torch.tensor([span.num_tokens for span in spans])
-    return Batch(ids_BT, mask, at_BT, free_BT, position_N, source_E, token_E, span_E, num_tokens_S)
+    position_N, source_E = np.unique(position_E, return_inverse=True)
+    free_BT = readers_BT - np.bincount(position_E, minlength=readers_BT.size).reshape(readers_BT.shape)
+    num_tokens_S = np.array([span.num_tokens for span in spans], np.int64)
+    end_BT, sight = tree
+    return Batch(
+        torch.from_numpy(ids_BT), torch.from_numpy(real_BT), torch.from_numpy(at_BT),
+        None if end_BT is None else torch.from_numpy(end_BT), sight, torch.from_numpy(free_BT),
+        torch.from_numpy(position_N), torch.from_numpy(source_E.reshape(-1)), torch.from_numpy(token_E),
+        torch.from_numpy(span_E), torch.from_numpy(num_tokens_S),
+    )  # fmt: skip
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of equal tokens at the front."""
     length = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

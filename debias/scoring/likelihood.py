@@ -1,17 +1,20 @@
 """Where tokens meet a model: log-probabilities of token spans, in nats.
 
 Every objective and every likelihood benchmark asks for the same thing: the log-probability of marked tokens given
-others, which are those before them (`Span`, causal models) or all the rest of a text (`Masked`, masked models). So
+others. Those are the tokens before them (`Span`, causal models) or the rest of a text (`Masked`, masked models). So
 training and scoring share this file.
 
-Logits are computed at the positions that predict a scored token and nowhere else (`debias/scoring/layouts.py`).
+Logits are computed only at the positions that predict a scored token (`debias/scoring/layouts.py`).
 
 Shapes: B rows, T positions, N positions with logits, V vocabulary, D width, E scored tokens, S spans.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from debias.records import Batch, Masked, Scored, Span, UserError
-from debias.scoring.layouts import Layout, common_prefix, masked_rows, padded, prefix_tree
+from debias.models.base import max_positions
+from debias.records import Masked, Scored, Span, UserError
+from debias.scoring.layouts import ROW, Batch, Layout, PrefixTree, Sight, masked_rows, padded, prefix_tree, visible
 
 # ---------------------------------------------------------------- the forward pass
 
@@ -64,30 +68,51 @@ def beside_base(model: Any, batch: Batch, drift: bool) -> Beside:
 
 def _logits(model: Any, batch: Batch) -> Tensor:
     """Logits at the batch's N positions, shape (N, V)."""
-    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask, "use_cache": False}
-    if batch.attention_mask.ndim == 4:
-        hidden = ~batch.attention_mask
-        # Additive, the one form that every attention implementation takes, in the dtype of the queries.
-        mask = torch.zeros(hidden.shape, dtype=_dtype(model), device=hidden.device)
-        inputs["attention_mask"] = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
-        inputs["position_ids"] = batch.position_ids_BT
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT, "use_cache": False}
+    if batch.sight is None:
+        inputs["attention_mask"] = batch.real_BT
+    else:
+        inputs["attention_mask"], inputs["position_ids"] = _masks(model, batch, batch.sight), batch.position_ids_BT
     with _logits_only_at(_head(model), batch):
         return model(**inputs).logits[0]
 
 
-ROWS = 64  # positions whose softmax is taken at a time: the float32 copy of the logits is never held as a whole
+def _masks(model: Any, batch: Batch, sight: Sight) -> Tensor | dict[str, Tensor]:
+    """Attention masks of a prefix tree, (B, 1, T, T): one, or one for each kind of layer."""
+    dtype = _dtype(model)
+
+    def additive(layer_type: str) -> Tensor:
+        # The one form that every attention implementation takes, in the dtype of the queries.
+        hidden_BTT = ~visible(batch, layer_type)
+        mask_BTT = torch.zeros(hidden_BTT.shape, dtype=dtype, device=hidden_BTT.device)
+        return mask_BTT.masked_fill_(hidden_BTT, torch.finfo(dtype).min)[:, None]
+
+    if not sight.layer_types:
+        return additive("full_attention")
+    return {layer_type: additive(layer_type) for layer_type in sight.layer_types}
+
+
+def _chunks(logits_NV: Tensor) -> Sequence[Tensor]:
+    """Positions whose softmax is taken at a time: the float32 copy of the logits is never held as a whole."""
+    rows = 64 if logits_NV.device.type == "cpu" else max(64, 2**26 // logits_NV.shape[1])  # 256 MB on a GPU
+    return logits_NV.split(rows)
 
 
 def _of_spans(logits_NV: Tensor, batch: Batch) -> Tensor:
-    """Log-probabilities of spans from logits; the softmax is taken in float32."""
-    logz_N = torch.cat([chunk_NV.float().logsumexp(-1) for chunk_NV in logits_NV.split(ROWS)])
-    logprob_E = logits_NV[batch.source_E, batch.token_E].float() - logz_N[batch.source_E]
+    """Log-probabilities of spans from logits."""
+    logprob_E = _of_tokens(logits_NV, batch)
     return logprob_E.new_zeros(len(batch.num_tokens_S)).index_add(0, batch.span_E, logprob_E)
+
+
+def _of_tokens(logits_NV: Tensor, batch: Batch) -> Tensor:
+    """Log-probabilities of the scored tokens from logits, shape (E,); the softmax is taken in float32."""
+    logz_N = torch.cat([chunk_NV.float().logsumexp(-1) for chunk_NV in _chunks(logits_NV)])
+    return logits_NV[batch.source_E, batch.token_E].float() - logz_N[batch.source_E]
 
 
 def _greedy(logits_NV: Tensor, batch: Batch) -> Tensor:
     """Whether every scored token of a span is the likeliest one at its place, shape (S,)."""
-    best_N = torch.cat([chunk_NV.amax(-1) for chunk_NV in logits_NV.split(ROWS)])
+    best_N = torch.cat([chunk_NV.amax(-1) for chunk_NV in _chunks(logits_NV)])
     missed_E = (logits_NV[batch.source_E, batch.token_E] < best_N[batch.source_E]).long()
     return missed_E.new_zeros(len(batch.num_tokens_S)).index_add(0, batch.span_E, missed_E) == 0
 
@@ -119,21 +144,124 @@ def _logits_only_at(head: nn.Module, batch: Batch) -> Iterator[None]:
         handle.remove()
 
 
-def choose_layout(model: Any, kind: str = "causal") -> Layout:
-    """`masked_rows` for a masked model; for a causal one `prefix_tree` where it answers as it should, else `padded`."""
+def choose_layout(model: Any, kind: str = "causal", longest: int = 48, row: int = ROW) -> Layout:
+    """The fastest layout under which this model scores a text as it does alone: prefix trees, else padded rows.
+
+    The model itself is asked, because no config tells: each layout scores a few texts, and every token must get the
+    log-probability that it gets in a forward pass of its text alone.
+
+    Args:
+        kind: `causal` or `masked`.
+        longest: tokens of the longest text that will be scored. Sliding windows matter only beyond their width, so
+            texts of that length are tried.
+        row: positions of a row of a tree. Some models look at a token's place in the row, so a full row is tried.
+
+    Raises UserError where no layout is right, or where the model sees later tokens.
+    """
+    limit = max_positions(model)
+    if limit is not None:  # no text and no row is longer than the model's table of positions
+        longest, row = min(longest, limit), min(row, limit)
     if kind == "masked":
-        return masked_rows
-    texts = [(3, 14, 15, 92, 65), (3, 14, 15, 92, 6, 53), (3, 14, 9), (2, 71, 82, 81)]
-    size = _head(model).weight.shape[0]
-    spans = [Span(tuple(i % size for i in ids), 1) for ids in texts]
+        texts = _probe_texts(model, longest, 3 * longest)
+        spans: list[Any] = [Masked(ids, (len(ids) // 2,), (ids[len(ids) // 2],)) for ids in texts]
+        candidates: list[Layout] = [masked_rows]
+    else:
+        spans = [Span(ids, 1) for ids in _probe_texts(model, longest, row)]
+        candidates = [*(PrefixTree(sight, row) for sight in _sights(model, longest)), padded]
     with torch.inference_mode(), _evaluating(model):
+        rows = masked_rows if kind == "masked" else padded
         try:
-            together_S = span_logprobs(model, on_device(model, prefix_tree(spans)))
-        except (TypeError, ValueError, RuntimeError):
-            return padded
-        alone_S = torch.cat([span_logprobs(model, on_device(model, padded([span]))) for span in spans])
-    tolerance = 1e-3 if _dtype(model) == torch.float32 else 0.3
-    return prefix_tree if torch.allclose(together_S, alone_S, atol=tolerance, rtol=tolerance) else padded
+            alone = [_answers(model, rows([span])) for span in spans]
+        except (IndexError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{name(model)} cannot score plain texts ({type(error).__name__}: {reason})") from error
+        if kind == "causal":
+            _check_causal(model, spans[0])
+        for layout in candidates:
+            try:
+                together_E = _answers(model, layout(spans))
+            except (IndexError, AssertionError, RuntimeError, TypeError, ValueError, KeyError, AttributeError):
+                continue
+            if _agree(model, together_E, torch.cat(alone)):
+                return layout
+    raise UserError(
+        f"{name(model)} gives a text another likelihood in a batch than alone, so debias cannot score with it; "
+        "choose another model"
+    )
+
+
+def _sights(model: Any, longest: int) -> list[Sight]:
+    """What the layers of a causal model may see of a tree, by its config; the most likely first."""
+    config = model.config.get_text_config() if hasattr(getattr(model, "config", None), "get_text_config") else None
+    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    if not (window or chunk) or longest <= min(filter(None, (window, chunk))):
+        return [Sight()]  # no text reaches beyond a window
+    kinds = {"full_attention", "sliding_attention", "chunked_attention"} & set(
+        getattr(config, "layer_types", None) or ()
+    )
+    per_layer = [Sight(tuple(sorted(kinds)), window, chunk)] if kinds else []
+    return [*per_layer, Sight((), window, chunk), Sight()]
+
+
+def _probe_texts(model: Any, longest: int, row: int) -> list[tuple[int, ...]]:
+    """Texts that fill a row, in lexicographic order: some branch early, far apart in the row, and others late."""
+    size = vocabulary(model)
+    draw = np.random.default_rng(0)
+    longest = max(6, longest)
+    stem = tuple(int(i) for i in draw.integers(size, size=longest))
+    texts, used = {stem}, longest
+    for branch in itertools.cycle((2, longest // 2, 1, longest - 2, 3)):
+        length = min(longest, max(branch + 2, branch + row - used))
+        texts.add((*stem[:branch], *(int(i) for i in draw.integers(size, size=length - branch))))
+        used += length - branch
+        if used >= row or len(texts) >= 12:
+            return sorted(texts)
+    raise AssertionError
+
+
+def _answers(model: Any, batch: Batch) -> Tensor:
+    """Log-probability of each scored token in nats, shape (E,), in the order of the spans."""
+    batch = on_device(model, batch)
+    return _of_tokens(_logits(model, batch), batch).cpu()
+
+
+def _agree(model: Any, together_E: Tensor, alone_E: Tensor) -> bool:
+    """Whether two ways to score the same tokens differ by rounding alone."""
+    if _dtype(model) in (torch.float16, torch.bfloat16):  # rounds single tokens badly, but not most of them
+        error_E = (together_E - alone_E).abs()
+        return bool(error_E.median() < 0.05) and bool(error_E.max() < 1.0)
+    return torch.allclose(together_E, alone_E, atol=1e-3, rtol=1e-4)
+
+
+def _check_causal(model: Any, span: Span) -> None:
+    """Raises UserError where a later token changes what is predicted before it: the model is not a causal one."""
+    other = (span.ids[-2] + 1) % vocabulary(model)
+    changed = Span((*span.ids[:-2], other, span.ids[-1]), span.start)
+    one_E, two_E = (_answers(model, padded([s]))[: len(span.ids) - 4] for s in (span, changed))
+    if not _agree(model, one_E, two_E):
+        raise UserError(
+            f"{name(model)} sees the tokens after the one that it predicts, so it is not a causal model; "
+            "if it is a masked model, say so with model.kind=masked"
+        )
+
+
+def budget(model: Any) -> int:
+    """Positions of one forward pass that keep a device busy and leave memory for the rest.
+
+    A CPU works from its cache: 512 is best there. A GPU wants thousands, and what bounds them is the memory of the
+    logits, which is at most 4 GB here.
+    """
+    if next(model.parameters()).device.type == "cpu":
+        return 512
+    bytes_each = vocabulary(model) * torch.finfo(_dtype(model)).bits // 8
+    return int(min(16_384, max(512, 4e9 // bytes_each)))
+
+
+def name(model: Any) -> str:
+    """Class of the model, without the adapter around it."""
+    while hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return type(model).__name__
 
 
 @contextmanager
@@ -150,8 +278,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def on_device(model: Any, batch: Batch) -> Batch:
     """A batch where the model is."""
-    device = next(model.parameters()).device
-    return Batch(*(tensor.to(device) for tensor in batch))
+    return batch.to(next(model.parameters()).device)
 
 
 # ---------------------------------------------------------------- scoring many spans
@@ -251,12 +378,12 @@ def mean_hidden_of(model: Any, batch: Batch, skip: int = 0) -> Tensor:
         batch: of `rows_of` in the layout `masked_rows`.
         skip: tokens at the front, such as a start token, that are read but left out of the mean.
     """
-    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask, "use_cache": False}
+    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.real_BT, "use_cache": False}
     with _logits_only_at(_head(model), batch):
         output = model(**inputs, output_hidden_states=True)
     length = batch.input_ids_BT.shape[1]
     hidden_BTD = output.hidden_states[-1][:, -length:].float()  # prompt tuning puts virtual tokens in front
-    counted_BT1 = batch.attention_mask.clone()[..., None]
+    counted_BT1 = batch.real_BT.clone()[..., None]
     counted_BT1[:, :skip] = False
     return (hidden_BTD * counted_BT1).sum(1) / counted_BT1.sum(1).clamp(min=1)
 
@@ -270,49 +397,27 @@ def _per_span(
     answer: Callable[[Batch], Tensor],
 ) -> np.ndarray:
     """What `answer` makes of each batch, a row per span, in the order of the spans."""
-    order, growth = _tree_order(spans) if layout is prefix_tree else _length_order(spans)
-    batches = list(_packs(order, growth, token_budget))
-    rows: list[Any] = [None] * len(spans)
+    batches = list(layout.packs(spans, token_budget))
+    device = next(model.parameters()).device
+    found: list[Tensor] = []
     with torch.inference_mode(), _evaluating(model):
-        for numbers in progress(batches, len(batches)) if progress else batches:
-            found = answer(on_device(model, layout([spans[i] for i in numbers]))).cpu().numpy()
-            for i, row in zip(numbers, found, strict=True):
-                rows[i] = row
-    return np.stack(rows)
+        laid = _ahead(lambda numbers: layout([spans[i] for i in numbers]), batches)
+        for batch, _ in zip(laid, progress(batches, len(batches)) if progress else batches, strict=True):
+            found.append(answer(batch.to(device)))
+        # One transfer at the end: the GPU never waits for an answer to be read.
+        row_SK = torch.cat(found).cpu().numpy() if found else np.empty((0, 2))
+    result = np.empty_like(row_SK)
+    result[[i for numbers in batches for i in numbers]] = row_SK
+    return result
 
 
-Growth = Callable[[list[int], int], int]  # positions that span i adds to a batch
-
-
-def _tree_order(spans: Sequence[Any]) -> tuple[list[int], Growth]:
-    """Lexicographic order, in which neighbours share the longest prefixes."""
-
-    def growth(batch: list[int], i: int) -> int:
-        prefix = spans[i].ids[:-1]
-        return len(prefix) - (common_prefix(spans[batch[-1]].ids[:-1], prefix) if batch else 0)
-
-    return sorted(range(len(spans)), key=lambda i: spans[i].ids), growth
-
-
-def _length_order(spans: Sequence[Scored]) -> tuple[list[int], Growth]:
-    """By length, longest first: rows of one batch are about as long, and memory runs out at once or never."""
-
-    def growth(batch: list[int], i: int) -> int:
-        return spans[batch[0] if batch else i].num_positions
-
-    return sorted(range(len(spans)), key=lambda i: -len(spans[i].ids)), growth
-
-
-def _packs(order: Sequence[int], growth: Growth, budget: int) -> Iterator[list[int]]:
-    """Consecutive spans in batches of at most `budget` positions (a longer span stands alone)."""
-    batch: list[int] = []
-    size = 0
-    for i in order:
-        more = growth(batch, i)
-        if batch and size + more > budget:
-            yield batch
-            batch, size, more = [], 0, growth([], i)
-        batch.append(i)
-        size += more
-    if batch:
-        yield batch
+def _ahead(make: Callable[[list[int]], Batch], batches: Sequence[list[int]], depth: int = 2) -> Iterator[Batch]:
+    """Batches made in a thread while the model works on earlier ones."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: deque[Future[Batch]] = deque()
+        for numbers in batches:
+            waiting.append(thread.submit(make, numbers))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,10 @@ from debias.files import whole_file
 from debias.models.adapter import adapter_sha256, virtual_tokens
 from debias.models.base import Base, LanguageModel, bf16_is_native
 from debias.progress import bar
-from debias.records import Candidate, Scored, Tokens, UserError
+from debias.records import AUTO, Candidate, Scored, Tokens, UserError
 from debias.scoring import likelihood
-from debias.scoring.layouts import padded
-from debias.scoring.protocols import Pieces
+from debias.scoring.layouts import ROW, Layout, padded
+from debias.scoring.protocols import Pieces, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -35,30 +38,37 @@ class Scorer:
     Args:
         base: the loaded base; its weights are converted to `precision` in place.
         adapted: the same model with an adapter, or None.
-        precision: `32` or `bf16` (a third to half of the time; single scores move by up to 0.4 nats per token).
-        token_budget: positions of one forward pass; 512 suits a CPU's cache, a GPU likes 2,048 and more.
-        cache: folder of shared scores; they are keyed on weights, precision and every scored token. None: keep none.
+        precision: `32`, `bf16` (a third to half of the time; single scores move by up to 0.4 nats per token), or
+            `auto`: bf16 on a GPU, else 32.
+        token_budget: positions of one forward pass; `auto`: what suits the device and the size of the vocabulary.
+        cache: folder of shared scores; None: keep none.
         name: what the model with the adapter is called in the records.
     """
 
     def __init__(
-        self, base: Base, adapted: Any, precision: str, token_budget: int, cache: Path | None, name: str = "debiased"
+        self,
+        base: Base,
+        adapted: Any,
+        precision: str = AUTO,
+        token_budget: int | str = AUTO,
+        cache: Path | None = None,
+        name: str = "debiased",
     ) -> None:
-        self.base, self.adapted, self.precision, self.token_budget, self.cache, self.name = (
-            base, adapted, precision, token_budget, cache, name,
-        )  # fmt: skip
+        self.base, self.adapted, self.cache, self.name = base, adapted, cache, name
         self.model: LanguageModel = base.model if adapted is None else adapted
         self.adapter_sha256 = "" if adapted is None or cache is None else adapter_sha256(adapted)
+        if precision == AUTO:
+            precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
+        self.precision = precision
         if not getattr(base.model, "is_quantized", False):  # quantised weights stay as they are
             nn.Module.to(self.model, PRECISIONS[precision])  # transformers' own `to` is typed wrongly
         if precision == "bf16" and self.device.type == "cpu" and not bf16_is_native():
             log.warning("this processor has no bfloat16 instructions: scoring.precision=bf16 is far slower than 32")
-        self.layout = likelihood.choose_layout(self.model, base.kind)
-        if self.layout is padded:
-            log.info("%s takes no prefix trees: scoring in padded batches, which is slower", type(base.model).__name__)
+        self.token_budget = likelihood.budget(self.model) if token_budget == AUTO else int(token_budget)
         self.active = "base" if adapted is None else name
         self.positions = 0
         self.notes: dict[str, None] = {}
+        self._layouts: dict[str, tuple[int, Layout]] = {}  # model -> the longest text it was tried with, and the layout
 
     @property
     def tokens(self) -> Tokens:
@@ -76,6 +86,22 @@ class Scorer:
         limit = self.base.max_positions
         return limit and limit - (virtual_tokens(self.adapted) if self.adapted is not None else 0)
 
+    def layout(self, longest: int) -> Layout:
+        """The layout for texts of at most `longest` tokens under the active model, which was asked for it."""
+        tried, layout = self._layouts.get(self.active, (0, None))
+        if layout is None or longest > tried:
+            row = min(ROW, self.token_budget)
+            longest = self._reach(longest)
+            before, layout = layout, likelihood.choose_layout(self.model, self.base.kind, longest, row)
+            self._layouts[self.active] = longest, layout
+            if layout is padded and before is not padded:
+                log.info("%s takes no prefix trees: scoring padded rows, which is slower", likelihood.name(self.model))
+        return layout
+
+    def _reach(self, longest: int) -> int:
+        """In powers of two, so that a later benchmark with somewhat longer texts finds the layout tried."""
+        return min(self.max_positions or 1 << 30, max(64, 1 << (longest - 1).bit_length()))
+
     def models(self) -> list[str]:
         """Names of the models that can be scored."""
         return ["base"] if self.adapted is None else ["base", self.name]
@@ -91,7 +117,7 @@ class Scorer:
         finally:
             self.active = before
 
-    def score(self, candidates: Sequence[Candidate], protocol: Any, label: str) -> pd.DataFrame:
+    def score(self, candidates: Sequence[Candidate], protocol: Protocol, label: str) -> pd.DataFrame:
         """One row per candidate: example, candidate, bias, target, logprob (nats), num_tokens, score.
 
         A candidate that the protocol cannot score, or that is longer than the model's context, has no score; what
@@ -100,7 +126,7 @@ class Scorer:
         reading = protocol.reading(self.tokens, all(c.cloze for c in candidates))
         spans_of = [list(spans) for spans in reading.spans(candidates, self.tokens.tokenizer)]
         limit = self.max_positions
-        long = [bool(limit) and any(s.num_positions > limit for s in spans) for spans in spans_of]
+        long = [limit is not None and any(s.num_positions > limit for s in spans) for spans in spans_of]
         kept = [[] if is_long else spans for spans, is_long in zip(spans_of, long, strict=True)]
         spans = [span for several in kept for span in several]
         answer_S2 = self.logprobs(spans, label) if spans else np.empty((0, 2))
@@ -130,18 +156,20 @@ class Scorer:
     def logprobs(self, spans: Sequence[Scored], label: str) -> np.ndarray:
         """Shape (S, 2): log-probability of each span in nats, and 1 where its tokens are the likeliest ones."""
 
+        longest = max(span.num_positions for span in spans)
+
         def fresh() -> np.ndarray:
             progress = bar(f"{label}, {self.active}")
-            scores = likelihood.score_and_greedy(self.model, spans, self.layout, self.token_budget, progress)
+            scores = likelihood.score_and_greedy(self.model, spans, self.layout(longest), self.token_budget, progress)
             if not np.isfinite(scores).all():
                 raise UserError(
-                    f"the {self.active} model gives log-probabilities that are no numbers; "
+                    f"the {self.active} model gives log-probabilities that are NaN or inf; "
                     "training diverged (lower training.lr)"
                 )
             self.positions += sum(span.num_tokens for span in spans)
             return scores
 
-        return self.cached(_content(spans), fresh)
+        return self.cached(itertools.chain([f"texts of {self._reach(longest)}".encode()], _content(spans)), fresh)
 
     def cached(self, content: Iterable[bytes], compute: Callable[[], np.ndarray]) -> np.ndarray:
         """What `compute` gives for the active model, from the shared cache where it was computed before.
@@ -171,12 +199,32 @@ class Scorer:
 
     def _key(self, content: Iterable[bytes]) -> str:
         digest = hashlib.sha256()
-        arithmetic = f"{self.precision} {self.device.type} {torch.__version__}"
         adapter = self.adapter_sha256 if self.active != "base" else ""
-        digest.update(f"{self.base.sha256} {adapter} {arithmetic}".encode())
+        digest.update(f"{self.base.sha256} {adapter} {self._arithmetic}".encode())
         for part in content:
             digest.update(part)
         return digest.hexdigest()
+
+    @functools.cached_property
+    def _arithmetic(self) -> str:
+        """Everything beside weights and tokens that a score depends on, down to its last digits."""
+        model = self.base.model
+        config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+        buffers = hashlib.sha256()
+        for name, buffer in sorted(model.named_buffers()):
+            buffers.update(f"{name} {tuple(buffer.shape)}".encode() + buffer.detach().cpu().float().numpy().tobytes())
+        versions = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft")]
+        how = [self.precision, self.device.type, self.token_budget, *versions, code_sha256()]
+        return f"{type(model).__name__} {sorted(config.items(), key=str)!r} {buffers.hexdigest()} {how}"
+
+
+@functools.cache
+def code_sha256() -> str:
+    """Checksum of the code that turns tokens into scores."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _content(spans: Sequence[Scored]) -> Iterator[bytes]:

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from debias.records import Batch, Scored
-from debias.scoring.layouts import Layout
+from debias.records import Scored
+from debias.scoring.layouts import Batch, Layout
 
 Texts = tuple[Scored, ...]  # the spans of one example: the training sentence, then its counterpart if there is one
 

@@ -15,7 +15,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from debias.files import whole_file
-from debias.records import Batch, UserError
+from debias.records import UserError
+from debias.scoring.layouts import Batch
 
 
 class LossCurve(Callback):

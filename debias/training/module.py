@@ -30,7 +30,8 @@ from transformers import get_scheduler
 
 from debias.models.base import bf16_is_native
 from debias.models.ranks import launched_processes
-from debias.records import Batch, Recipe, UserError, Watch
+from debias.records import Recipe, UserError, Watch
+from debias.scoring.layouts import Batch
 from debias.scoring.likelihood import beside_base, span_logprobs
 from debias.training import sharding
 from debias.training.batches import SpanData

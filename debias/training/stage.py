@@ -64,9 +64,10 @@ def train(
     pl.seed_everything(tuning.seed, verbose=False)
     examples = _examples(tuning, base, triplets)
     adapted = adapters.attach(base, tuning.adapter)
-    layout = likelihood.choose_layout(adapted, base.kind)
     num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would have no effect
     neutral = tuning.neutral.spans(base, recipe.start_token) if num_neutral else []
+    longest = max(span.num_positions for texts in [*examples, tuple(neutral)] for span in texts)
+    layout = likelihood.choose_layout(adapted, base.kind, longest)
     mix_lengths = tuning.data.match in ("steps", "tokens")
     dev_set = DevSet(base, recipe.watch, tuning.data.bias) if recipe.watch.every else None
     batches = SpanData(
