@@ -88,6 +88,11 @@ class Span(NamedTuple):
         """How many positions a model reads: the last token predicts nothing."""
         return len(self.ids) - 1
 
+    @property
+    def num_context(self) -> int:
+        """How many positions are only read."""
+        return self.start - 1
+
 
 class Masked(NamedTuple):
     """Token ids with some masked; at the positions `at`, the true `tokens` are scored given the rest."""
@@ -105,6 +110,11 @@ class Masked(NamedTuple):
     def num_positions(self) -> int:
         """How many positions a model reads."""
         return len(self.ids)
+
+    @property
+    def num_context(self) -> int:
+        """How many positions are only read."""
+        return len(self.ids) - len(self.at)
 
 
 Scored = Span | Masked

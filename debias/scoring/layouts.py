@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     position_ids_BT: Tensor
     end_BT: Tensor | None  # prefix trees: the first position behind a position's descendants, else None
     sight: Sight | None  # prefix trees: what the layers see of them
-    free_BT: Tensor  # number of spans that use a position only as context: weights the KL term there
+    context_R: Tensor  # flat positions that a span only reads, span by span; one that several read is there as often
     position_N: Tensor  # flat positions (in B * T) where logits are needed
     source_E: Tensor  # index into N: the position that predicts the token
     token_E: Tensor  # the predicted token's id
@@ -103,17 +103,20 @@ class PrefixTree:
         trees = [_tree(spans[first:last], first) for first, last, _ in _rows(spans, self.row)]
         width = max(len(tree.token) for tree in trees)
         shape = len(trees), width
-        ids_BT, depth_BT, free_BT = (np.zeros(shape, np.int64) for _ in range(3))
+        ids_BT, depth_BT = (np.zeros(shape, np.int64) for _ in range(2))
         real_BT = np.zeros(shape, bool)
         end_BT = np.tile(np.arange(1, width + 1), (len(trees), 1))  # padding sees itself, so that no softmax is empty
         for row, tree in enumerate(trees):
             size = len(tree.token)
             ids_BT[row, :size], depth_BT[row, :size], end_BT[row, :size] = tree.token, tree.depth, tree.end
-            free_BT[row, :size], real_BT[row, :size] = tree.readers, True
-        position_E = np.concatenate([width * row + np.asarray(tree.source) for row, tree in enumerate(trees)])
+            real_BT[row, :size] = True
+        position_E, context_R = (
+            np.concatenate([width * row + np.array(places, np.int64) for row, places in enumerate(column)])
+            for column in ([tree.source for tree in trees], [tree.context for tree in trees])
+        )
         token_E = np.concatenate([tree.answer for tree in trees])
         span_E = np.concatenate([tree.owner for tree in trees])
-        return _batch(ids_BT, real_BT, depth_BT, (end_BT, self.sight), free_BT, position_E, token_E, span_E, spans)
+        return _batch(ids_BT, real_BT, depth_BT, (end_BT, self.sight), context_R, position_E, token_E, span_E, spans)
 
 
 class _Tree(NamedTuple):
@@ -122,7 +125,7 @@ class _Tree(NamedTuple):
     token: list[int]
     depth: list[int]
     end: np.ndarray  # the first node behind a node's descendants
-    readers: np.ndarray  # spans that have the node in their prefix
+    context: list[int]  # nodes that a span only reads, span by span
     source: list[int]  # node that predicts a scored token
     answer: list[int]  # the scored token
     owner: np.ndarray  # its span
@@ -133,31 +136,31 @@ def _tree(spans: Sequence[Span], offset: int) -> _Tree:
     depth: list[int] = []
     source: list[int] = []
     answer: list[int] = []
+    context: list[int] = []
     counts: list[int] = []
     path: list[int] = []  # nodes of the previous span's prefix
-    opened: list[int] = []  # number of the span that came with each node of the path
-    closed: list[tuple[int, int, int]] = []  # node, its end, its readers
+    closed: list[tuple[int, int]] = []  # node and its end
     previous: tuple[int, ...] = ()
-    for i, (ids, start) in enumerate(spans):
+    for ids, start in spans:
         prefix = ids[:-1]  # the last token predicts nothing
         shared = common_prefix(previous, prefix)
         # A node that the new span does not share has all its descendants by now: whatever follows is not below it.
-        closed += [(node, len(token), i - first) for node, first in zip(path[shared:], opened[shared:], strict=True)]
-        del path[shared:], opened[shared:]
+        closed += [(node, len(token)) for node in path[shared:]]
+        del path[shared:]
         path += range(len(token), len(token) + len(prefix) - shared)
-        opened += [i] * (len(prefix) - shared)
         token += prefix[shared:]
         depth += range(shared, len(prefix))
+        context += path[: start - 1]
         source += path[start - 1 :]
         answer += ids[start:]
         counts.append(len(ids) - start)
         previous = prefix
-    closed += [(node, len(token), len(spans) - first) for node, first in zip(path, opened, strict=True)]
-    end, readers = np.empty(len(token), np.int64), np.empty(len(token), np.int64)
-    node_M, end_M, readers_M = np.array(closed, np.int64).reshape(-1, 3).T
-    end[node_M], readers[node_M] = end_M, readers_M
+    closed += [(node, len(token)) for node in path]
+    end = np.empty(len(token), np.int64)
+    node_M, end_M = np.array(closed, np.int64).reshape(-1, 2).T
+    end[node_M] = end_M
     owner = np.repeat(np.arange(offset, offset + len(spans)), counts)
-    return _Tree(token, depth, end, readers, source, answer, owner)
+    return _Tree(token, depth, end, context, source, answer, owner)
 
 
 def _rows(spans: Sequence[Span], row: int) -> Iterator[tuple[int, int, int]]:
@@ -207,7 +210,8 @@ class PaddedRows:
         ids_BT, real_BT = _matrix([ids[:-1] for ids, _ in spans], width)
         position_E = [i * width + k - 1 for i, (ids, start) in enumerate(spans) for k in range(start, len(ids))]
         token_E = [token for ids, start in spans for token in ids[start:]]
-        return _padded(ids_BT, real_BT, position_E, token_E, spans)
+        context_R = [i * width + k for i, (_, start) in enumerate(spans) for k in range(start - 1)]
+        return _padded(ids_BT, real_BT, context_R, position_E, token_E, spans)
 
 
 class MaskedRows:
@@ -225,7 +229,8 @@ class MaskedRows:
         ids_BT, real_BT = _matrix([span.ids for span in spans], width)
         position_E = [i * width + k for i, span in enumerate(spans) for k in span.at]
         token_E = [token for span in spans for token in span.tokens]
-        return _padded(ids_BT, real_BT, position_E, token_E, spans)
+        context_R = [i * width + k for i, span in enumerate(spans) for k in range(len(span.ids)) if k not in span.at]
+        return _padded(ids_BT, real_BT, context_R, position_E, token_E, spans)
 
 
 prefix_tree, padded, masked_rows = PrefixTree(), PaddedRows(), MaskedRows()
@@ -253,12 +258,17 @@ def _by_length(spans: Sequence[Scored], budget: int) -> Iterator[list[int]]:
 
 
 def _padded(
-    ids_BT: np.ndarray, real_BT: np.ndarray, position_E: list[int], token_E: list[int], spans: Sequence[Scored]
+    ids_BT: np.ndarray,
+    real_BT: np.ndarray,
+    context_R: list[int],
+    position_E: list[int],
+    token_E: list[int],
+    spans: Sequence[Scored],
 ) -> Batch:
     at_BT = np.tile(np.arange(ids_BT.shape[1]), (len(ids_BT), 1))
     span_E = np.repeat(np.arange(len(spans)), [span.num_tokens for span in spans])
-    position, token = np.array(position_E, np.int64), np.array(token_E, np.int64)
-    return _batch(ids_BT, real_BT, at_BT, (None, None), real_BT.astype(np.int64), position, token, span_E, spans)
+    context, position, token = (np.array(column, np.int64) for column in (context_R, position_E, token_E))
+    return _batch(ids_BT, real_BT, at_BT, (None, None), context, position, token, span_E, spans)
 
 
 def _batch(
@@ -266,19 +276,18 @@ def _batch(
     real_BT: np.ndarray,
     at_BT: np.ndarray,
     tree: tuple[np.ndarray | None, Sight | None],
-    readers_BT: np.ndarray,
+    context_R: np.ndarray,
     position_E: np.ndarray,
     token_E: np.ndarray,
     span_E: np.ndarray,
     spans: Sequence[Scored],
 ) -> Batch:
     position_N, source_E = np.unique(position_E, return_inverse=True)
-    free_BT = readers_BT - np.bincount(position_E, minlength=readers_BT.size).reshape(readers_BT.shape)
     num_tokens_S = np.array([span.num_tokens for span in spans], np.int64)
     end_BT, sight = tree
     return Batch(
         torch.from_numpy(ids_BT), torch.from_numpy(real_BT), torch.from_numpy(at_BT),
-        None if end_BT is None else torch.from_numpy(end_BT), sight, torch.from_numpy(free_BT),
+        None if end_BT is None else torch.from_numpy(end_BT), sight, torch.from_numpy(context_R),
         torch.from_numpy(position_N), torch.from_numpy(source_E.reshape(-1)), torch.from_numpy(token_E),
         torch.from_numpy(span_E), torch.from_numpy(num_tokens_S),
     )  # fmt: skip

@@ -39,31 +39,128 @@ class Beside(NamedTuple):
 
     logprob_S: Tensor  # log-probability of each span in nats, differentiable
     base_S: Tensor  # the same of the base
-    drift: Tensor  # sum of KL(base || model) in nats over the free positions, differentiable
-    num_free: Tensor  # how many there are; a position counts once for each span that reads it
+    drift: Tensor  # sum of KL(base || model) in nats over the positions that spans only read, differentiable
+    num_context: Tensor  # how many there are; a position counts once for each span that only reads it
 
 
 def beside_base(model: Any, batch: Batch, drift: bool) -> Beside:
     """Log-probability of each span under model and base, and how far the model has drifted where nothing is scored.
 
+    The exact way: the base, too, is asked in every step. `beside_target` reads what it said before.
+
     Args:
-        drift: needs logits at every position; without it the drift is 0.
+        drift: needs logits at the positions that are only read; without it the drift is 0.
     """
-    if drift:  # logits everywhere
-        everywhere_N = torch.arange(batch.input_ids_BT.numel(), device=batch.position_N.device)
-        batch = batch._replace(position_N=everywhere_N, source_E=batch.position_N[batch.source_E])
+    position_M, weight_M = context(batch)
+    if drift:
+        batch, row_M = with_logits_at(batch, position_M)
     logits_NV = _logits(model, batch)
     logprob_S = _of_spans(logits_NV, batch)
     with torch.no_grad(), model.disable_adapter():
         base_NV = _logits(model, batch)
     base_S = _of_spans(base_NV, batch)
-    free_N = batch.free_BT.flatten()
     if not drift:
-        return Beside(logprob_S, base_S, logprob_S.new_zeros(()), free_N.sum())
-    chosen_N = free_N > 0
-    base_MV, model_MV = (logits[chosen_N].float().log_softmax(-1) for logits in (base_NV, logits_NV))
+        return Beside(logprob_S, base_S, logprob_S.new_zeros(()), weight_M.sum())
+    base_MV, model_MV = (logits[row_M].float().log_softmax(-1) for logits in (base_NV, logits_NV))
     kl_M = torch.nn.functional.kl_div(model_MV, base_MV, log_target=True, reduction="none").sum(-1)
-    return Beside(logprob_S, base_S, (kl_M * free_N[chosen_N]).sum(), free_N.sum())
+    return Beside(logprob_S, base_S, (kl_M * weight_M).sum(), weight_M.sum())
+
+
+class Target(NamedTuple):
+    """The base's side of a batch, asked beforehand (`debias.scoring.reference`). M positions that spans only read."""
+
+    base_S: Tensor  # log-probability of each span, in nats
+    row_M: Tensor  # rows of logits (N) of these positions
+    weight_M: Tensor  # how many spans read each
+    hidden_MD: Tensor  # the base's last hidden states there: its output layer makes its logits of them
+
+
+def beside_target(model: Any, batch: Batch, target: Target) -> Beside:
+    """As `beside_base`, without asking the base again: one forward pass, and one more product of the output layer."""
+    head = _head(model)
+    logprob_E, drift = _Against.apply(
+        _logits(model, batch), batch.source_E, batch.token_E, target.row_M, target.weight_M, target.hidden_MD,
+        head.weight, getattr(head, "bias", None),
+    )  # fmt: skip
+    return Beside(_sums(logprob_E, batch), target.base_S, drift, target.weight_M.sum())
+
+
+class _Against(torch.autograd.Function):
+    """Log-probabilities of tokens, and the weighted KL divergence from the base at other rows of the same logits.
+
+    Both need the softmax of the model's logits, which is taken once, some rows at a time. The gradient of the KL term,
+    softmax(model) - softmax(base) at each row, falls out of the same pass and is kept in place of either softmax.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_NV: Tensor, row_E: Tensor, token_E: Tensor, row_M: Tensor, weight_M: Tensor,
+        hidden_MD: Tensor, head_VD: Tensor, bias_V: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        logz_N = torch.cat([chunk_NV.float().logsumexp(-1) for chunk_NV in _chunks(logits_NV)])
+        grad_NV = torch.zeros_like(logits_NV) if ctx.needs_input_grad[0] else None
+        drift = logz_N.new_zeros(())
+        size = len(_chunks(logits_NV)[0])
+        for rows, weight, hidden in zip(row_M.split(size), weight_M.split(size), hidden_MD.split(size), strict=True):
+            base_MV = torch.nn.functional.linear(hidden.to(head_VD.dtype), head_VD, bias_V).float().log_softmax(-1)
+            model_MV = logits_NV[rows].float() - logz_N[rows, None]
+            base_p_MV = base_MV.exp()
+            drift += (weight[:, None] * base_p_MV * (base_MV - model_MV)).sum()
+            if grad_NV is not None:
+                grad_NV[rows] = (weight[:, None] * (model_MV.exp_() - base_p_MV)).to(grad_NV.dtype)
+        ctx.save_for_backward(logits_NV, logz_N, row_E, token_E, grad_NV)
+        return logits_NV[row_E, token_E].float() - logz_N[row_E], drift
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_E, grad_drift = grads
+        logits_NV, logz_N, row_E, token_E, grad_NV = ctx.saved_tensors
+        grad_NV = grad_NV * grad_drift.to(grad_NV.dtype)
+        _add_token_gradient(grad_NV, logits_NV, logz_N, row_E, token_E, grad_E)
+        return grad_NV, *[None] * 7
+
+
+def _add_token_gradient(
+    grad_NV: Tensor, logits_NV: Tensor, logz_N: Tensor, row_E: Tensor, token_E: Tensor, grad_E: Tensor
+) -> None:
+    """Add the gradient of log-probabilities: d logprob[row, token] / d logits[row] = onehot(token) - softmax."""
+    used_R, of_E = torch.unique(row_E, return_inverse=True)
+    sum_R = torch.zeros(len(used_R), dtype=grad_E.dtype, device=grad_E.device).index_add_(0, of_E, grad_E)
+    size = len(_chunks(logits_NV)[0]) if len(logits_NV) else 1
+    for rows, sums in zip(used_R.split(size), sum_R.split(size), strict=True):
+        softmax_RV = (logits_NV[rows].float() - logz_N[rows, None]).exp_()
+        grad_NV[rows] -= (softmax_RV * sums[:, None]).to(grad_NV.dtype)
+    grad_NV.view(-1).scatter_add_(0, row_E * logits_NV.shape[1] + token_E, grad_E.to(grad_NV.dtype))
+
+
+def context(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Flat positions that spans only read, in order, and how many spans read each, shapes (M,)."""
+    position_M, count_M = torch.unique(batch.context_R, return_counts=True)
+    return position_M, count_M.float()
+
+
+def with_logits_at(batch: Batch, position_M: Tensor) -> tuple[Batch, Tensor]:
+    """The batch with logits at further positions, and the rows (N) of these."""
+    position_N, row = torch.unique(torch.cat([batch.position_N, position_M]), return_inverse=True)
+    scored = len(batch.position_N)
+    return batch._replace(position_N=position_N, source_E=row[:scored][batch.source_E]), row[scored:]
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Log-probabilities of tokens at rows of logits, with one softmax a row and no float32 copy of the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, row_E: Tensor, token_E: Tensor) -> Tensor:
+        logz_N = torch.cat([chunk_NV.float().logsumexp(-1) for chunk_NV in _chunks(logits_NV)])
+        ctx.save_for_backward(logits_NV, logz_N, row_E, token_E)
+        return logits_NV[row_E, token_E].float() - logz_N[row_E]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        logits_NV, logz_N, row_E, token_E = ctx.saved_tensors
+        grad_NV = torch.zeros_like(logits_NV)
+        _add_token_gradient(grad_NV, logits_NV, logz_N, row_E, token_E, grads[0])
+        return grad_NV, None, None
 
 
 def _logits(model: Any, batch: Batch) -> Tensor:
@@ -99,15 +196,13 @@ def _chunks(logits_NV: Tensor) -> Sequence[Tensor]:
 
 
 def _of_spans(logits_NV: Tensor, batch: Batch) -> Tensor:
-    """Log-probabilities of spans from logits."""
-    logprob_E = _of_tokens(logits_NV, batch)
+    """Log-probabilities of spans from logits; the softmax is taken in float32."""
+    return _sums(_TokenLogprobs.apply(logits_NV, batch.source_E, batch.token_E), batch)
+
+
+def _sums(logprob_E: Tensor, batch: Batch) -> Tensor:
+    """Sum of each span's tokens, shape (S,)."""
     return logprob_E.new_zeros(len(batch.num_tokens_S)).index_add(0, batch.span_E, logprob_E)
-
-
-def _of_tokens(logits_NV: Tensor, batch: Batch) -> Tensor:
-    """Log-probabilities of the scored tokens from logits, shape (E,); the softmax is taken in float32."""
-    logz_N = torch.cat([chunk_NV.float().logsumexp(-1) for chunk_NV in _chunks(logits_NV)])
-    return logits_NV[batch.source_E, batch.token_E].float() - logz_N[batch.source_E]
 
 
 def _greedy(logits_NV: Tensor, batch: Batch) -> Tensor:
@@ -168,7 +263,7 @@ def choose_layout(model: Any, kind: str = "causal", longest: int = 48, row: int 
     else:
         spans = [Span(ids, 1) for ids in _probe_texts(model, longest, row)]
         candidates = [*(PrefixTree(sight, row) for sight in _sights(model, longest)), padded]
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), evaluating(model):
         rows = masked_rows if kind == "masked" else padded
         try:
             alone = [_answers(model, rows([span])) for span in spans]
@@ -222,7 +317,7 @@ def _probe_texts(model: Any, longest: int, row: int) -> list[tuple[int, ...]]:
 def _answers(model: Any, batch: Batch) -> Tensor:
     """Log-probability of each scored token in nats, shape (E,), in the order of the spans."""
     batch = on_device(model, batch)
-    return _of_tokens(_logits(model, batch), batch).cpu()
+    return _TokenLogprobs.apply(_logits(model, batch), batch.source_E, batch.token_E).cpu()
 
 
 def _agree(model: Any, together_E: Tensor, alone_E: Tensor) -> bool:
@@ -265,7 +360,7 @@ def name(model: Any) -> str:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off, and afterwards every module as it was: a frozen base and its adapter may be in different modes."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -343,6 +438,43 @@ def likeliest(
     return _per_span(model, spans, layout, token_budget, progress, answer)
 
 
+def with_last_hidden(model: Any, batch: Batch, position_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each span (S,), and the last hidden states at some flat positions (M, D).
+
+    Raises ValueError where the output layer alone does not make the logits of hidden states: some models scale or cap
+    them afterwards.
+    """
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        hidden_BTD = args[0][:, -batch.input_ids_BT.shape[1] :]
+        caught.append(hidden_BTD.reshape(-1, hidden_BTD.shape[-1]))
+
+    head = _head(model)
+    with _first_hook(head, catch):
+        logits_NV = _logits(model, batch)
+    (hidden_PD,) = caught
+    few = hidden_PD[batch.position_N[:8]]
+    if not torch.allclose(head(few).float(), logits_NV[:8].float(), atol=1e-2, rtol=1e-2):
+        raise ValueError(f"{name(model)} changes its logits behind the output layer")
+    return _of_spans(logits_NV, batch), hidden_PD[position_M]
+
+
+@contextmanager
+def _first_hook(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
+    """Call a hook before the others."""
+    handle = module.register_forward_pre_hook(hook, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def plain_head(model: Any) -> bool:
+    """Whether the output layer is a linear one that no adapter touches."""
+    return type(_head(model)) is nn.Linear and not any(p.requires_grad for p in _head(model).parameters())
+
+
 def vocabulary(model: Any) -> int:
     """Tokens that a model tells apart."""
     return _head(model).weight.shape[0]
@@ -400,7 +532,7 @@ def _per_span(
     batches = list(layout.packs(spans, token_budget))
     device = next(model.parameters()).device
     found: list[Tensor] = []
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), evaluating(model):
         laid = _ahead(lambda numbers: layout([spans[i] for i in numbers]), batches)
         for batch, _ in zip(laid, progress(batches, len(batches)) if progress else batches, strict=True):
             found.append(answer(batch.to(device)))

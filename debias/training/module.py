@@ -111,7 +111,7 @@ class Debiaser(pl.LightningModule):
         if retention or self.objective.needs_base:
             beside = beside_base(self.model, batch, drift=bool(retention))
             loss_B, weight_B = self._losses(batch, beside.logprob_S, beside.base_S)
-            loss = self._mean(loss_B, weight_B) + retention * self._mean(beside.drift, beside.num_free)
+            loss = self._mean(loss_B, weight_B) + retention * self._mean(beside.drift, beside.num_context)
         else:
             logprob_S = span_logprobs(self.model, batch)
             loss_B, weight_B = self._losses(batch, logprob_S, logprob_S.detach())
