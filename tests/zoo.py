@@ -74,17 +74,19 @@ OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     **{name: {"head_dim": None, "num_key_value_heads": 4} for name in ("deepseek_v2", "deepseek_v3", "minicpm3")},
 }
-FAST = (  # a third that differ in what they make of masks and positions; the others are tested by `make test-slow`
-    "bart bert bloom cohere2 cpmant deepseek_v3 doge electra exaone4 falcon gemma gemma2 gemma3_text glm4 gpt2 gpt_bigcode gpt_neo "
-    "gpt_neox gpt_oss gptj lfm2 llama llama4_text mamba ministral mistral mixtral modernbert-decoder mpt olmo3 opt "
-    "phi phi3 qwen2 qwen3 roformer smollm3 starcoder2 xglm"
-).split()
+# A third that differ in what they make of masks and positions; `make test-slow` tests the others.
+FAST = """
+    bart bert bloom cohere2 cpmant deepseek_v3 doge electra exaone4 falcon gemma gemma2 gemma3_text glm4 gpt2
+    gpt_bigcode gpt_neo gpt_neox gpt_oss gptj lfm2 llama llama4_text mamba ministral mistral mixtral modernbert-decoder
+    mpt olmo3 opt phi phi3 qwen2 qwen3 roformer smollm3 starcoder2 xglm
+""".split()  # noqa: SIM905
 FAST_MASKED = ["albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta"]
+# Their recurrences take a minute or more on a CPU without kernels of their own.
 LONG = ("bailing_hybrid", "deepseek_v4", "falcon_h1", "inkling2_text", "inkling_text", "nemotron_h", "qwen3_5_moe_text")
 
 
 def build(name: str, kind: str = "causal") -> Any:
-    """A model of an architecture with random weights, large enough to make errors visible. Raises where it cannot be."""
+    """A model with random weights, large enough to make errors visible. Raises whatever its architecture raises."""
     config_class = CONFIG_MAPPING[name]
     known = {*inspect.signature(config_class.__init__).parameters, *getattr(config_class, "attribute_map", {})}
     known |= set(getattr(config_class, "__dataclass_fields__", {}))
