@@ -4,8 +4,8 @@ Each part runs in a process of its own, one after another, and prints a JSON lin
 end is Markdown. Models of 1.2B and 8B have random weights, made on the spot: time and memory do not depend on meaning.
 Without a GPU the same parts run with a tiny model (`--tiny`), as a rehearsal.
 
-Parts: `score` (StereoSet test: padded batches as harnesses score them, prefix trees as debias does), `train` (one epoch:
-`transformers.Trainer` with PEFT, and debias without and with the KL term), `run` (`debias run` from start to end).
+Parts: `score` (StereoSet test: padded batches as harnesses score them, prefix trees as debias does), `train` (one
+epoch: `transformers.Trainer` with PEFT, and debias without and with the KL term), `run` (`debias run` as a whole).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def score(model: str, precision: str, examples: int | None) -> None:
     size = 8192 if CUDA else 512
     left, right = torch.randn(2, size, size, device=DEVICE).to(dtype)
     _ = left @ right
-    _, seconds, _ = clocked(lambda: [left @ right for _ in range(10)])
+    _, seconds, _ = clocked(partial(_products, left, right))
     peak = 20 * size**3 / seconds
     del left, right
 
@@ -138,6 +138,11 @@ def score(model: str, precision: str, examples: int | None) -> None:
         likelihood.score(base.model, spans[:300], layout, budget)
         scores, seconds, memory = clocked(partial(likelihood.score, base.model, spans, layout, budget))
         told(f"prefix trees {budget}{' (default)' if budget == auto else ''}", scores, seconds, memory, computed)
+
+
+def _products(left: torch.Tensor, right: torch.Tensor) -> None:
+    for _ in range(10):
+        left @ right
 
 
 def train(way: str, model: str, sentences: int, batch: int) -> None:
@@ -185,9 +190,7 @@ def _trainer(base: Any, adapted: Any, texts: Sequence[Any], batch: int, folder: 
             key: [row[key] + [fill] * (width - len(row[key])) for row in chosen]
             for key, fill in {"input_ids": 0, "labels": -100}.items()
         }
-        columns["attention_mask"] = [
-            [1] * len(r["input_ids"]) + [0] * (width - len(r["input_ids"])) for r in chosen
-        ]
+        columns["attention_mask"] = [[1] * len(r["input_ids"]) + [0] * (width - len(r["input_ids"])) for r in chosen]
         return {key: torch.tensor(value) for key, value in columns.items()}
 
     arguments = TrainingArguments(
@@ -198,24 +201,32 @@ def _trainer(base: Any, adapted: Any, texts: Sequence[Any], batch: int, folder: 
     return lambda: Trainer(model=adapted, args=arguments, train_dataset=rows, data_collator=collate).train()  # type: ignore[arg-type]
 
 
-def _debias(retention: float, base: Any, adapted: Any, texts: Sequence[Any], batch: int, folder: Path) -> Callable[[], Any]:
+def _debias(
+    retention: float, base: Any, adapted: Any, texts: Sequence[Any], batch: int, folder: Path
+) -> Callable[[], Any]:
     from debias.records import Recipe
+    from debias.scoring.likelihood import choose_layout
     from debias.training import stage
+    from debias.training.batches import SpanData
     from debias.training.module import Debiaser, fit, make_trainer
     from debias.training.neutral import Wikipedia
-    from debias.training.objectives import Bounded
+    from debias.training.objectives import Attribute
 
-    objective = Bounded(4.0)
+    objective = Attribute()
     examples: list[Any] = [(objective.span(text),) for text in texts]
     neutral = Wikipedia(48).spans(base, True) if retention else []
     recipe = Recipe(2e-3, 1, batch, "linear", 0.0, 0.0, True, retention=retention, num_neutral=batch // 2)
     turns = iter(range(100))
 
     def work() -> None:
-        data = stage.span_data(base, adapted, objective, recipe, examples, neutral, seed=1)
-        module = Debiaser(adapted, objective, recipe, 1)
+        spans = [span for (span,) in examples] + neutral
+        layout = choose_layout(adapted, base.kind, max(span.num_positions for span in spans))
+        ask = stage.asking(adapted, base, layout) if retention else None
+        count = recipe.num_neutral if retention else 0
+        data = SpanData(examples, layout, batch, 1, neutral, count, ask=ask)
         place = folder / str(next(turns))
         place.mkdir()
+        module = Debiaser(adapted, objective, recipe, 1)
         fit(module, data, partial(make_trainer, accelerator="auto", devices=1, logger=False), place)
 
     return work
@@ -253,7 +264,12 @@ def plan(tiny: bool, folder: Path, minutes: float) -> list[list[str]]:
         small = ["data.n=16", "eval.stereoset.limit=4", "eval.crows_pairs.limit=4", "eval.perplexity.limit=4"]
         few = ["eval.stereoset.whole=[]", "eval.crows_pairs.whole=[]", "training.epochs=1", "neutral=wikipedia"]
         ways = [["train", way, f"{folder}/tiny", "32", "8"] for way in ("trainer", "debias", "debias with KL")]
-        return [["make", "tiny"], ["score", f"{folder}/tiny", "32", "4"], *ways, ["run", f"{folder}/tiny", *small, *few]]
+        return [
+            ["make", "tiny"],
+            ["score", f"{folder}/tiny", "32", "4"],
+            *ways,
+            ["run", f"{folder}/tiny", *small, *few],
+        ]
     ways = ("trainer", "debias", "debias with KL")
     return [
         ["score", "smollm2", "32", "0"], ["score", "smollm2", "bf16", "0"],
@@ -286,7 +302,9 @@ def main() -> None:
         return
     asked.folder.mkdir(parents=True, exist_ok=True)
     start, lines = time.perf_counter(), []
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    root = Path(__file__).resolve().parents[1]
+    paths = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": paths}
     for words in plan(asked.tiny, asked.folder, asked.minutes):
         if asked.only not in " ".join(words):
             continue
@@ -295,7 +313,7 @@ def main() -> None:
             continue
         begun = time.perf_counter()
         command = [sys.executable, __file__, "--folder", str(asked.folder), *words]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         found = [line for line in done.stdout.splitlines() if line.startswith("{")]
         if done.returncode:
             found.append(json.dumps({"part": words, "error": done.stderr.strip()[-1500:]}))

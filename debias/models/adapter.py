@@ -15,7 +15,7 @@ from torch import nn
 
 from debias.files import whole_folder
 from debias.models import bottleneck, targets
-from debias.models.base import Base
+from debias.models.base import Base, weights_sha256
 from debias.records import UserError
 
 PROVENANCE = "debias.json"  # base model and parameter counts; PEFT ignores this file
@@ -110,7 +110,7 @@ def save(model: peft.PeftModel, base: Base, folder: Path) -> None:
     """Write PEFT's files and the provenance file. The folder appears complete or not at all."""
     provenance = {
         "base_model": base.name,
-        "base_sha256": base.sha256,
+        "base_tensors_sha256": base.sha256,
         "kind": base.kind,
         "trainable_parameters": trainable_parameters(model),
         "base_parameters": sum(p.numel() for n, p in base.model.named_parameters() if "default" not in n.split(".")),
@@ -148,11 +148,14 @@ def load(base: Base, folder: str | Path) -> peft.PeftModel:
 def check_base(base: Base, folder: Path) -> None:
     """Raise UserError if an adapter was trained on another base. Adapters made by other programs do not say."""
     provenance = folder / PROVENANCE
-    known = json.loads(provenance.read_text()) if provenance.is_file() else {"base_sha256": base.sha256}
-    if known["base_sha256"] != base.sha256:
+    known = json.loads(provenance.read_text()) if provenance.is_file() else {}
+    trained_on, here = known.get("base_tensors_sha256"), base.sha256
+    if "base_sha256" in known:  # an adapter of the first version, which hashed the float32 weights in memory
+        trained_on, here = known["base_sha256"], weights_sha256(base.model)
+    if trained_on not in (None, here):
         raise UserError(
-            f"adapter {folder} was trained on {known['base_model']!r} (weights {known['base_sha256'][:12]}...), "
-            f"not on {base.name!r} ({base.sha256[:12]}...); choose its base with model="
+            f"adapter {folder} was trained on {known['base_model']!r} (weights {trained_on[:12]}...), "
+            f"not on {base.name!r} ({here[:12]}...); choose its base with model="
         )
 
 

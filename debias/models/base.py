@@ -28,11 +28,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from debias import assets
 from debias.files import remove_unfinished, whole_folder
 from debias.models import bert_tiny
-from debias.records import Tokens, UserError
+from debias.models.identity import tensors_sha256
+from debias.models.placement import device
+from debias.records import AUTO, Tokens, UserError
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
     "8bit": {"load_in_8bit": True},
 }
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 LOADERS: dict[str, Any] = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
 
 
@@ -90,11 +94,20 @@ class BaseModel:
         revision: branch, tag or commit on the hub.
         kind: `causal` (predicts the next token) or `masked`; None reads it from the model's config.
         quantization: `4bit` or `8bit` weights (bitsandbytes, GPU only); None keeps full precision.
+        dtype: of the weights in memory: `float32`, `bf16`, or `auto`: bf16 on a GPU, else float32.
     """
 
     def __init__(
-        self, path: str, revision: str | None = None, kind: str | None = None, quantization: str | None = None
+        self,
+        path: str,
+        revision: str | None = None,
+        kind: str | None = None,
+        quantization: str | None = None,
+        dtype: str = AUTO,
     ) -> None:
+        if dtype not in (AUTO, *DTYPES):
+            raise UserError(f"model.dtype={dtype!r} is unknown; choose {AUTO}, {' or '.join(DTYPES)}")
+        self.dtype = dtype
         if quantization not in (None, *QUANTIZATIONS):
             raise UserError(f"model.quantization={quantization!r} is unknown; choose {' or '.join(QUANTIZATIONS)}")
         self.quantization = quantization
@@ -103,15 +116,19 @@ class BaseModel:
         self.path, self.revision, self.kind = str(path), revision, kind
 
     def load(self) -> Base:
-        """Load the model in float32 and eval mode, and freeze it. Raises UserError if `path` holds no such model."""
+        """Load the model to its device in eval mode, and freeze it. Raises UserError if `path` holds no such model."""
         quantized = _quantized(self.quantization)  # fail before the weights are loaded
         tokenizer, kind = self.tokens()
         with self._place() as (folder, options):
-            options |= quantized
-            model = LOADERS[kind].from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
+            on_gpu = device().type == "cuda"
+            if on_gpu:  # straight from the file to the device: the host never holds the whole model
+                options["device_map"] = {"": device()}
+            dtype = DTYPES[("bf16" if on_gpu else "float32") if self.dtype == AUTO else self.dtype]
+            model = LOADERS[kind].from_pretrained(folder, dtype=dtype, use_safetensors=True, **{**options, **quantized})
+            checksum = tensors_sha256(_files(folder, self.revision)) + (self.quantization or "")
         model.requires_grad_(False).eval()
         model.name_or_path = EMBEDDED.get(self.path, self.path)
-        return Base(model, tokenizer, model.name_or_path, weights_sha256(model), kind)
+        return Base(model, tokenizer, model.name_or_path, checksum, kind)
 
     def tokens(self) -> Tokens:
         """Load the tokenizer and the kind alone, in a fraction of a second. Raises UserError as `load` does."""
@@ -183,6 +200,25 @@ def kind_of(config: PretrainedConfig) -> str:
     return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else "masked"
 
 
+def checksum(model: nn.Module, wanted: Callable[[nn.Parameter], bool] = lambda _: True) -> str:
+    """Checksum of the wanted parameters, computed where they are: sums of their bits, by row and weighted by row.
+
+    For finding out whether training changed a weight. It costs one pass over the memory of the device, where a SHA-256
+    would first copy a model of 8B parameters to the host.
+    """
+    sums: list[torch.Tensor] = []
+    names: list[str] = []
+    for name, parameter in sorted(model.named_parameters()):
+        if wanted(parameter):
+            integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+            bits = parameter.detach().contiguous().view(integers)
+            row_R = bits.reshape(max(1, bits.shape[0] if bits.ndim > 1 else 1), -1).sum(1, dtype=torch.int64)
+            weighted = (row_R * torch.arange(1, len(row_R) + 1, device=row_R.device)).sum()
+            sums.append(torch.stack([row_R.sum(), weighted]).cpu())
+            names.append(f"{name} {tuple(parameter.shape)} {parameter.dtype}")
+    return f"{names} {torch.stack(sums).tolist() if sums else []}"
+
+
 def weights_sha256(model: nn.Module, wanted: Callable[[nn.Parameter], bool] = lambda _: True) -> str:
     """SHA-256 of the names, shapes and bytes of the `wanted` parameters."""
     digest = hashlib.sha256()
@@ -191,6 +227,13 @@ def weights_sha256(model: nn.Module, wanted: Callable[[nn.Parameter], bool] = la
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _files(folder: str, revision: str | None) -> Path:
+    """The local folder that holds the files of a folder or hub id, which has been loaded from there."""
+    if Path(folder).is_dir():
+        return Path(folder)
+    return Path(str(cached_file(folder, "config.json", revision=revision, local_files_only=True))).parent
 
 
 def _folder(path: str) -> str:

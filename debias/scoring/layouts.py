@@ -114,7 +114,7 @@ class PrefixTree:
             np.concatenate([width * row + np.array(places, np.int64) for row, places in enumerate(column)])
             for column in ([tree.source for tree in trees], [tree.context for tree in trees])
         )
-        token_E = np.concatenate([tree.answer for tree in trees])
+        token_E = np.concatenate([np.array(tree.answer, np.int64) for tree in trees])
         span_E = np.concatenate([tree.owner for tree in trees])
         return _batch(ids_BT, real_BT, depth_BT, (end_BT, self.sight), context_R, position_E, token_E, span_E, spans)
 

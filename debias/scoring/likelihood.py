@@ -176,13 +176,13 @@ def _logits(model: Any, batch: Batch) -> Tensor:
 
 def _masks(model: Any, batch: Batch, sight: Sight) -> Tensor | dict[str, Tensor]:
     """Attention masks of a prefix tree, (B, 1, T, T): one, or one for each kind of layer."""
-    dtype = _dtype(model)
+    kind = dtype(model)
 
     def additive(layer_type: str) -> Tensor:
         # The one form that every attention implementation takes, in the dtype of the queries.
         hidden_BTT = ~visible(batch, layer_type)
-        mask_BTT = torch.zeros(hidden_BTT.shape, dtype=dtype, device=hidden_BTT.device)
-        return mask_BTT.masked_fill_(hidden_BTT, torch.finfo(dtype).min)[:, None]
+        mask_BTT = torch.zeros(hidden_BTT.shape, dtype=kind, device=hidden_BTT.device)
+        return mask_BTT.masked_fill_(hidden_BTT, torch.finfo(kind).min)[:, None]
 
     if not sight.layer_types:
         return additive("full_attention")
@@ -212,7 +212,7 @@ def _greedy(logits_NV: Tensor, batch: Batch) -> Tensor:
     return missed_E.new_zeros(len(batch.num_tokens_S)).index_add(0, batch.span_E, missed_E) == 0
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
+def dtype(model: nn.Module) -> torch.dtype:
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
@@ -322,7 +322,7 @@ def _answers(model: Any, batch: Batch) -> Tensor:
 
 def _agree(model: Any, together_E: Tensor, alone_E: Tensor) -> bool:
     """Whether two ways to score the same tokens differ by rounding alone."""
-    if _dtype(model) in (torch.float16, torch.bfloat16):  # rounds single tokens badly, but not most of them
+    if dtype(model) in (torch.float16, torch.bfloat16):  # rounds single tokens badly, but not most of them
         error_E = (together_E - alone_E).abs()
         return bool(error_E.median() < 0.05) and bool(error_E.max() < 1.0)
     return torch.allclose(together_E, alone_E, atol=1e-3, rtol=1e-4)
@@ -348,7 +348,7 @@ def budget(model: Any) -> int:
     """
     if next(model.parameters()).device.type == "cpu":
         return 512
-    bytes_each = vocabulary(model) * torch.finfo(_dtype(model)).bits // 8
+    bytes_each = vocabulary(model) * torch.finfo(dtype(model)).bits // 8
     return int(min(16_384, max(512, 4e9 // bytes_each)))
 
 

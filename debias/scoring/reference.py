@@ -10,7 +10,7 @@ Shapes: S spans, R positions that spans only read, span by span, D width, M dist
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,31 +29,37 @@ from debias.scoring.layouts import Batch, Layout
 from debias.scoring.likelihood import Target, evaluating, with_logits_at
 
 
-class Reference(NamedTuple):
-    """The base's log-probabilities of spans, and its hidden states where they only read."""
+class Said(NamedTuple):
+    """What the base says of one span."""
 
-    logprob_S: np.ndarray  # nats
-    hidden_RD: Tensor  # the base's last hidden state at each position, in the dtype of its weights
-    first_S: np.ndarray  # the first row (R) of each span
+    logprob: float  # nats
+    hidden_LD: Tensor  # its last hidden state at each position that the span only reads, in the dtype of its weights
 
-    def target(self, batch: Batch, spans: Sequence[int]) -> tuple[Batch, Target]:
-        """A batch of these spans (their numbers), with logits where the KL term needs them, and the base's side."""
-        rows = [np.arange(self.first_S[i], self.first_S[i + 1]) for i in spans]
-        # Spans that share a prefix share the position, and the base says the same of it whichever of them is asked.
-        position_M, where_M, weight_M = np.unique(batch.context_R.numpy(), return_index=True, return_counts=True)
-        row_M = np.concatenate(rows)[where_M]
-        batch, logits_M = with_logits_at(batch, torch.from_numpy(position_M))
-        return batch, Target(
-            torch.from_numpy(self.logprob_S[list(spans)]).float(),
-            logits_M,
-            torch.from_numpy(weight_M).float(),
-            self.hidden_RD[torch.from_numpy(row_M)],
-        )
+
+Ask = Callable[[Sequence[Scored]], list[Said]]  # of any spans; see `ask`
+
+
+def target(batch: Batch, said: Sequence[Said], kl: bool = True) -> tuple[Batch, Target]:
+    """A batch with logits where the KL term needs them, and what the base said of its spans.
+
+    Args:
+        kl: whether there is a KL term; without it the target holds the spans' log-probabilities alone.
+    """
+    base_S = torch.tensor([one.logprob for one in said])
+    hidden_RD = torch.cat([one.hidden_LD for one in said])
+    if not kl:
+        none = torch.zeros(0, dtype=torch.long)
+        return batch, Target(base_S, none, none.float(), hidden_RD[none])
+    # Spans that share a prefix share the position, and the base says the same of it whichever of them is asked.
+    position_M, where_M, weight_M = np.unique(batch.context_R.numpy(), return_index=True, return_counts=True)
+    batch, row_M = with_logits_at(batch, torch.from_numpy(position_M))
+    weight = torch.from_numpy(weight_M).float()
+    return batch, Target(base_S, row_M, weight, hidden_RD[torch.from_numpy(where_M)])
 
 
 def ask(
     base: Any, spans: Sequence[Scored], layout: Layout, token_budget: int, cache: Path | None = None, key: str = ""
-) -> Reference:
+) -> list[Said]:
     """What a base without adapter says of the spans, from the cache where it was asked before.
 
     Args:
@@ -61,52 +67,54 @@ def ask(
 
     Raises ValueError where hidden states do not tell the base's logits (`likelihood.with_last_hidden`).
     """
+    first = np.cumsum([0, *(span.num_context for span in spans)]).tolist()
     if cache is None:
-        return _answers(base, spans, layout, token_budget)
-    digest = hashlib.sha256(f"{key} {layout.name} {token_budget}".encode())
-    for span in spans:
-        digest.update(repr(tuple(span)).encode())
-    path = cache / "reference" / f"{digest.hexdigest()}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # of jobs that start together one asks and the others wait
-        found = _kept(path)
-        if found is None:
-            found = _answers(base, spans, layout, token_budget)
-            with whole_file(path) as half:
-                save_file({"hidden_RD": found.hidden_RD, **_numbers(found)}, half)
-    return found
+        found = _answers(base, spans, first, layout, token_budget)
+    else:
+        digest = hashlib.sha256(f"{key} {layout.name} {token_budget}".encode())
+        for span in spans:
+            digest.update(repr(tuple(span)).encode())
+        path = cache / "reference" / f"{digest.hexdigest()}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # of jobs that start together one asks and the others wait
+            kept = _kept(path)
+            if kept is None:
+                kept = _answers(base, spans, first, layout, token_budget)
+                with whole_file(path) as half:
+                    save_file(dict(zip(("logprob_S", "hidden_RD"), kept, strict=True)), half)
+            found = kept
+    logprob_S, hidden_RD = found
+    return [Said(float(logprob_S[i]), hidden_RD[first[i] : first[i + 1]]) for i in range(len(spans))]
 
 
-def _numbers(found: Reference) -> dict[str, Tensor]:
-    return {"logprob_S": torch.from_numpy(found.logprob_S), "first_S": torch.from_numpy(found.first_S)}
-
-
-def _kept(path: Path) -> Reference | None:
+def _kept(path: Path) -> tuple[Tensor, Tensor] | None:
     try:
         file = load_file(path)
-        return Reference(file["logprob_S"].numpy(), file["hidden_RD"], file["first_S"].numpy())
+        return file["logprob_S"], file["hidden_RD"]
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
 
 
-def _answers(base: Any, spans: Sequence[Scored], layout: Layout, token_budget: int) -> Reference:
-    first_S = np.cumsum([0, *(span.num_context for span in spans)])
+def _answers(
+    base: Any, spans: Sequence[Scored], first: Sequence[int], layout: Layout, token_budget: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (S,) and hidden states (R, D)."""
     parameter = next(p for p in base.parameters() if p.is_floating_point())
     hidden_RD: Tensor | None = None
-    logprob_S = np.zeros(len(spans))
+    logprob_S = torch.zeros(len(spans), dtype=torch.float64)
     batches = list(layout.packs(spans, token_budget))
     with torch.inference_mode(), evaluating(base):
         for numbers in bar("asking the base")(batches, len(batches)):
             batch = layout([spans[i] for i in numbers])
             position_M, where_R = np.unique(batch.context_R.numpy(), return_inverse=True)
-            row_R = np.concatenate([np.arange(first_S[i], first_S[i + 1]) for i in numbers])
+            row_R = np.concatenate([np.arange(first[i], first[i + 1]) for i in numbers])
             if not len(batch.position_N):  # neutral texts score nothing; the model is asked for one logit all the same
                 batch = batch._replace(position_N=torch.zeros(1, dtype=torch.long))
             at = torch.from_numpy(position_M).to(parameter.device)
             found_S, hidden_MD = likelihood.with_last_hidden(base, batch.to(parameter.device), at)
             if hidden_RD is None:
-                hidden_RD = torch.empty(int(first_S[-1]), hidden_MD.shape[1], dtype=parameter.dtype)
+                hidden_RD = torch.empty(first[-1], hidden_MD.shape[1], dtype=parameter.dtype)
             hidden_RD[torch.from_numpy(row_R)] = hidden_MD.to(parameter.dtype).cpu()[torch.from_numpy(where_R)]
-            logprob_S[numbers] = found_S.cpu().numpy()
+            logprob_S[numbers] = found_S.cpu().double()
     assert hidden_RD is not None
-    return Reference(logprob_S, hidden_RD, first_S)
+    return logprob_S, hidden_RD.clone()  # outside inference mode, so that training may read it

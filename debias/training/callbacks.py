@@ -16,7 +16,7 @@ from torch import Tensor
 
 from debias.files import whole_file
 from debias.records import UserError
-from debias.scoring.layouts import Batch
+from debias.training.batches import Step
 
 
 class LossCurve(Callback):
@@ -45,7 +45,7 @@ class LossCurve(Callback):
         self.start = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
         """Append one row."""
         if not trainer.is_global_zero:
@@ -56,7 +56,7 @@ class LossCurve(Callback):
             trainer.current_epoch,
             f"{float(trainer.callback_metrics['loss']):.6f}",
             f"{trainer.optimizers[0].param_groups[0]['lr']:.3e}",
-            f"{batch.input_ids_BT.numel() / seconds:.0f}",
+            f"{batch.batch.input_ids_BT.numel() / seconds:.0f}",
         )
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerow(row)

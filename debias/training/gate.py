@@ -9,7 +9,7 @@ import numpy as np
 import peft
 
 from debias.models import adapter as adapters
-from debias.models.base import weights_sha256
+from debias.models.base import checksum
 from debias.records import Scored
 from debias.scoring.layouts import Layout
 from debias.scoring.likelihood import score
@@ -31,7 +31,7 @@ class Gate:
     def __init__(self, model: peft.PeftModel, spans: Sequence[Scored], layout: Layout) -> None:
         self.model, self.spans, self.layout = model, list(spans), layout
         self.declared = _trainable(model)
-        self.frozen_sha256 = weights_sha256(model, wanted=lambda p: not p.requires_grad)
+        self.frozen = checksum(model, wanted=lambda p: not p.requires_grad)
         self.before = self._scores()
 
     def check(self, folder: Path) -> None:
@@ -47,7 +47,7 @@ class Gate:
             changed = sorted(now ^ self.declared)
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise GateError(f"the set of trainable parameters changed during training: {', '.join(changed[:3])}{more}")
-        if weights_sha256(self.model, wanted=lambda p: not p.requires_grad) != self.frozen_sha256:
+        if checksum(self.model, wanted=lambda p: not p.requires_grad) != self.frozen:
             raise GateError("training changed the base's weights, which must stay frozen")
         with adapters.reloaded(self.model, folder):
             loaded = self._scores()

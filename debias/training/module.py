@@ -32,9 +32,9 @@ from debias.models.base import bf16_is_native
 from debias.models.ranks import launched_processes
 from debias.records import Recipe, UserError, Watch
 from debias.scoring.layouts import Batch
-from debias.scoring.likelihood import beside_base, span_logprobs
+from debias.scoring.likelihood import beside_base, beside_target, span_logprobs
 from debias.training import sharding
-from debias.training.batches import SpanData
+from debias.training.batches import SpanData, Step
 from debias.training.callbacks import Diverged, LossCurve, SaveOnSignal, StopAfter, WholeFiles
 from debias.training.objectives import Objective
 from debias.training.rank_allocation import RankAllocation
@@ -105,11 +105,19 @@ class Debiaser(pl.LightningModule):
         """The gate and the evaluation need the whole model."""
         self.gather()
 
-    def training_step(self, batch: Batch) -> Tensor:
+    def cpu(self) -> Debiaser:
+        """Stay: Lightning moves a module to the CPU after training; gate and scoring need it where it is."""
+        return self
+
+    def training_step(self, step: Step) -> Tensor:
         """Loss of one batch, in nats per scored token."""
-        retention = self.recipe.retention
+        retention, (batch, target) = self.recipe.retention, step
         if retention or self.objective.needs_base:
-            beside = beside_base(self.model, batch, drift=bool(retention))
+            beside = (
+                beside_base(self.model, batch, drift=bool(retention))
+                if target is None
+                else beside_target(self.model, batch, target)
+            )
             loss_B, weight_B = self._losses(batch, beside.logprob_S, beside.base_S)
             loss = self._mean(loss_B, weight_B) + retention * self._mean(beside.drift, beside.num_context)
         else:
@@ -159,7 +167,7 @@ class Debiaser(pl.LightningModule):
         scheduler = get_scheduler(self.recipe.schedule, optimizer, int(self.recipe.warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Step, batch_idx: int) -> None:
         """Seed dropout from seed, step and rank alone, so that a resumed run draws what an uninterrupted one would."""
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank)
 

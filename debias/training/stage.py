@@ -13,18 +13,22 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedModel
 
+from debias import assets
 from debias.benchmarks.metrics import icat_of_terms, stereoset_terms
 from debias.benchmarks.stereoset import StereoSet
 from debias.data.mixture import Mixture
 from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
 from debias.models.base import Base
+from debias.models.placement import place
 from debias.models.ranks import launched_rank
-from debias.records import Recipe, Triplet, Watch
+from debias.records import Masked, Recipe, Scored, Span, Triplet, Watch
 from debias.scoring import likelihood
 from debias.scoring.encoding import encode
+from debias.scoring.layouts import Layout
 from debias.scoring.protocols import BiasBench
-from debias.scoring.scorer import Scorer
+from debias.scoring.reference import Ask, Said, ask
+from debias.scoring.scorer import Scorer, code_sha256
 from debias.training import module as training
 from debias.training.batches import SpanData, Texts
 from debias.training.gate import Gate, GateError
@@ -62,6 +66,7 @@ def train(
     """
     recipe = tuning.recipe
     pl.seed_everything(tuning.seed, verbose=False)
+    place(base.model)  # before anything computes: layout, reference and gate run where training does
     examples = _examples(tuning, base, triplets)
     adapted = adapters.attach(base, tuning.adapter)
     num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would have no effect
@@ -70,9 +75,11 @@ def train(
     layout = likelihood.choose_layout(adapted, base.kind, longest)
     mix_lengths = tuning.data.match in ("steps", "tokens")
     dev_set = DevSet(base, recipe.watch, tuning.data.bias) if recipe.watch.every else None
+    needs_base = bool(recipe.retention) or tuning.objective.needs_base
     batches = SpanData(
-        examples, layout, recipe.batch_size, tuning.seed, neutral, num_neutral, mix_lengths, dev_set is not None
-    )
+        examples, layout, recipe.batch_size, tuning.seed, neutral, num_neutral, mix_lengths, dev_set is not None,
+        asking(adapted, base, layout, sharded=_shards(tuning)) if needs_base else None,
+    )  # fmt: skip
     gate = Gate(adapted, [span for texts in examples[:PROBE] for span in texts], layout)
     if recipe.gradient_checkpointing:
         _checkpoint_gradients(adapted)
@@ -94,6 +101,31 @@ def train(
         unchecked.rename(target)
         training.remove_checkpoints(folder)
     return adapted, spent
+
+
+def asking(adapted: peft.PeftModel, base: Base, layout: Layout, sharded: bool = False) -> Ask | None:
+    """Asks the base about texts, once for all runs; None where every step must ask it.
+
+    That is so where an adapter or a sharding changes the output layer, or the model scales its logits behind it.
+    """
+    if sharded or not likelihood.plain_head(adapted):
+        return None
+    key = f"{base.sha256} {likelihood.dtype(adapted)} {code_sha256()}"
+
+    def answers(spans: Sequence[Scored]) -> list[Said]:
+        with adapted.disable_adapter():
+            return ask(adapted, spans, layout, likelihood.budget(adapted), assets.cache_dir(), key)
+
+    try:
+        answers([Span((1, 2, 3), 2) if base.kind == "causal" else Masked((1, 2, 3), (1,), (2,))])
+    except ValueError as error:
+        log.info("note: %s; the base is asked in every step", error)
+        return None
+    return answers
+
+
+def _shards(tuning: Tuning) -> bool:
+    return getattr(tuning.make_trainer, "keywords", {}).get("strategy") == "fsdp"
 
 
 def _keep(adapted: peft.PeftModel, base: Base, folder: Path) -> Path:

@@ -1,0 +1,59 @@
+"""What a model's files hold: a checksum of its tensors, however they are sharded over files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from debias import assets
+from debias.files import write_json
+
+
+def tensors_sha256(folder: Path) -> str:
+    """SHA-256 over names, types, shapes and bytes of all tensors in a folder's safetensors files.
+
+    Files are read once: what they hold is kept in the cache until their size or time changes. Raises ValueError for a
+    file that is not in safetensors format.
+    """
+    tensors: dict[str, str] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= _tensors(path)
+    return hashlib.sha256(json.dumps(sorted(tensors.items())).encode()).hexdigest()
+
+
+def _tensors(path: Path) -> dict[str, str]:
+    real = path.resolve()  # the hub's cache holds links
+    stamp = [str(real), real.stat().st_size, real.stat().st_mtime_ns]
+    kept = assets.cache_dir() / "checksums" / f"{hashlib.sha256(str(real).encode()).hexdigest()}.json"
+    try:
+        before = json.loads(kept.read_text(encoding="utf-8"))
+        if before["stamp"] == stamp:
+            return before["tensors"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    with real.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        size = int.from_bytes(data[:8], "little")
+        if size > len(data) - 8:
+            raise ValueError(f"{path} is truncated or not in safetensors format")
+        header = json.loads(data[8 : 8 + size])
+        view = memoryview(data)[8 + size :]
+
+        def digest(info: dict[str, Any]) -> str:
+            begin, end = info["data_offsets"]
+            return hashlib.sha256(view[begin:end]).hexdigest()
+
+        names = sorted(name for name in header if name != "__metadata__")
+        with ThreadPoolExecutor() as threads:  # hashlib lets other threads run
+            found = dict(zip(names, threads.map(digest, (header[name] for name in names)), strict=True))
+        view.release()
+    tensors = {name: f"{header[name]['dtype']} {header[name]['shape']} {found[name]}" for name in names}
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, {"stamp": stamp, "tensors": tensors})
+    except OSError:  # a cache that cannot be written costs time alone
+        pass
+    return tensors
