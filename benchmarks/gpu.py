@@ -172,6 +172,23 @@ def train(way: str, model: str, sentences: int, batch: int) -> None:
                 part="train", way=way, model=model, turn=turn, sentences=len(texts), batch=batch,
                 seconds=round(seconds, 2), tokens_s=round(tokens / seconds), memory_gb=round(memory, 2),
             )  # fmt: skip
+        if os.environ.get("PROFILE"):
+            profiled(work, way=way, model=model)
+
+
+def profiled(work: Callable[[], Any], **facts: Any) -> None:
+    """What takes the time: the ten functions with most time of their own, on the host and on the GPU."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
+    with profile(activities=activities) as found:
+        work()
+    events = found.key_averages()
+    for column in ("self_cpu_time_total", *(("self_device_time_total",) if CUDA else ())):
+        top = sorted(events, key=lambda event: -getattr(event, column))[:10]
+        total = sum(getattr(event, column) for event in events)
+        shown = [f"{e.key[:50]} {getattr(e, column) / 1e3:.0f} ms x{e.count}" for e in top]
+        say(part="profile", column=column, total_ms=round(total / 1e3), top=shown, **facts)
 
 
 def _trainer(base: Any, adapted: Any, texts: Sequence[Any], batch: int, folder: Path) -> Callable[[], Any]:
