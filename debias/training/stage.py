@@ -111,17 +111,18 @@ def asking(adapted: peft.PeftModel, base: Base, layout: Layout, sharded: bool = 
     if sharded or not likelihood.plain_head(adapted):
         return None
     key = f"{base.sha256} {likelihood.dtype(adapted)} {code_sha256()}"
-
-    def answers(spans: Sequence[Scored]) -> list[Said]:
-        with adapted.disable_adapter():
-            return ask(adapted, spans, layout, likelihood.budget(adapted), assets.cache_dir(), key)
-
+    answers = partial(_said_by_base, adapted, layout, key)  # picklable, for ddp_spawn
     try:
         answers([Span((1, 2, 3), 2) if base.kind == "causal" else Masked((1, 2, 3), (1,), (2,))])
     except ValueError as error:
         log.info("note: %s; the base is asked in every step", error)
         return None
     return answers
+
+
+def _said_by_base(adapted: peft.PeftModel, layout: Layout, key: str, spans: Sequence[Scored]) -> list[Said]:
+    with adapted.disable_adapter():
+        return ask(adapted, spans, layout, likelihood.budget(adapted), assets.cache_dir(), key)
 
 
 def _shards(tuning: Tuning) -> bool:
