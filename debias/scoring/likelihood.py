@@ -271,16 +271,16 @@ def choose_layout(model: Any, kind: str = "causal", longest: int = 48, row: int 
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{name(model)} cannot score plain texts ({type(error).__name__}: {reason})") from error
         if kind == "causal":
-            _check_causal(model, spans[0])
+            _check_causal(model, max(spans, key=lambda span: len(span.ids)))
         alone_E = torch.cat(alone)
-        noise = _noise(model, (_answers(model, rows(spans)) - alone_E).abs())
+        median, largest = _rounding(model, alone_E)
         for layout in candidates:
             try:
                 together_E = _answers(model, layout(spans))
             except (IndexError, AssertionError, RuntimeError, TypeError, ValueError, KeyError, AttributeError):
                 continue
             error_E = (together_E - alone_E).abs()
-            if error_E.median() <= noise[0] and error_E.max() <= noise[1]:
+            if error_E.median() <= median and error_E.max() <= largest:
                 return layout
     raise UserError(
         f"{name(model)} gives a text another likelihood in a batch than alone, so debias cannot score with it; "
@@ -323,19 +323,16 @@ def _answers(model: Any, batch: Batch) -> Tensor:
     return _TokenLogprobs.apply(_logits(model, batch), batch.source_E, batch.token_E).cpu()
 
 
-def _noise(model: Any, padded_E: Tensor) -> tuple[float, float]:
+def _rounding(model: Any, alone_E: Tensor) -> tuple[float, float]:
     """Median and largest difference, in nats, that rounding explains between two ways to score the same tokens.
 
-    Half precision rounds a logit of 20 to sixteenths, so what rounding does is measured: by how much padded rows differ
-    from texts alone. Another layout may err three times as much, within limits.
-
-    Args:
-        padded_E: differences of padded rows.
+    In half precision both grow with the logits, of which the log-probabilities of random tokens are a measure: bfloat16
+    rounds a logit of 16 to eighths.
     """
     if dtype(model) not in (torch.float16, torch.bfloat16):
         return 1e-3, 1e-3
-    median, largest = 3 * float(padded_E.median()), 3 * float(padded_E.max())
-    return min(0.15, max(0.02, median)), min(2.0, max(0.5, largest))
+    step = float(alone_E.abs().median()) * torch.finfo(dtype(model)).eps
+    return 2 * step, 20 * step
 
 
 def _check_causal(model: Any, span: Span) -> None:
@@ -344,7 +341,7 @@ def _check_causal(model: Any, span: Span) -> None:
     changed = Span((*span.ids[:-2], other, span.ids[-1]), span.start)
     one_E, two_E = (_answers(model, padded([s]))[: len(span.ids) - 4] for s in (span, changed))
     error_E = (one_E - two_E).abs()
-    median, largest = _noise(model, error_E.new_ones(1))
+    median, largest = _rounding(model, one_E)
     if error_E.median() > median or error_E.max() > largest:
         raise UserError(
             f"{name(model)} sees the tokens after the one that it predicts, so it is not a causal model; "
