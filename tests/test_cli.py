@@ -60,7 +60,7 @@ def complaint(answer: tuple[int, str, str]) -> str:
         (["run", "eval.stereoset.path=none.json"], "none.json is not a StereoSet file"),
         (["run", "training.lr=fast"], "training.lr: Value 'fast' of type 'str' could not be converted to Float"),
         (["run", "training.epochs=0"], "training.epochs=0 must be more than 0"),
-        (["run", "scoring.precision=16"], "scoring.precision='16' is unknown; choose 32 or bf16"),
+        (["run", "scoring.precision=16"], "scoring.precision='16' is unknown; choose auto, 32 or bf16"),
         (["ls", "modle"], "unknown group 'modle' (did you mean 'model'?)"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "."], "no finished run below ."),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import peft
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedModel
 
@@ -66,7 +67,8 @@ def train(
     """
     recipe = tuning.recipe
     pl.seed_everything(tuning.seed, verbose=False)
-    place(base.model)  # before anything computes: layout, reference and gate run where training does
+    # Before anything computes: the layout's trial, the base's answers and the gate run where training does.
+    place(base.model, torch.device("cpu") if _option(tuning, "accelerator") == "cpu" else None)
     examples = _examples(tuning, base, triplets)
     adapted = adapters.attach(base, tuning.adapter)
     num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would have no effect
@@ -78,7 +80,7 @@ def train(
     needs_base = bool(recipe.retention) or tuning.objective.needs_base
     batches = SpanData(
         examples, layout, recipe.batch_size, tuning.seed, neutral, num_neutral, mix_lengths, dev_set is not None,
-        asking(adapted, base, layout, sharded=_shards(tuning)) if needs_base else None,
+        asking(adapted, base, layout, sharded=_option(tuning, "strategy") == "fsdp") if needs_base else None,
     )  # fmt: skip
     gate = Gate(adapted, [span for texts in examples[:PROBE] for span in texts], layout)
     if recipe.gradient_checkpointing:
@@ -125,8 +127,9 @@ def _said_by_base(adapted: peft.PeftModel, layout: Layout, key: str, spans: Sequ
         return ask(adapted, spans, layout, likelihood.budget(adapted), assets.cache_dir(), key)
 
 
-def _shards(tuning: Tuning) -> bool:
-    return getattr(tuning.make_trainer, "keywords", {}).get("strategy") == "fsdp"
+def _option(tuning: Tuning, name: str) -> str | None:
+    """An option of the trainer, which exists only once training begins."""
+    return getattr(tuning.make_trainer, "keywords", {}).get(name)
 
 
 def _keep(adapted: peft.PeftModel, base: Base, folder: Path) -> Path:
