@@ -102,7 +102,7 @@ def test_scores_equal_plain_scoring_in_every_layout(architecture: str) -> None:
     ids=["padded", "chosen"],
 )
 def test_a_sliding_window_shorter_than_the_texts(layout_of: Callable[[nn.Module], Layout]) -> None:
-    """Texts of 12 tokens, of which the model looks back at eight; and so do those that choose the layout, which have 48."""
+    """Texts of 12 tokens, of which the model looks back at eight; the layout is chosen with texts of 48."""
     spans = [Span((5, 6, 7, 8, 9, 1, 2, 3, 4, 5, *ids), 10) for ids in ((6, 7), (6, 8), (9, 2))]
     model, wide = model_of("a window of 8"), model_of("mistral")
     expected = [plain(model, span) for span in spans]

@@ -1,0 +1,70 @@
+"""A model's identity is what its tensors hold: not how they are sharded, named on the disk, or when they were read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from debias.models.base import checksum
+from debias.models.identity import tensors_sha256
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+
+
+def written(folder: Path, **files: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tensors in files.items():
+        save_file({key: TENSORS[key] for key in tensors}, folder / f"{name}.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_shards_do_not_matter(tmp_path: Path) -> None:
+    whole, sharded = written(tmp_path / "whole", model=["a", "b"]), written(tmp_path / "two", one=["b"], two=["a"])
+    assert tensors_sha256(whole) == tensors_sha256(sharded)
+
+
+def test_a_changed_weight_is_another_model(tmp_path: Path) -> None:
+    """Also where the file keeps its name, size and place."""
+    folder = written(tmp_path, model=["a", "b"])
+    before, stamp = tensors_sha256(folder), (folder / "model.safetensors").stat()
+    save_file({**TENSORS, "a": -TENSORS["a"]}, folder / "model.safetensors", {"format": "pt"})
+    os.utime(folder / "model.safetensors", ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    assert (folder / "model.safetensors").stat().st_size == stamp.st_size
+    assert tensors_sha256(folder) != before
+
+
+def test_an_unchanged_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = written(tmp_path, model=["a"])
+    first = tensors_sha256(folder)
+    monkeypatch.setattr("debias.models.identity.mmap.mmap", None)
+    assert tensors_sha256(folder) == first
+
+
+def test_a_truncated_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((1000).to_bytes(8, "little") + b"{")
+    with pytest.raises(ValueError, match="truncated or not in safetensors format"):
+        tensors_sha256(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checksum_sees_the_smallest_change(dtype: torch.dtype) -> None:
+    """One bit of one weight, and two rows that change places; nothing that is not wanted."""
+    model = nn.Linear(3, 2).to(dtype)
+    before = checksum(model)
+    assert checksum(model) == before
+    with torch.no_grad():
+        model.weight[0, 0] = torch.nextafter(model.weight[0, 0], model.weight[0, 0] + 1)
+        assert checksum(model) != before
+        model.weight[0, 0] = torch.nextafter(model.weight[0, 0], model.weight[0, 0] - 1)
+        assert checksum(model) == before
+        model.weight.copy_(model.weight.flip(0))
+        assert checksum(model) != before
+        model.weight.copy_(model.weight.flip(0))
+        wanted = checksum(model, lambda p: p is model.weight)
+        model.bias += 1
+        assert checksum(model, lambda p: p is model.weight) == wanted
