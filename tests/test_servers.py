@@ -533,3 +533,51 @@ def test_a_word_of_a_complaint_that_is_the_name_of_a_parameter_by_chance(tmp_pat
     with serving([Fault(400, error="Provider returned error for this user")], reply=writer) as server:
         shown = generate(server, tmp_path, "++llm.extra_body.user=me", status=1)
     assert "Provider returned error for this user" in " ".join(shown.err.split())
+
+
+# ---------------------------------------------------------------- token limits
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        {
+            "message": "max_tokens is too large: 4096. This model supports at most 1024 completion tokens.",
+            "code": "invalid_value", "param": "max_tokens",
+        },
+        {"message": "This model's maximum context length is 4096 tokens, but you asked for 5000."},
+        {"message": "Requested token count exceeds the model's maximum context length", "code": None},
+        {"message": "`max_tokens` must be less than or equal to `1024`"},
+        {"message": "the request exceeds the available context size", "code": 400},
+    ],
+)  # fmt: skip
+def test_a_limit_that_the_settings_exceed_is_named(complaint: dict[str, Any], tmp_path: Path) -> None:
+    fault = Fault(400, error=complaint)
+    with serving(reply=writer, habit=lambda _, body: fault if body["max_tokens"] > 1024 else None) as server:
+        shown = generate(server, tmp_path, "llm.max_tokens=4096", status=1)
+        assert server.counts.calls == 1
+        assert "lower llm.max_tokens=4096 or generate.per_call" in " ".join(shown.err.split())
+        (tmp_path / "less").mkdir()
+        generate(server, tmp_path / "less", "llm.max_tokens=1024")
+        assert server.counts.calls == 11
+
+
+def test_one_prompt_that_is_too_long_names_the_limit(tmp_path: Path) -> None:
+    with serving([None, TOO_LONG, TOO_LONG, TOO_LONG], reply=writer) as server:
+        shown = generate(server, tmp_path, "generate.n=12")
+        assert "lower llm.max_tokens=300 or generate.per_call" in " ".join(shown.err.split())
+
+
+def test_answers_that_are_cut_off_are_counted_even_where_triplets_came(tmp_path: Path) -> None:
+    """Half of an answer holds two or three complete triplets."""
+    half = Fault(finish_reason="length", usage=(1000, 3096))
+    with serving(reply=lambda body: writer(body)[:500], habit=every(1, half)) as server:
+        shown = generate(server, tmp_path, "generate.n=12")
+        calls = server.counts.calls
+        told = " ".join(shown.out.split())
+        assert f"{calls} of {calls} answers were cut off at a token limit" in told
+        assert "Raise llm.max_tokens (or the server's context), or lower generate.per_call" in told
+        card = (folder_of(tmp_path) / "README.md").read_text(encoding="utf-8")
+        assert f"A token limit cut off {calls} of {calls} answers" in card
+        assert len(sentences(tmp_path)) == 12
+        assert_accounts_agree(server, tmp_path)

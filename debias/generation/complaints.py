@@ -97,6 +97,8 @@ def mistake(complaint: Complaint, llm: LLM, base_url: str) -> UserError | None:
     if complaint.passing:
         return None
     reason, status = complaint.reason, complaint.status
+    if complaint.exceeds_limit:
+        return UserError(f"{shown(base_url)} finds prompt and answer too long ({reason}); {shorter(llm)}")
     key = f"the key in {llm.api_key_env}" if llm.api_key_env else "a request without a key (set llm.api_key_env)"
     if status == 401:
         return UserError(f"{shown(base_url)} refuses {key} ({reason})")
@@ -107,6 +109,11 @@ def mistake(complaint: Complaint, llm: LLM, base_url: str) -> UserError | None:
     if status == 404:
         return UserError(f"{shown(base_url)} does not know llm.model={llm.model}, or llm.base_url is wrong ({reason})")
     return UserError(f"{shown(base_url)} rejects the request ({reason})")
+
+
+def shorter(llm: LLM) -> str:
+    """What makes prompt and answer fit into a model's context."""
+    return f"lower llm.max_tokens={llm.max_tokens} or generate.per_call, or give the server a larger context"
 
 
 def unreachable(base_url: str, error: Exception) -> UserError:

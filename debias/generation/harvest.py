@@ -72,6 +72,7 @@ class Harvest:
     filtered: int = 0  # requests that a content filter refused
     filtered_in_a_row: int = 0
     thinking: int = 0  # answers that are nothing but reasoning
+    cut_off: int = 0  # answers that a token limit ended, whether or not they hold triplets
     stopped: str = ""  # n, budget, patience, filtered, failed or batch; empty while the loop runs
     reason: str = ""
 
@@ -173,6 +174,7 @@ class Loop:
         harvest.barren = 0 if fruitful else harvest.barren + 1
         filtered = answer is not None and answer.finish_reason == FILTERED
         harvest.thinking += answer is not None and answer.finish_reason == THINKING
+        harvest.cut_off += answer is not None and answer.finish_reason == "length"
         harvest.filtered += filtered
         harvest.filtered_in_a_row = harvest.filtered_in_a_row + 1 if filtered else 0
         if harvest.filtered_in_a_row >= wanted.max_filtered:
@@ -191,7 +193,7 @@ def _kind(answer: Answer | None) -> str:
     if answer is None:
         return "no answer"
     kinds = {
-        "length": "cut off at llm.max_tokens",
+        "length": "cut off at a token limit",
         "incomplete": "broken off",
         "stop": "no triplet in it",
         "refusal": "refused by the model",

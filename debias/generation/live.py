@@ -20,7 +20,7 @@ import httpx2
 import openai
 
 from debias.generation.adaptation import Adaptations
-from debias.generation.complaints import complaint_of, mistake, redacted, shown, unreachable
+from debias.generation.complaints import complaint_of, mistake, redacted, shorter, shown, unreachable
 from debias.generation.exchange import FILTERED, LLM, MAX_REFUSED, Answer, Question
 from debias.generation.ledger import Ledger
 from debias.generation.reading import Reading, read_body
@@ -244,7 +244,8 @@ class Live:
         # accident, or something about this one request, such as its length.
         if told is not None and (complaint.about_account or not self._proven):
             raise told from None  # the original error may quote the key
-        return Failure(complaint.reason, complaint.wait, refused=told is not None)
+        reason = f"{complaint.reason}; {shorter(self.llm)}" if complaint.exceeds_limit else complaint.reason
+        return Failure(reason, complaint.wait, refused=told is not None)
 
     def _unheard(self, attempt: str, error: Exception) -> Failure:
         reason = f"{type(error.__cause__ or error).__name__}"

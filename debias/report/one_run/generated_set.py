@@ -152,6 +152,10 @@ def _blocks(product: Product) -> Iterator[RenderableType]:
     if harvest.filtered:
         share = f"{harvest.filtered / harvest.calls:.0%}"
         yield Text(f"{harvest.filtered} requests ({share}) were refused by the server's content filter, at no cost")
+    if harvest.cut_off:
+        share = f"{harvest.cut_off} of {harvest.calls} answers"
+        yield Text(f"{share} were cut off at a token limit; what was complete in them was used. Raise llm.max_tokens "
+                   "(or the server's context), or lower generate.per_call.")  # fmt: skip
     if harvest.thinking:
         share = f"{harvest.thinking} of {harvest.calls} answers"
         yield Text(f"{share} are nothing but reasoning, which used up their tokens: {LESS_REASONING}")
