@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -158,13 +159,14 @@ def main() -> None:
     from debias.scoring import likelihood
 
     print("# Architectures\n")
-    print("Written by `python tests/zoo.py > docs/models.md`: every architecture of transformers")
-    print(
-        f"{transformers.__version__} that can be built with a few thousand parameters. Sixty texts of 6 to 300 tokens"
+    text = (
+        "Written by `python tests/zoo.py > docs/models.md`: every architecture of transformers "
+        f"{transformers.__version__} that can be built with a few thousand parameters. Sixty texts of 6 to 300 tokens "
+        f"are scored in the layout that `choose_layout` finds (windows of {WINDOW} tokens), and compared with one "
+        "forward pass per text: the largest difference in nats per token. A refused architecture is told in one line "
+        f"before anything is scored. Not tried, because they take minutes here: {', '.join(LONG)}."
     )
-    print(f"are scored in the layout that `choose_layout` finds (windows of {WINDOW} tokens), and compared with one")
-    print("forward pass per text: the largest difference in nats per token. A refused architecture is told in")
-    print(f"one line before anything is scored. Not tried, because they take minutes here: {', '.join(LONG)}.\n")
+    print(textwrap.fill(text, 100, break_on_hyphens=False) + "\n")
     print("| architecture | kind | layout | largest difference |\n| --- | --- | --- | --- |")
     for kind in ("causal", "masked"):
         texts = spans(kind)

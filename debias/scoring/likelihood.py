@@ -19,17 +19,18 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import peft
 import torch
 from torch import Tensor, nn
 
-from debias.models.base import max_positions
+from debias.models.base import LanguageModel, max_positions
 from debias.records import Masked, Scored, Span, UserError
 from debias.scoring.layouts import ROW, Batch, Layout, PrefixTree, Sight, masked_rows, padded, prefix_tree, visible
 
 # ---------------------------------------------------------------- the forward pass
 
 
-def span_logprobs(model: Any, batch: Batch) -> Tensor:
+def span_logprobs(model: LanguageModel, batch: Batch) -> Tensor:
     """Log-probability of each span of a batch, in nats, shape (S,); differentiable."""
     return _of_spans(_logits(model, batch), batch)
 
@@ -43,7 +44,7 @@ class Beside(NamedTuple):
     num_context: Tensor  # how many there are; a position counts once for each span that only reads it
 
 
-def beside_base(model: Any, batch: Batch, drift: bool) -> Beside:
+def beside_base(model: peft.PeftModel, batch: Batch, drift: bool) -> Beside:
     """Log-probability of each span under model and base, and how far the model has drifted where nothing is scored.
 
     The exact way: the base, too, is asked in every step. `beside_target` reads what it said before.
@@ -75,7 +76,7 @@ class Target(NamedTuple):
     hidden_MD: Tensor  # the base's last hidden states there: its output layer makes its logits of them
 
 
-def beside_target(model: Any, batch: Batch, target: Target) -> Beside:
+def beside_target(model: LanguageModel, batch: Batch, target: Target) -> Beside:
     """As `beside_base`, without asking the base again: one forward pass, and one more product of the output layer."""
     head = _head(model)
     logprob_E, drift = _Against.apply(
@@ -163,7 +164,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return grad_NV, None, None
 
 
-def _logits(model: Any, batch: Batch) -> Tensor:
+def _logits(model: LanguageModel, batch: Batch) -> Tensor:
     """Logits at the batch's N positions, shape (N, V)."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT, "use_cache": False}
     if batch.sight is None:
@@ -174,7 +175,7 @@ def _logits(model: Any, batch: Batch) -> Tensor:
         return model(**inputs).logits[0]
 
 
-def _masks(model: Any, batch: Batch, sight: Sight) -> Tensor | dict[str, Tensor]:
+def _masks(model: LanguageModel, batch: Batch, sight: Sight) -> Tensor | dict[str, Tensor]:
     """Attention masks of a prefix tree, (B, 1, T, T): one, or one for each kind of layer."""
     kind = dtype(model)
 
@@ -216,7 +217,7 @@ def dtype(model: nn.Module) -> torch.dtype:
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
-def _head(model: Any) -> Any:
+def _head(model: LanguageModel) -> Any:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
         raise UserError(f"{type(model).__name__} has no output embeddings; debias needs a model that predicts tokens")
@@ -239,7 +240,7 @@ def _logits_only_at(head: nn.Module, batch: Batch) -> Iterator[None]:
         handle.remove()
 
 
-def choose_layout(model: Any, kind: str = "causal", longest: int = 48, row: int = ROW) -> Layout:
+def choose_layout(model: LanguageModel, kind: str = "causal", longest: int = 48, row: int = ROW) -> Layout:
     """The fastest layout under which this model scores a text as it does alone: prefix trees, else padded rows.
 
     The model itself is asked, because no config tells: each layout scores a few texts, and every token must get the
@@ -288,7 +289,7 @@ def choose_layout(model: Any, kind: str = "causal", longest: int = 48, row: int 
     )
 
 
-def _sights(model: Any, longest: int) -> list[Sight]:
+def _sights(model: LanguageModel, longest: int) -> list[Sight]:
     """What the layers of a causal model may see of a tree, by its config; the most likely first."""
     config = model.config.get_text_config() if hasattr(getattr(model, "config", None), "get_text_config") else None
     window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
@@ -301,7 +302,7 @@ def _sights(model: Any, longest: int) -> list[Sight]:
     return [*per_layer, Sight((), window, chunk), Sight()]
 
 
-def _probe_texts(model: Any, longest: int, row: int) -> list[tuple[int, ...]]:
+def _probe_texts(model: LanguageModel, longest: int, row: int) -> list[tuple[int, ...]]:
     """Texts that fill a row, in lexicographic order: some branch early, far apart in the row, and others late."""
     size = vocabulary(model)
     draw = np.random.default_rng(0)
@@ -317,13 +318,13 @@ def _probe_texts(model: Any, longest: int, row: int) -> list[tuple[int, ...]]:
     raise AssertionError
 
 
-def _answers(model: Any, batch: Batch) -> Tensor:
+def _answers(model: LanguageModel, batch: Batch) -> Tensor:
     """Log-probability of each scored token in nats, shape (E,), in the order of the spans."""
     batch = on_device(model, batch)
     return _TokenLogprobs.apply(_logits(model, batch), batch.source_E, batch.token_E).cpu()
 
 
-def _rounding(model: Any, alone_E: Tensor) -> tuple[float, float]:
+def _rounding(model: LanguageModel, alone_E: Tensor) -> tuple[float, float]:
     """Median and largest difference, in nats, that rounding explains between two ways to score the same tokens.
 
     In half precision both grow with the logits, of which the log-probabilities of random tokens are a measure: bfloat16
@@ -335,7 +336,7 @@ def _rounding(model: Any, alone_E: Tensor) -> tuple[float, float]:
     return 2 * step, 20 * step
 
 
-def _check_causal(model: Any, span: Span) -> None:
+def _check_causal(model: LanguageModel, span: Span) -> None:
     """Raises UserError where a later token changes what is predicted before it: the model is not a causal one."""
     other = (span.ids[-2] + 1) % vocabulary(model)
     changed = Span((*span.ids[:-2], other, span.ids[-1]), span.start)
@@ -349,7 +350,7 @@ def _check_causal(model: Any, span: Span) -> None:
         )
 
 
-def budget(model: Any) -> int:
+def budget(model: LanguageModel) -> int:
     """Positions of one forward pass that keep a device busy and leave memory for the rest.
 
     A CPU works from its cache: 512 is best there. A GPU wants thousands, and what bounds them is the memory of the
@@ -361,11 +362,9 @@ def budget(model: Any) -> int:
     return int(min(32_768, max(512, 4e9 // bytes_each)))
 
 
-def name(model: Any) -> str:
+def name(model: LanguageModel) -> str:
     """Class of the model, without the adapter around it."""
-    while hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    return type(model).__name__
+    return type(model.get_base_model() if isinstance(model, peft.PeftModel) else model).__name__
 
 
 @contextmanager
@@ -380,7 +379,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def on_device(model: Any, batch: Batch) -> Batch:
+def on_device(model: LanguageModel, batch: Batch) -> Batch:
     """A batch where the model is."""
     return batch.to(next(model.parameters()).device)
 
@@ -392,7 +391,7 @@ Progress = Callable[[Iterable[list[int]], int], Iterable[list[int]]]
 
 
 def score(
-    model: Any,
+    model: LanguageModel,
     spans: Sequence[Scored],
     layout: Layout = prefix_tree,
     token_budget: int = 512,
@@ -408,7 +407,7 @@ def score(
 
 
 def score_and_greedy(
-    model: Any,
+    model: LanguageModel,
     spans: Sequence[Scored],
     layout: Layout = prefix_tree,
     token_budget: int = 512,
@@ -424,7 +423,7 @@ def score_and_greedy(
 
 
 def likeliest(
-    model: Any,
+    model: LanguageModel,
     spans: Sequence[Scored],
     k: int,
     layout: Layout = prefix_tree,
@@ -447,7 +446,7 @@ def likeliest(
     return _per_span(model, spans, layout, token_budget, progress, answer)
 
 
-def with_last_hidden(model: Any, batch: Batch, position_M: Tensor) -> tuple[Tensor, Tensor]:
+def with_last_hidden(model: LanguageModel, batch: Batch, position_M: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each span (S,), and the last hidden states at some flat positions (M, D).
 
     Raises ValueError where the output layer alone does not make the logits of hidden states: some models scale or cap
@@ -479,23 +478,23 @@ def _first_hook(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
         handle.remove()
 
 
-def plain_head(model: Any) -> bool:
+def plain_head(model: LanguageModel) -> bool:
     """Whether the output layer is a linear one that no adapter touches."""
     return type(_head(model)) is nn.Linear and not any(p.requires_grad for p in _head(model).parameters())
 
 
-def vocabulary(model: Any) -> int:
+def vocabulary(model: LanguageModel) -> int:
     """Tokens that a model tells apart."""
     return _head(model).weight.shape[0]
 
 
-def width(model: Any) -> int:
+def width(model: LanguageModel) -> int:
     """Width of the hidden states."""
     return model.config.hidden_size
 
 
 def mean_hidden(
-    model: Any,
+    model: LanguageModel,
     texts: Sequence[tuple[int, ...]],
     token_budget: int = 512,
     progress: Progress | None = None,
@@ -512,7 +511,7 @@ def rows_of(texts: Sequence[tuple[int, ...]]) -> list[Masked]:
     return [Masked(ids, (0,), (0,)) for ids in texts]
 
 
-def mean_hidden_of(model: Any, batch: Batch, skip: int = 0) -> Tensor:
+def mean_hidden_of(model: LanguageModel, batch: Batch, skip: int = 0) -> Tensor:
     """Mean of the last layer's hidden states over the tokens of each row, shape (B, width), float32.
 
     Args:
@@ -530,7 +529,7 @@ def mean_hidden_of(model: Any, batch: Batch, skip: int = 0) -> Tensor:
 
 
 def _per_span(
-    model: Any,
+    model: LanguageModel,
     spans: Sequence[Scored],
     layout: Layout,
     token_budget: int,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from debias.files import whole_file
+from debias.models.base import LanguageModel
 from debias.progress import bar
 from debias.records import Scored
-from debias.results import whole_file
 from debias.scoring import likelihood
 from debias.scoring.layouts import Batch, Layout
 from debias.scoring.likelihood import Target, evaluating, with_logits_at
@@ -58,7 +59,12 @@ def target(batch: Batch, said: Sequence[Said], kl: bool = True) -> tuple[Batch, 
 
 
 def ask(
-    base: Any, spans: Sequence[Scored], layout: Layout, token_budget: int, cache: Path | None = None, key: str = ""
+    base: LanguageModel,
+    spans: Sequence[Scored],
+    layout: Layout,
+    token_budget: int,
+    cache: Path | None = None,
+    key: str = "",
 ) -> list[Said]:
     """What a base without adapter says of the spans, from the cache where it was asked before.
 
@@ -96,7 +102,7 @@ def _kept(path: Path) -> tuple[Tensor, Tensor] | None:
 
 
 def _answers(
-    base: Any, spans: Sequence[Scored], first: Sequence[int], layout: Layout, token_budget: int
+    base: LanguageModel, spans: Sequence[Scored], first: Sequence[int], layout: Layout, token_budget: int
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities (S,) and hidden states (R, D)."""
     parameter = next(p for p in base.parameters() if p.is_floating_point())

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+import peft
 import torch
 from filelock import FileLock
 from torch import nn
@@ -48,7 +48,7 @@ class Scorer:
     def __init__(
         self,
         base: Base,
-        adapted: Any,
+        adapted: peft.PeftModel | None,
         precision: str = AUTO,
         token_budget: int | str = AUTO,
         cache: Path | None = None,
@@ -110,9 +110,9 @@ class Scorer:
     def using(self, model: str) -> Iterator[None]:
         """Score with this model inside the block."""
         before, self.active = self.active, model
-        off = self.adapted is not None and model == "base"
+        adapted = self.adapted if model == "base" else None
         try:
-            with self.adapted.disable_adapter() if off else nullcontext():
+            with adapted.disable_adapter() if adapted is not None else nullcontext():
                 yield
         finally:
             self.active = before
