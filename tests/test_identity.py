@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from debias.models.base import checksum
@@ -68,3 +71,32 @@ def test_a_checksum_sees_the_smallest_change(dtype: torch.dtype) -> None:
         wanted = checksum(model, lambda p: p is model.weight)
         model.bias += 1
         assert checksum(model, lambda p: p is model.weight) == wanted
+
+
+def test_figures_of_other_weights_are_not_shown(
+    tiny: Path, debias: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """A model that is replaced in its folder, weights or config, is another model; its old scores are not read."""
+    model = shutil.copytree(tiny, tmp_path / "model")
+    words = ["evaluate", "model=./model", "eval=[crows_pairs]", "eval.crows_pairs.limit=3", "eval.crows_pairs.whole=[]"]
+
+    def scores() -> bytes:
+        (folder,) = (tmp_path / "outputs").glob("*/*/metrics.jsonl")
+        return (folder.parent / "likelihoods.parquet").read_bytes()
+
+    assert debias(*words)[0] == 0
+    first = scores()
+    assert "done before" in debias(*words)[1]
+    weights = load_file(model / "model.safetensors")
+    save_file({k: -v if "wte" in k else v for k, v in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    status, _, complaint = debias(*words)
+    assert status == 1
+    assert "another model" in " ".join(complaint.split())
+    assert debias(*words, "overwrite=true")[0] == 0
+    second = scores()
+    assert second != first
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "layer_norm_epsilon": 10.0}))
+    assert debias(*words)[0] == 1
+    assert debias(*words, "overwrite=true")[0] == 0
+    assert scores() not in (first, second)

@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from debias.cli import workers
 from debias.cli.config import make
 from debias.cli.terminal import console, logging_to, quieten, shown
+from debias.models.identity import content_sha256
+from debias.records import UserError
 from debias.results import RunFolder, code_sha256, read_figures, text_sha256
 
 if TYPE_CHECKING:
@@ -34,14 +36,25 @@ class Input(Protocol):
     def fingerprint(self) -> str: ...
 
 
-def run_folder(cfg: DictConfig, inputs: Sequence[Input]) -> RunFolder:
-    """The folder of the job that Hydra started, with checksums of config, data and code."""
+def run_folder(cfg: DictConfig, inputs: Sequence[Input], adapters: Sequence[str] = ()) -> RunFolder:
+    """The folder of the job that Hydra started, with checksums of config, data, code, and of local models' files.
+
+    Args:
+        adapters: folders of the adapters that are scored.
+    """
     OmegaConf.resolve(cfg)
+    try:
+        models = [content_sha256(str(path)) for path in (cfg.model.path, *adapters)]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"a model's files cannot be read: {' '.join(str(error).split())[:200]}; get them again"
+        ) from error
     same = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_IDENTITY])
     identity = {
         "config_sha256": text_sha256(OmegaConf.to_yaml(same)),
         "data_sha256": text_sha256(" ".join(part.fingerprint() for part in inputs)),
         "code_sha256": code_sha256(),
+        "model_sha256": text_sha256(" ".join(models)),
     }
     return RunFolder(Path(HydraConfig.get().runtime.output_dir), OmegaConf.to_yaml(cfg), identity)
 

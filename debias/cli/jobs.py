@@ -47,7 +47,8 @@ def evaluate_job(cfg: DictConfig) -> None:
     """Score a base model, alone or with adapters."""
     scoring = checked(Scoring, cfg, "scoring")
     benchmarks = make_benchmarks(cfg)
-    folder = run_folder(cfg, benchmarks)
+    adapter_paths = [path] if isinstance(path := cfg.adapter.path, str) else list(path or [])
+    folder = run_folder(cfg, benchmarks, adapter_paths)
     if launched_rank() > 0:
         raise UserError("only training can use several processes; start this job in one")
     with claimed(cfg, folder) as to_do:
@@ -58,7 +59,7 @@ def evaluate_job(cfg: DictConfig) -> None:
                 evaluation = evaluate(
                     folder,
                     model=make(cfg.model),
-                    adapter_paths=[path] if isinstance(path := cfg.adapter.path, str) else list(path or []),
+                    adapter_paths=adapter_paths,
                     scoring=scoring,
                     benchmarks=benchmarks,
                     report=make_report(cfg),

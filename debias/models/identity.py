@@ -13,6 +13,20 @@ from debias import assets
 from debias.files import write_json
 
 
+def content_sha256(path: str) -> str:
+    """Checksum of a folder with a model or an adapter: its tensors, its configs and its tokenizer.
+
+    An embedded name or a hub id is returned as it is. Raises ValueError for a file not in safetensors format.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return path
+    digest = hashlib.sha256(tensors_sha256(folder).encode())
+    for file in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".model") and p.is_file()):
+        digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+    return digest.hexdigest()
+
+
 def tensors_sha256(folder: Path) -> str:
     """SHA-256 over names, types, shapes and bytes of all tensors in a folder's safetensors files.
 
