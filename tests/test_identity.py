@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_table import ROWS, base_of, config_of
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from debias.models import adapter as adapters
 from debias.models.base import checksum
 from debias.models.identity import tensors_sha256
+from debias.models.targets import PREDICTION_HEAD
+from debias.records import UserError
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
 
@@ -100,3 +104,26 @@ def test_figures_of_other_weights_are_not_shown(
     assert debias(*words)[0] == 1
     assert debias(*words, "overwrite=true")[0] == 0
     assert scores() not in (first, second)
+
+
+@pytest.mark.parametrize("column", ["GPT-2", "BERT"])
+@pytest.mark.parametrize("name", [*ROWS, "lora with a head"])
+def test_a_removed_adapter_leaves_nothing_behind(name: str, column: str) -> None:
+    """Weights that the adapter moved, a trained prediction head above all, are the base's again."""
+    base = base_of(column)
+    before = checksum(base.model)
+    config = config_of(name.partition(" ")[0])
+    if name == "lora with a head":
+        if column != "BERT":
+            return
+        config.modules_to_save = [PREDICTION_HEAD]
+    try:
+        model = adapters.attach(base, config)
+    except UserError:  # a cell of the table that is an error
+        return
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    adapters.detach(model)
+    assert checksum(base.model) == before

@@ -17,9 +17,9 @@ from debias.benchmarks.evaluation import Evaluation, evaluation_of, prepared, sc
 from debias.jobs.cost import Cost
 from debias.models import adapter as adapters
 from debias.models import composition
-from debias.models.base import Base, BaseModel
+from debias.models.base import Base, BaseModel, checksum
 from debias.models.placement import place
-from debias.records import Scoring
+from debias.records import Scoring, UserError
 from debias.report.one_run.report import RunReport, write_reports
 from debias.results import ADAPTER, RunFolder
 from debias.scoring.scorer import Scorer
@@ -58,6 +58,8 @@ def evaluate(
         base = model.load()
         place(base.model)
     to_score = prepared(benchmarks, base.tokens)
+    Scorer(base, None, scoring.precision, scoring.token_budget)  # brings the weights to the precision of the scores
+    intact = checksum(base.model)
     frames: list[pd.DataFrame] = []
     notes: dict[str, None] = {}
     with cost.stage("evaluate") as spent:
@@ -70,6 +72,8 @@ def evaluate(
             notes |= scorer.notes
             if adapted is not None:
                 adapters.detach(adapted)
+                if checksum(base.model) != intact:
+                    raise UserError(f"removing {name} did not restore the base; score this adapter in its own command")
     evaluation = evaluation_of(to_score, frames, spent["tokens"], notes)
     evaluation.write(folder)
     write_reports(folder, evaluation, report, None, base.name, None)

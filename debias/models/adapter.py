@@ -11,6 +11,7 @@ from pathlib import Path
 import peft
 import torch
 from peft.tuners.ln_tuning.layer import LNTuningLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from debias.files import whole_folder
@@ -173,8 +174,14 @@ def reloaded(model: peft.PeftModel, folder: Path) -> Iterator[None]:
 
 def detach(model: peft.PeftModel) -> None:
     """Remove the adapter, so that the base can carry another one."""
-    if hasattr(model.base_model, "unload"):  # prompts and prefixes change no module of the base
-        model.base_model.unload()  # type: ignore[operator]
+    if not hasattr(model.base_model, "unload"):  # prompts and prefixes change no module of the base
+        return
+    base = model.get_base_model()
+    # PEFT leaves the trained copy of a module (`modules_to_save`, a prediction head) in the base's place.
+    originals = {name: m.original_module for name, m in base.named_modules() if isinstance(m, ModulesToSaveWrapper)}
+    model.base_model.unload()  # type: ignore[operator]
+    for name, module in originals.items():
+        base.set_submodule(name, module)
 
 
 # Config fields that do not change what an adapter computes.
