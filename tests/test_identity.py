@@ -127,3 +127,36 @@ def test_a_removed_adapter_leaves_nothing_behind(name: str, column: str) -> None
                 parameter.add_(0.1)
     adapters.detach(model)
     assert checksum(base.model) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda t: {k.replace("transformer.h", "model.layers"): v for k, v in t.items()}, "lacks"),
+        (lambda t: {k.removeprefix("base_model.model."): v for k, v in t.items()}, "lacks"),
+        (lambda t: {k: v for k, v in t.items() if "lora_A" in k}, "lacks .*lora_B"),
+        (lambda t: {k: v for k, v in t.items() if "h.0" in k}, "lacks .*h.1"),
+        (lambda t: {**t, "x": torch.zeros(1)}, "holds unknown x"),
+        (lambda t: {k: v * 0 for k, v in t.items()}, "changes nothing"),
+        (lambda t: {k: v / 0 for k, v in t.items()}, "NaN or inf"),
+    ],
+    ids=["renamed", "no prefix", "half", "one layer", "foreign", "zeros", "NaN"],
+)
+def test_an_adapter_that_would_do_nothing_is_refused(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], complaint: str, tmp_path: Path
+) -> None:
+    """As it was saved it loads; changed, it is refused in one line and the base is as it was."""
+    base = base_of("GPT-2")
+    model = adapters.attach(base, config_of("lora"))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.3)
+    adapters.save(model, base, tmp_path / "adapter")
+    adapters.detach(model)
+    before = checksum(base.model)
+    adapters.detach(adapters.load(base, tmp_path / "adapter"))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({k: v.contiguous() for k, v in change(load_file(file)).items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=complaint):
+        adapters.load(base, tmp_path / "adapter")
+    assert checksum(base.model) == before

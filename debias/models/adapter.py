@@ -12,6 +12,7 @@ import peft
 import torch
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import load_file
 from torch import nn
 
 from debias.files import whole_folder
@@ -131,8 +132,14 @@ def located(path: str | Path) -> Path:
     return folder
 
 
-def load(base: Base, folder: str | Path) -> peft.PeftModel:
-    """Attach a saved adapter. Raises UserError if the folder holds none, or one that was trained on another base."""
+def load(base: Base, folder: str | Path, effect: bool = True) -> peft.PeftModel:
+    """Attach a saved adapter.
+
+    Args:
+        effect: refuse an adapter that changes nothing.
+
+    Raises UserError if the folder holds no adapter, a damaged one, or one that was trained on another base.
+    """
     folder = located(folder)
     check_base(base, folder)
     try:
@@ -143,7 +150,47 @@ def load(base: Base, folder: str | Path) -> peft.PeftModel:
             f"adapter {folder} does not fit {base.name!r} ({reason}); choose its base with model="
         ) from error
     _make_switchable(model)
-    return model.eval()
+    model.eval()
+    try:
+        _check_loaded(model, folder)
+        if effect:
+            _check_changes(model, folder)
+    except UserError:
+        detach(model)  # the base is as it was
+        raise
+    return model
+
+
+def _check_loaded(model: peft.PeftModel, folder: Path) -> None:
+    """Raise UserError unless every tensor of the file went into the model and is finite.
+
+    PEFT loads what has a known name and leaves the rest as a new adapter begins: random, or without effect.
+    """
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{folder} has no adapter_model.safetensors; save the adapter in safetensors format")
+    saved = load_file(file)
+    wanted = peft.get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    for what, names in (("lacks", wanted - saved.keys()), ("holds unknown", saved.keys() - wanted)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(
+                f"{file} {what} {min(names)}{more}: it was saved for another model, or its tensors were renamed; "
+                "choose its base with model="
+            )
+    if broken := sorted(name for name, tensor in saved.items() if not torch.isfinite(tensor.float()).all()):
+        raise UserError(f"{file} holds NaN or inf in {broken[0]}: its training diverged; train it again")
+
+
+def _check_changes(model: peft.PeftModel, folder: Path) -> None:
+    """Raise UserError if the model predicts the same with the adapter as without."""
+    ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
+    with torch.inference_mode():
+        after = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        with model.disable_adapter():
+            before = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    if torch.equal(before, after[:, -before.shape[1] :]):
+        raise UserError(f"adapter {folder} changes nothing: its weights or its scaling are zero; train it again")
 
 
 def check_base(base: Base, folder: Path) -> None:

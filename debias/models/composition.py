@@ -21,7 +21,7 @@ def combined(
     check(folders, combine, weights)
     for folder in folders[1:]:
         adapters.check_base(base, adapters.located(folder))
-    model = adapters.load(base, folders[0])
+    model = adapters.load(base, folders[0], effect=False)  # in a sum it may add nothing
     names = ["default", *(f"part{i}" for i in range(2, len(folders) + 1))]
     try:
         for name, folder in zip(names[1:], folders[1:], strict=True):
