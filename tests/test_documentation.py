@@ -166,7 +166,7 @@ def test_make_has_every_target(page: Path) -> None:
 
 def test_the_demo_is_the_default_run() -> None:
     """Behind the set-up that continuous integration does as well, `make demo` is `debias run` and nothing else."""
-    told = subprocess.run(["make", "--dry-run", "--assume-old=.venv/installed", "demo"], cwd=ROOT, check=True,
+    told = subprocess.run(["make", "--no-print-directory", "--dry-run", "--assume-old=.venv/installed", "demo"], cwd=ROOT, check=True,
                           capture_output=True, text=True).stdout  # fmt: skip
     assert told.splitlines()[-1] == ".venv/bin/debias run"
     ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
