@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -47,6 +47,17 @@ def code_sha256() -> str:
 def text_sha256(text: str) -> str:
     """Checksum of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Input(Protocol):
+    """Data or a benchmark: its checksum is part of a run's identity."""
+
+    def fingerprint(self) -> str: ...
+
+
+def data_sha256(inputs: Iterable[Input]) -> str:
+    """Checksum of everything that a run reads."""
+    return text_sha256(" ".join(part.fingerprint() for part in inputs))
 
 
 class InUseError(UserError):
@@ -169,6 +180,11 @@ class RunFolder:
         except BaseException as error:
             self.fail(error)
             raise
+
+    def refine(self, **checksums: str) -> None:
+        """Correct checksums that are known only now that the work has begun, and write the state `running` again."""
+        self.identity = {**self.identity, **checksums}
+        self._write_status("running")
 
     def finish(self, hardware: Mapping[str, Any]) -> None:
         """Write the state `done`, after all other files."""

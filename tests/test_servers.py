@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import ChatServer, Fault, every, ledger_lines, serving
+from chat_server import ChatServer, Fault, every, ledger_lines, never, serving
 from command import Shown, run
+from test_config import composed
 
+from debias.cli.config import make
 from debias.generation import live
 from debias.generation.ledger import read_ledger
 
@@ -41,15 +43,22 @@ def writer(body: dict[str, Any]) -> str:
     return json.dumps({"triplets": rows})
 
 
-def generate(server: ChatServer, cwd: Path, *more: str, status: int = 0) -> Shown:
-    """`debias generate` with sets of 60 triplets, ten answers, unless said otherwise."""
-    words = [
-        "generate", "llm=compatible", f"llm.base_url={server.base_url}", "llm.model=mock", "llm.concurrency=1",
-        "llm.structured=json_schema", "llm.max_tokens=300", "llm.price_prompt=2", "llm.price_completion=10",
-        f"strategy.terms=[{','.join(TARGETS)}]", "generate.per_call=6", "generate.expected_yield=1", "generate.n=60",
-        "generate.cap_target=1", "generate.benchmarks=false", "name=set",
+def settings_of(server: ChatServer) -> list[str]:
+    """Of a set of 60 triplets, which are ten answers."""
+    return [
+        "llm=compatible", f"llm.base_url={server.base_url}", "llm.model=mock", "llm.concurrency=1",
+        "llm.structured=json_schema", "llm.max_tokens=300", f"strategy.terms=[{','.join(TARGETS)}]",
+        "generate.per_call=6", "generate.expected_yield=1", "generate.n=60", "generate.cap_target=1",
+        "generate.benchmarks=false",
     ]  # fmt: skip
-    shown = run(cwd, *words, *more)
+
+
+PRICES = ["llm.price_prompt=2", "llm.price_completion=10"]
+
+
+def generate(server: ChatServer, cwd: Path, *more: str, status: int = 0) -> Shown:
+    """`debias generate`, with the settings above unless said otherwise."""
+    shown = run(cwd, "generate", *settings_of(server), *PRICES, "name=set", *more)
     assert shown.status == status, shown.err
     return shown
 
@@ -223,6 +232,8 @@ def test_an_account_that_ends_in_between_ends_the_run_and_nothing_is_lost(fault:
     with serving([None, None, fault], reply=writer) as server:
         generate(server, tmp_path, status=1)
         assert server.counts.calls == 3
+        assert len(sentences(tmp_path)) == 12
+        assert_accounts_agree(server, tmp_path)
         generate(server, tmp_path)  # somebody has paid
         assert server.counts.calls == 11
         assert len(sentences(tmp_path)) == 60
@@ -581,3 +592,87 @@ def test_answers_that_are_cut_off_are_counted_even_where_triplets_came(tmp_path:
         assert f"A token limit cut off {calls} of {calls} answers" in card
         assert len(sentences(tmp_path)) == 12
         assert_accounts_agree(server, tmp_path)
+
+
+# ---------------------------------------------------------------- what is paid and not finished
+
+
+def test_a_first_wave_that_fails_keeps_what_it_paid_for(tmp_path: Path) -> None:
+    """Four calls are under way when the second is refused; the answers of the others are in the set."""
+    with serving([None, Fault(401)], reply=writer) as server:
+        generate(server, tmp_path, "llm.concurrency=4", status=1)
+        assert len(sentences(tmp_path)) == 6 * server.counts.whole > 0
+        assert_accounts_agree(server, tmp_path)
+        paid = set(read_ledger(folder_of(tmp_path) / "ledger.jsonl").answers)
+        before = len(server.counts.keys)
+        generate(server, tmp_path)
+        assert not paid & set(server.counts.keys[before:])
+        assert len(sentences(tmp_path)) == 60
+        assert_accounts_agree(server, tmp_path)
+
+
+def test_terms_that_are_paid_before_the_first_sentence_are_counted(tmp_path: Path) -> None:
+    terms = json.dumps({"terms": [{"term": target, "stereotypes": []} for target in TARGETS]})
+    with serving([Fault(text=terms), Fault(402)], reply=writer) as server:
+        generate(server, tmp_path, "strategy.terms=null", status=1)
+        assert_accounts_agree(server, tmp_path)
+
+
+def test_a_run_whose_set_has_no_price_and_ends_early(tmp_path: Path, small: list[str]) -> None:
+    """It trains on what there is, says that the dollars are unknown, and is the same run when it is launched again."""
+    refused = FILTERS["code"]
+    words = ["run", "data=generated", "data.bias=gender", "name=run", "generate.max_filtered=2"]
+    words += [word for word in small if not word.startswith("data.n=")]
+    with serving(reply=writer, habit=lambda number, _: refused if number > 4 else None) as server:
+        shown = run(tmp_path, *words, *settings_of(server))
+        assert shown.status == 0, shown.err
+        assert "24 sentences from generated" in shown.err
+        (folder,) = (path.parent for path in (tmp_path / "outputs" / "run").rglob("report.md"))
+        for name in ("report.md", "report.html", "adapter/README.md"):
+            assert "dollars unknown (no price in the config)" in (folder / name).read_text(encoding="utf-8")
+        assert json.loads((folder / "cost.json").read_text())["dollars"] is None
+        calls = server.counts.calls
+        again = run(tmp_path, *words, *settings_of(server))
+        assert (again.status, server.counts.calls) == (0, calls)
+        assert "done before, nothing to do" in again.out
+        server.habit = never
+        more = run(tmp_path, *words, *settings_of(server), "generate.max_filtered=20", "name=more")
+        assert more.status == 0, more.err
+        assert "60 sentences from generated" in more.err
+        refused_again = run(tmp_path, *words, *settings_of(server))
+        assert refused_again.status == 1
+        assert "holds a run with another data" in " ".join(refused_again.err.split())
+
+
+def test_a_set_that_ended_early_has_a_fingerprint_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def source(*more: str) -> Any:
+        words = ["data=generated", "data.bias=gender", *settings_of(server), *PRICES, *more]
+        return make(composed("run", *words).data)
+
+    with serving(reply=writer) as server:
+        whole = source().fingerprint()
+        poor = source("llm.max_cost_usd=0.01")
+        assert poor.fingerprint() == whole  # nobody knows yet
+        assert len(poor.load(1).triplets) < 60
+        partial = poor.fingerprint()
+        assert partial != whole
+        assert source("llm.max_cost_usd=0.01").fingerprint() == partial
+        rich = source("llm.max_cost_usd=1")
+        assert len(rich.load(1).triplets) == 60
+        assert rich.fingerprint() == source().fingerprint() == whole
+
+
+def test_a_set_that_a_server_ended_is_extended_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    gone = Fault(404, error="gone")
+    with serving(reply=writer, habit=lambda number, _: gone if number > 2 else None) as server:
+        words = ["data=generated", "data.bias=gender", *settings_of(server), *PRICES]
+        first, second = (make(composed("run", *words).data) for _ in range(2))
+        whole = first.fingerprint()
+        assert len(first.load(1).triplets) == 12
+        assert first.fingerprint() != whole
+        assert second.fingerprint() == whole
+        server.habit = never
+        assert len(second.load(1).triplets) > 40  # the three requests that failed stay unanswered

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +18,7 @@ from debias.cli.config import make
 from debias.cli.terminal import console, logging_to, quieten, shown
 from debias.models.identity import content_sha256
 from debias.records import UserError
-from debias.results import RunFolder, code_sha256, read_figures, text_sha256
+from debias.results import Input, RunFolder, code_sha256, data_sha256, read_figures, text_sha256
 
 if TYPE_CHECKING:
     from debias.benchmarks.evaluation import Evaluation
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOT_IDENTITY = ("name", "overwrite", "logger")  # keys that do not change what a run computes
-
-
-class Input(Protocol):
-    """Data or a benchmark: its checksum is part of a run's identity."""
-
-    def fingerprint(self) -> str: ...
 
 
 def run_folder(cfg: DictConfig, inputs: Sequence[Input], adapters: Sequence[str] = ()) -> RunFolder:
@@ -52,7 +46,7 @@ def run_folder(cfg: DictConfig, inputs: Sequence[Input], adapters: Sequence[str]
     same = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_IDENTITY])
     identity = {
         "config_sha256": text_sha256(OmegaConf.to_yaml(same)),
-        "data_sha256": text_sha256(" ".join(part.fingerprint() for part in inputs)),
+        "data_sha256": data_sha256(inputs),
         "code_sha256": code_sha256(),
         "model_sha256": text_sha256(" ".join(models)),
     }

@@ -100,6 +100,10 @@ class Chat:
         stopped, reason = await self._asker.ask(missing, collect, self._proven) if missing else ("", "")
         return Outcome([answers.get(question.key) for question in questions], stopped, reason)
 
+    def known(self, requests: Sequence[Request]) -> list[Answer | None]:
+        """Answers that the ledger holds, in the order of the requests."""
+        return [self.ledger.memory.answers.get(question_of(request, self.llm).key) for request in requests]
+
     def give_up(self, requests: Sequence[Request]) -> None:
         """Never ask these requests again, in this run or when the ledger is replayed."""
         # Later requests depend on earlier answers. If one of these were answered in a later run, the requests after it

@@ -24,6 +24,9 @@ class Partner(Protocol):
     async def ask(self, requests: Sequence[Request], on_answer: Callable[[Answer], None]) -> Outcome:
         """Answers in the order of the requests, and why it stopped early."""
 
+    def known(self, requests: Sequence[Request]) -> list[Answer | None]:
+        """Answers that were paid for, in the order of the requests."""
+
     def give_up(self, requests: Sequence[Request]) -> None:
         """Never ask these again: later requests treat them as unanswered."""
 
@@ -110,7 +113,11 @@ class Loop:
         failures: Counter[int] = Counter()  # by number of a request: how often it stayed unanswered
         while len(texts) < len(wave.requests) and not self.harvest.stopped:
             part = wave.requests[len(texts) : len(texts) + self._needed(wave)]
-            outcome = await self.partner.ask(part, self._arrived)
+            failure: BaseException | None = None
+            try:
+                outcome = await self.partner.ask(part, self._arrived)
+            except BaseException as error:  # what was paid for is judged before the run ends
+                failure, outcome = error, Outcome(self.partner.known(part), "interrupted", str(error))
             if not outcome.stopped:
                 failures.update(i for i, answer in enumerate(outcome.answers, start=len(texts)) if answer is None)
             # Answers are judged in the order of the requests, not of arrival, and a request is either answered or given
@@ -129,6 +136,8 @@ class Loop:
             if outcome.stopped and not self.harvest.stopped:
                 self.harvest.stopped, self.harvest.reason = outcome.stopped, outcome.reason
             self.watcher.paused(self.harvest, self.partner.spent)
+            if failure is not None:
+                raise failure
         return texts
 
     def _needed(self, wave: Wave) -> int:

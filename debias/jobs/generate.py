@@ -28,6 +28,7 @@ from debias.progress import bar, tally
 from debias.records import UserError
 from debias.report.one_run import generated_set as report
 from debias.report.one_run.data_quality import page
+from debias.report.templating import dollars
 from debias.results import RunFolder
 
 log = logging.getLogger(__name__)
@@ -113,11 +114,14 @@ class _Replay:
 
     async def ask(self, requests: Sequence[Request], on_answer: Callable[[Answer], None]) -> Outcome:
         keys = [question_of(request, self.llm).key for request in requests]
-        answers = [self.memory.answers.get(key) for key in keys]
+        answers = self.known(requests)
         for answer in filter(None, answers):
             on_answer(answer)
         wanting = any(a is None and key not in self.memory.given_up for a, key in zip(answers, keys, strict=True))
         return Outcome(answers, "unasked" if wanting else "", "")
+
+    def known(self, requests: Sequence[Request]) -> list[Answer | None]:
+        return [self.memory.answers.get(question_of(request, self.llm).key) for request in requests]
 
     def give_up(self, requests: Sequence[Request]) -> None:
         """Nothing to do: the ledger already knows."""
@@ -221,7 +225,7 @@ class _Live:
 
 def _summary(harvest: Harvest, spent: Spent, total: int) -> str:
     counts = f"{len(harvest.kept)} of {total} accepted, {len(harvest.rejected)} rejected, {harvest.calls} calls"
-    return f"{counts}, {report.dollars(spent.dollars)}"
+    return f"{counts}, {dollars(spent.dollars)}"
 
 
 # ---------------------------------------------------------------- the files

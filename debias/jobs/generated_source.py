@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -20,7 +21,7 @@ from debias.generation.strategies import Strategy
 from debias.generation.wanted import BESIDE, Wanted
 from debias.jobs.generate import LEDGER, DataFolder, Generation, biases, generate
 from debias.records import UserError, checked
-from debias.report.one_run.generated_set import dollars
+from debias.report.templating import dollars
 from debias.results import text_sha256
 
 
@@ -52,10 +53,25 @@ class Generated:
         name = "-".join([self.generation.task.label, strategy.name, self.generation.llm.model])
         short = re.sub(r"[^\w.+-]+", "_", name)[:80]
         self.folder = Path(root) / f"{short}-{text_sha256(self.identity)[:8]}"
+        self.path = self.folder / f"{self.generation.name}.jsonl"
+        self._loaded: str | None = None  # what `fingerprint` adds once the set is loaded
 
     def fingerprint(self) -> str:
-        """Checksum of the settings and the size, because the set may not exist yet."""
-        return hashlib.sha256(f"{self.identity} {self.generation.wanted.n}".encode()).hexdigest()
+        """Checksum of the settings and the size; if the set ended early, of its triplets too.
+
+        Before `load`, a set that the next launch would extend, or that does not exist yet, counts as one of full size.
+        """
+        extra = self._loaded
+        if extra is None:
+            stopped = None
+            with contextlib.suppress(OSError, ValueError):  # there is no set yet, or `load` will say what is wrong
+                stopped = json.loads((self.folder / "status.json").read_text(encoding="utf-8")).get("stopped")
+            extra = self._early(stopped) if stopped in ("budget", "patience", "filtered") else ""
+        return hashlib.sha256(f"{self.identity} {self.generation.wanted.n}{extra}".encode()).hexdigest()
+
+    def _early(self, stopped: str) -> str:
+        """The triplets of a set that ended for another reason than its size."""
+        return "" if stopped == "n" or not self.path.is_file() else self.path.read_text(encoding="utf-8")
 
     def load(self, seed: int) -> Checked:
         """Generate or replay. Raises UserError if there is nothing to train on, or a batch is still being processed."""
@@ -69,6 +85,7 @@ class Generated:
             raise UserError(f"{product.harvest.reason}; run the same command again to continue")
         if not product.harvest.kept:
             raise UserError(f"{self.folder}: nothing was accepted ({product.ending}); see rejected.jsonl there")
+        self._loaded = self._early(product.harvest.stopped)
         checked = TripletFile(self.generation.task.label, str(product.path)).load(seed)
         dropped = Counter({f"generated, but {r.reason}": 0 for r in product.harvest.rejected})
         dropped.update(f"generated, but {r.reason}" for r in product.harvest.rejected)
@@ -80,6 +97,8 @@ class Generated:
 def _between(before: Spent, after: Spent) -> dict[str, Any]:
     """What this run paid. A set that another run paid for costs nothing."""
     tokens = after.prompt_tokens + after.completion_tokens - before.prompt_tokens - before.completion_tokens
+    if not tokens:
+        return {"tokens": 0, "dollars": 0.0}  # whatever the price
     dollars = None if after.dollars is None or before.dollars is None else after.dollars - before.dollars
     return {"tokens": tokens, "dollars": dollars}
 

@@ -16,7 +16,7 @@ from debias.models.base import BaseModel
 from debias.models.placement import device, place
 from debias.records import Scoring, UserError
 from debias.report.one_run.report import RunReport, write_reports
-from debias.results import ADAPTER, RunFolder
+from debias.results import ADAPTER, RunFolder, data_sha256
 from debias.scoring.scorer import Scorer
 from debias.training.stage import Tuning, train
 
@@ -37,6 +37,8 @@ def run(
     checked = tuning.data.load(tuning.seed)  # fail on bad data before loading the model
     if checked.spent:
         cost.add("generate", checked.spent)
+        # A chat model has written the data just now, perhaps fewer sentences than were wanted.
+        folder.refine(data_sha256=data_sha256([tuning.data, *benchmarks]))
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
     log.info("data: %d sentences from %s%s", len(checked.triplets), ", ".join(tuning.data.sources), dropped)
     to_score = prepared(benchmarks, model.tokens())

@@ -12,6 +12,13 @@ from debias.report.grid import markdown_text
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
+def dollars(amount: float | None) -> str:
+    """An amount of money in words; None means that a price is unknown."""
+    if amount is None:
+        return "dollars unknown (no price in the config)"
+    return f"{amount:.2f} dollars" if amount >= 1 or amount == 0 else f"{amount:.4f} dollars"
+
+
 def fill(name: str, facts: dict[str, Any]) -> str:
     """Fill a template. HTML templates escape every value, because values come from data."""
     environment = jinja2.Environment(
@@ -23,5 +30,6 @@ def fill(name: str, facts: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = markdown_text
+    environment.filters["dollars"] = dollars
     environment.filters["block"] = lambda text: str(text).replace("```", "'''")  # text inside a fenced block
     return environment.get_template(name).render(**facts)

@@ -17,7 +17,7 @@ from debias.generation.exchange import LLM, Spent
 from debias.generation.harvest import Harvest
 from debias.generation.strategies import Strategy, Task
 from debias.report.grid import Cell, Grid, number_columns, row, text_columns
-from debias.report.templating import fill
+from debias.report.templating import dollars, fill
 
 TOKENS_A_TRIPLET = 45  # of an answer: 15 words, three field names, brackets and quotes
 
@@ -88,13 +88,6 @@ class Product(NamedTuple):
     def accepted_share(self) -> float:
         """Accepted triplets as a share of all that the model wrote."""
         return self.n / max(1, self.n + len(self.harvest.rejected))
-
-
-def dollars(amount: float | None) -> str:
-    """An amount for people."""
-    if amount is None:
-        return "dollars unknown (no price in the config)"
-    return f"{amount:.2f} dollars" if amount >= 1 or amount == 0 else f"{amount:.4f} dollars"
 
 
 def counts(product: Product) -> Grid:
@@ -203,7 +196,7 @@ def card(product: Product) -> str:
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": product.path.name}]}],
     }
     header = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000)
-    facts = {"head": header, "p": product, "labels": labels, "dollars": dollars, "version": __version__}
+    facts = {"head": header, "p": product, "labels": labels, "version": __version__}
     return fill("data_card.md.j2", facts | {"measures": measures(product), "counts": counts(product)})
 
 
