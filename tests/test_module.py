@@ -163,6 +163,21 @@ def test_tokens_per_step_by_hand() -> None:
     assert steps_of_tokens(2.0 * 6 * 2, data.tokens_per_step()) == 6  # two epochs' worth
 
 
+def test_parts_of_a_step_by_hand() -> None:
+    """Five examples of 1 + 2 scored tokens and four neutral texts on two devices, two batches each: four parts.
+
+    Every fourth text goes to the same part. All parts know 5 x 2 scored tokens, and 5 x 0 + 4 x 2 unscored positions.
+    """
+    data = SpanData([(Span((1, 2, 3), 1),)] * 5, prefix_tree, 2, 1, [Span((1, 2, 3), 3)], num_neutral=1)
+    parts = data.divided([0, 1, 2, 3, 4, 5, 5, 5, 5], devices=2, accumulated=2)
+    assert [part.texts for part in parts] == [[0, 4, 5], [1, 5], [2, 5], [3, 5]]
+    assert {part[1:] for part in parts} == {(10, 8, 4)}
+    assert len(data.divided([0, 1, 2], devices=1, accumulated=4)) == 3  # no part without an example
+    layout = data.lay(parts[0]).batch
+    assert layout.num_tokens_S.tolist() == [2, 2, 0]
+    assert len(layout.context_R) == 2
+
+
 def test_checkpoint_holds_the_adapter_alone(tiny: Path, tmp_path: Path) -> None:
     trained(tiny, tmp_path, epochs=1)
     assert (tmp_path / training.CHECKPOINT).stat().st_size < 100_000  # the base alone has 3 MB

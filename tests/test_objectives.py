@@ -24,8 +24,9 @@ def loss(
 ) -> Tensor:
     """Weighted mean over the examples, which have one or two texts each."""
     logprob_BK = torch.tensor(logprob)
-    loss_B, weight_B = objective.losses(logprob_BK, torch.full_like(logprob_BK, base), torch.tensor(num))
-    return (loss_B.sum() / weight_B.sum()).detach()
+    loss_B = objective.losses(logprob_BK, torch.full_like(logprob_BK, base), torch.tensor(num))
+    texts = [[Span((0,) * (n + 1), 1) for n in several] for several in num]
+    return (loss_B.sum() / sum(map(objective.weight, texts))).detach()
 
 
 def triplet(sentence: str, target: str, attribute: str, bias: str = "gender") -> Triplet:
@@ -63,8 +64,9 @@ def test_unlikelihood() -> None:
     """Spans of 1 and 2 tokens with p = 1/2 and 1/4 a token: (ln 2 + 2 ln(4/3)) / 3; p = 1 stays finite."""
     objective = objectives.Unlikelihood()
     logprob_BK = torch.tensor([[math.log(0.5)], [2 * math.log(0.25)]], requires_grad=True)
-    loss_B, weight_B = objective.losses(logprob_BK, logprob_BK.detach(), torch.tensor([[1], [2]]))
-    assert (loss_B.sum() / weight_B.sum()).item() == pytest.approx((math.log(2) + 2 * math.log(4 / 3)) / 3)
+    loss_B = objective.losses(logprob_BK, logprob_BK.detach(), torch.tensor([[1], [2]]))
+    assert loss(objective, logprob_BK.tolist(), [[1], [2]]).item() == pytest.approx(loss_B.sum().item() / 3)
+    assert loss_B.sum().item() == pytest.approx(math.log(2) + 2 * math.log(4 / 3))
     loss_B.sum().backward()
     assert (logprob_BK.grad > 0).all()  # descent lowers the attribute's likelihood
     assert math.isfinite(loss(objective, [[0.0]], [[1]]))

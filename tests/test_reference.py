@@ -113,7 +113,7 @@ def test_every_text_is_asked_about_once() -> None:
     for epoch in (0, 1):
         data._ask_all(index for step in data.batches(epoch) for index in step)
     assert [len(spans) for spans in asked] == [6, 4]
-    step = data.lay([0, 7])
+    step = data.lay(data.divided([0, 7], devices=1, accumulated=1)[0])
     assert step.target is not None
     # 1 2 | k scores from the position of 2 and only reads 1; the neutral 3 4 1 only reads 3 and 4.
     assert step.target.weight_M.tolist() == [1, 1, 1]

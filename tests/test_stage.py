@@ -12,9 +12,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import peft
 import pytest
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from debias.benchmarks.evaluation import evaluate, prepared
@@ -254,11 +256,20 @@ def test_quantization_without_a_gpu_is_refused_before_anything_is_loaded(bits: s
         BaseModel("smollm2", quantization="2bit")
 
 
+@pytest.mark.parametrize(("batches", "finished"), [(1, 8), (2, 7)])
 def test_asked_to_end_it_saves_and_goes_on_with_the_next_batch(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int, finished: int
 ) -> None:
-    """SIGTERM in the third of five batches of the second epoch: the same losses and the same adapter in the end."""
-    expected = trained(tiny, tmp_path / "whole", tuning())
+    """SIGTERM in the third of five steps of the second epoch: the same losses and the same adapter in the end.
+
+    A step of one batch is finished first; a step of two is taken again, because its gradients are not saved.
+    """
+
+    def plan() -> Tuning:
+        made = tuning(partial(TRAINER, accumulate_grad_batches=batches), batch_size=4 // batches)
+        return made._replace(adapter=peft.LoraConfig(r=2, lora_dropout=0.1))
+
+    expected = trained(tiny, tmp_path / "whole", plan())
     start = LossCurve.on_train_batch_start
 
     def asked(self: LossCurve, trainer: Any, *more: Any, **named: Any) -> None:
@@ -268,10 +279,10 @@ def test_asked_to_end_it_saves_and_goes_on_with_the_next_batch(
 
     monkeypatch.setattr(LossCurve, "on_train_batch_start", asked)
     with pytest.raises(KeyboardInterrupt):
-        trained(tiny, tmp_path / "cut", tuning())
-    assert len(losses(tmp_path / "cut")) == 8
+        trained(tiny, tmp_path / "cut", plan())
+    assert len(losses(tmp_path / "cut")) == finished
     monkeypatch.setattr(LossCurve, "on_train_batch_start", start)
-    resumed = trained(tiny, tmp_path / "cut", tuning())
+    resumed = trained(tiny, tmp_path / "cut", plan())
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
@@ -381,16 +392,69 @@ def test_dev_figures_are_those_of_the_evaluation(tiny: Path, tmp_path: Path, mon
 # ---------------------------------------------------------------- several processes
 
 
-def test_two_processes_make_the_same_adapter_as_one_with_the_same_batches(tiny: Path, tmp_path: Path) -> None:
-    """Two with 2 sentences and 1 neutral one each, one with 4 and 2: the adapter agrees within float error."""
-    alone = trained(tiny, tmp_path / "one", tuning())
-    both = partial(TRAINER, strategy="ddp", devices=2)
-    together = trained(tiny, tmp_path / "two", tuning(both, batch_size=2, num_neutral=1))
-    assert [step for step, _ in losses(tmp_path / "two")] == [step for step, _ in losses(tmp_path / "one")]
-    for (_, one), (_, two) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
-        assert float(two) == pytest.approx(float(one), abs=2e-5)
-    for name, tensor in alone.items():
-        assert torch.allclose(tensor, together[name], atol=2e-4), name
+def test_a_step_does_not_depend_on_how_it_is_divided(tiny: Path, tmp_path: Path) -> None:
+    """Five steps an epoch of 4 sentences and 4 neutral texts: at once, in two batches, or one by one on two devices.
+
+    Adapter and curve agree within float error, and so do the epochs' losses: means over the epoch, not of means.
+    """
+    ways = {
+        "whole": tuning(num_neutral=4),
+        "accumulated": tuning(partial(TRAINER, accumulate_grad_batches=2), batch_size=2, num_neutral=2),
+        "both": tuning(
+            partial(TRAINER, strategy="ddp", devices=2, accumulate_grad_batches=2), batch_size=1, num_neutral=1
+        ),
+    }
+    made = {
+        way: trained(tiny, tmp_path / way, plan._replace(logger=CSVLogger(tmp_path / way, "log", "")))
+        for way, plan in ways.items()
+    }
+    epochs = {way: pd.read_csv(tmp_path / way / "log/metrics.csv")["epoch_loss"].dropna().tolist() for way in ways}
+    assert len(epochs["whole"]) == 2
+    for way in ("accumulated", "both"):
+        assert [step for step, _ in losses(tmp_path / way)] == [step for step, _ in losses(tmp_path / "whole")]
+        for (_, one), (_, other) in zip(losses(tmp_path / "whole"), losses(tmp_path / way), strict=True):
+            assert float(other) == pytest.approx(float(one), abs=2e-5)
+        assert epochs[way] == pytest.approx(epochs["whole"], abs=2e-5)
+        assert all(torch.allclose(tensor, made[way][name], atol=2e-4) for name, tensor in made["whole"].items())
+
+
+@pytest.mark.parametrize("num_neutral", [0, 2])
+def test_the_base_asked_once_says_what_it_says_in_every_step(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_neutral: int
+) -> None:
+    """The KL term covers the unscored tokens of training sentences, with and without neutral text beside them."""
+    trained(tiny, tmp_path / "once", tuning(num_neutral=num_neutral))
+    monkeypatch.setattr("debias.training.stage.asking", lambda *_, **__: None)
+    trained(tiny, tmp_path / "always", tuning(num_neutral=num_neutral))
+    once, always = ([float(loss) for _, loss in losses(tmp_path / way)] for way in ("once", "always"))
+    assert once == pytest.approx(always, abs=1e-4)
+
+
+def test_accumulated_batches_draw_different_dropout(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten steps of two batches are twenty seeds."""
+    seeds: list[int] = []
+    step = training.Debiaser.training_step
+
+    def noted(self: training.Debiaser, batch: Any) -> torch.Tensor:
+        seeds.append(torch.initial_seed())
+        return step(self, batch)
+
+    monkeypatch.setattr(training.Debiaser, "training_step", noted)
+    trained(tiny, tmp_path, tuning(partial(TRAINER, accumulate_grad_batches=2), batch_size=2))
+    assert len(seeds) == len(set(seeds)) == 20
+
+
+def test_too_few_sentences_for_a_step_are_still_one_step(tiny: Path, tmp_path: Path) -> None:
+    """Twenty sentences one by one, but 32 batches a step: both epochs are one step, as with one batch of 32."""
+    whole = trained(tiny, tmp_path / "whole", tuning(batch_size=32, retention=0.0))
+    one_by_one = partial(TRAINER, accumulate_grad_batches=32)
+    single = trained(tiny, tmp_path / "single", tuning(one_by_one, batch_size=1, retention=0.0))
+    assert [float(loss) for _, loss in losses(tmp_path / "single")] == pytest.approx(
+        [float(loss) for _, loss in losses(tmp_path / "whole")], abs=2e-5
+    )
+    assert all(torch.allclose(tensor, single[name], atol=2e-4) for name, tensor in whole.items())
 
 
 @pytest.mark.slow

@@ -1,13 +1,19 @@
-"""Training batches: grouped by length, reshuffled every epoch, and the same in every run with the same seed."""
+"""Training batches: grouped by length, reshuffled every epoch, and the same in every run with the same seed.
+
+An optimiser step is dealt out in parts: one for each device and, with gradient accumulation, for each batch of a step.
+Losses are means over the whole step, so every part carries the step's totals, and the adapter does not depend on how a
+step is divided.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -19,11 +25,28 @@ from debias.scoring.reference import Ask, Said, target
 Texts = tuple[Scored, ...]  # the spans of one example: the training sentence, then its counterpart if there is one
 
 
+class Part(NamedTuple):
+    """A part of an optimiser step, as indices of texts, and totals over all parts of the step."""
+
+    texts: list[int]
+    weight: int  # of the step's examples, as the objective weights them
+    num_context: int  # unscored positions, where the KL term applies
+    parts: int
+
+
 class Step(NamedTuple):
-    """What a training step reads: the texts, and the base's side of them where it was asked beforehand."""
+    """What one call of `training_step` reads: a part, laid out for a forward pass."""
 
     batch: Batch
-    target: Target | None
+    target: Target | None  # the base's side of the texts, where it was asked beforehand
+    weight: Tensor
+    num_context: Tensor
+    parts: int
+
+
+def sentence_tokens(texts: Texts) -> int:
+    """Number of scored tokens in an example's training sentence."""
+    return texts[0].num_tokens
 
 
 class SpanData(pl.LightningDataModule):
@@ -39,6 +62,8 @@ class SpanData(pl.LightningDataModule):
         mix_lengths: shuffle the batches: otherwise a truncated epoch sees only the longest sentences.
         has_dev_set: whether the module validates during training.
         ask: tells what the base says of texts, which is asked once; None: every step asks the base itself.
+        kl: whether the base is asked for the KL term, or for the log-probabilities of spans alone.
+        weight: an example's weight in the loss, as the objective's.
     """
 
     def __init__(
@@ -52,11 +77,13 @@ class SpanData(pl.LightningDataModule):
         mix_lengths: bool = False,
         has_dev_set: bool = False,
         ask: Ask | None = None,
+        kl: bool = True,
+        weight: Callable[[Texts], int] = sentence_tokens,
     ) -> None:
         super().__init__()
         self.examples, self.layout, self.batch_size, self.seed = list(examples), layout, batch_size, seed
         self.neutral, self.num_neutral, self.mix_lengths = list(neutral), num_neutral, mix_lengths
-        self.has_dev_set, self.ask = has_dev_set, ask
+        self.has_dev_set, self.ask, self.kl, self.weight = has_dev_set, ask, kl, weight
         self.said: dict[int, Said] = {}  # by number of the span
         width = len(self.examples[0]) if self.examples else 1
         # Spans of all texts one after another, and the numbers of each text's spans.
@@ -64,23 +91,26 @@ class SpanData(pl.LightningDataModule):
         self.numbers = [tuple(range(k * width, (k + 1) * width)) for k in range(len(self.examples))]
         self.numbers += [(len(self.examples) * width + k,) for k in range(len(self.neutral))]
 
-    def batches(self, epoch: int, devices: int = 1) -> list[list[int]]:
-        """Indices of the texts in each step of an epoch, over all devices: examples first, then neutral texts.
+    def batches(self, epoch: int, parts: int = 1) -> list[list[int]]:
+        """Indices of the texts in each optimiser step of an epoch: examples first, then neutral texts.
 
         An index of `len(examples)` or more is a neutral text. The order depends on seed and epoch alone, so a resumed
         run reads what an uninterrupted one would.
+
+        Args:
+            parts: devices x accumulated batches; `batch_size` and `num_neutral` are for each part.
         """
-        size = self.batch_size * devices
+        size = self.batch_size * parts
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         lengths = [sum(len(span.ids) for span in texts) for texts in self.examples]
         order = list(LengthGroupedSampler(size, lengths=lengths, generator=generator))
         batches = [order[k : k + size] for k in range(0, len(order), size)]
-        if len(batches) > 1 and len(batches[-1]) < devices:  # every device needs an example in every step
+        if len(batches) > 1 and len(batches[-1]) < parts:  # every part needs an example
             batches[-2:] = [batches[-2] + batches[-1]]
         if self.mix_lengths:
             batches = [batches[k] for k in torch.randperm(len(batches), generator=generator)]
         if self.num_neutral:
-            wanted = (len(batches), self.num_neutral * devices)
+            wanted = (len(batches), self.num_neutral * parts)
             drawn = torch.randint(len(self.neutral), wanted, generator=generator)
             batches = [b + (len(order) + d).tolist() for b, d in zip(batches, drawn, strict=True)]
         return batches
@@ -88,36 +118,49 @@ class SpanData(pl.LightningDataModule):
     def tokens_per_step(self, devices: int = 1, accumulated: int = 1) -> Iterator[int]:
         """Tokens of training sentences in each optimiser step, without end. Neutral texts do not count."""
         for epoch in itertools.count():
-            read = [
-                sum(len(span.ids) for i in batch if i < len(self.examples) for span in self.examples[i])
-                for batch in self.batches(epoch, devices)
-            ]
-            for k in range(0, len(read), accumulated):
-                yield sum(read[k : k + accumulated])
+            for step in self.batches(epoch, devices * accumulated):
+                yield sum(len(span.ids) for i in step if i < len(self.examples) for span in self.examples[i])
 
-    def train_dataloader(self) -> DataLoader[int]:
-        """This device's share of the current epoch, from the batch on where an interrupted run stopped."""
+    def train_dataloader(self) -> DataLoader[Part]:
+        """This device's parts of the current epoch's steps, from the one on where an interrupted run stopped."""
         trainer = self.trainer
         assert trainer is not None
-        steps = self.batches(trainer.current_epoch, trainer.world_size)
-        mine = [_share(step, len(self.examples), trainer.global_rank, trainer.world_size) for step in steps]
+        devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
+        parts = [
+            part
+            for step in self.batches(trainer.current_epoch, devices * accumulated)
+            for part in self.divided(step, devices, accumulated)[trainer.global_rank :: devices]
+        ]
+        self._ask_all(index for part in parts for index in part.texts)
         loop = trainer.fit_loop
         done = loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0
-        self._ask_all(index for step in mine for index in step)
-        texts = range(len(self.numbers))
-        return DataLoader(texts, batch_sampler=_Resumed(mine, done), collate_fn=self.lay)  # type: ignore[arg-type]
+        sampler = _Resumed(range(len(parts)), done)
+        return DataLoader(parts, batch_size=None, sampler=sampler, collate_fn=self.lay)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> list[DataLoader[int]]:
         """One dummy batch, so that Lightning calls `validation_step` once; the module holds the dev set itself."""
         return [DataLoader([0])] if self.has_dev_set else []  # type: ignore[arg-type]
 
-    def lay(self, chosen: Sequence[int]) -> Step:
-        """The spans of some texts, given by index, as one batch."""
-        numbers = [number for index in chosen for number in self.numbers[index]]
+    def divided(self, step: Sequence[int], devices: int, accumulated: int) -> list[Part]:
+        """The parts of a step, in the order in which the devices take them."""
+        examples = [i for i in step if i < len(self.examples)]
+        neutral = [i for i in step if i >= len(self.examples)]
+        # A step has an example for each part, except an epoch's only step, which then has fewer batches.
+        parts = devices * max(1, min(accumulated, len(examples) // devices))
+        weight = sum(self.weight(self.examples[i]) for i in examples)
+        num_context = sum(self.spans[number].num_context for i in step for number in self.numbers[i])
+        # Examples and neutral texts are dealt out separately, so that every part gets its share of both.
+        return [Part(examples[k::parts] + neutral[k::parts], weight, num_context, parts) for k in range(parts)]
+
+    def lay(self, part: Part) -> Step:
+        """A part as tensors."""
+        numbers = [number for index in part.texts for number in self.numbers[index]]
         batch = self.layout([self.spans[number] for number in numbers])
-        if self.ask is None:
-            return Step(batch, None)
-        return Step(*target(batch, [self.said[number] for number in numbers], kl=bool(self.num_neutral)))
+        told = None
+        if self.ask is not None:
+            batch, told = target(batch, [self.said[number] for number in numbers], kl=self.kl)
+        weight, num_context = (torch.tensor(float(total)) for total in (part.weight, part.num_context))
+        return Step(batch, told, weight, num_context, part.parts)
 
     def _ask_all(self, chosen: Iterable[int]) -> None:
         """Ask the base about the texts of an epoch that it has not been asked about.
@@ -136,27 +179,18 @@ class SpanData(pl.LightningDataModule):
                 self.said |= zip(missing, self.ask([self.spans[n] for n in missing]), strict=True)
 
 
-class _Resumed(list[list[int]]):
-    """All batches of an epoch, of which the first `done` are skipped.
+class _Resumed:
+    """Indices of an epoch's batches, of which the first `done` are skipped.
 
     The length stays that of the whole epoch: Lightning counts the skipped batches as read, and ends the epoch when the
     count reaches the length.
     """
 
-    def __init__(self, batches: list[list[int]], done: int) -> None:
-        super().__init__(batches)
-        self.done = done
+    def __init__(self, batches: range, done: int) -> None:
+        self.batches, self.done = batches, done
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return itertools.islice(super().__iter__(), self.done, None)
+    def __len__(self) -> int:
+        return len(self.batches)
 
-
-def _share(batch: list[int], num_examples: int, rank: int, devices: int) -> list[int]:
-    """One device's share of a step.
-
-    Examples and neutral texts are dealt out separately, so that every device gets its part of both, and one step of
-    several devices holds the same texts as one step of a single device with the joint batch size.
-    """
-    examples = [i for i in batch if i < num_examples]
-    neutral = [i for i in batch if i >= num_examples]
-    return examples[rank::devices] + neutral[rank::devices]
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.batches[self.done :])

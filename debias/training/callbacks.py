@@ -20,7 +20,7 @@ from debias.training.batches import Step
 
 
 class LossCurve(Callback):
-    """Writes train.csv: step, epoch, loss (nats per scored token), learning rate, tokens per second."""
+    """Writes train.csv, a row per optimiser step: step, epoch, loss (nats), learning rate, tokens per second."""
 
     columns = ("step", "epoch", "loss", "lr", "tokens_per_second")
 
@@ -29,6 +29,8 @@ class LossCurve(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the rows up to the checkpoint: a killed process may have written later ones, which will be repeated."""
+        self.step = trainer.global_step
+        self.start, self.positions = 0.0, 0
         if not trainer.is_global_zero:
             return
         kept: list[dict[str, str]] = []
@@ -42,21 +44,24 @@ class LossCurve(Callback):
 
     def on_train_batch_start(self, *_: Any, **__: Any) -> None:
         """Start timing the step."""
-        self.start = time.perf_counter()
+        if not self.positions:
+            self.start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
-        """Append one row."""
-        if not trainer.is_global_zero:
+        """Append a row after the last accumulated batch of a step."""
+        self.positions += batch.batch.input_ids_BT.numel()
+        if not trainer.is_global_zero or trainer.global_step == self.step:
             return
-        seconds = time.perf_counter() - self.start
+        seconds, positions = time.perf_counter() - self.start, self.positions
+        self.step, self.positions = trainer.global_step, 0
         row = (
             trainer.global_step,
             trainer.current_epoch,
             f"{float(trainer.callback_metrics['loss']):.6f}",
             f"{trainer.optimizers[0].param_groups[0]['lr']:.3e}",
-            f"{batch.batch.input_ids_BT.numel() / seconds:.0f}",
+            f"{positions / seconds:.0f}",
         )
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerow(row)
@@ -112,6 +117,18 @@ class SaveOnSignal(Callback):
         """Save if SIGTERM arrived during the batch."""
         if trainer.received_sigterm:
             trainer.save_checkpoint(self.path)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """In the middle of an accumulated step, rewind the saved counters to its start: gradients are not saved."""
+        loop = trainer.fit_loop.epoch_loop
+        accumulated = loop.batch_progress.current.ready % trainer.accumulate_grad_batches
+        if accumulated and not loop.batch_progress.is_last_batch:
+            saved = checkpoint["loops"]["fit_loop"]
+            for counters in (saved["epoch_loop.batch_progress"][kind] for kind in ("total", "current")):
+                counters.update({name: count - accumulated for name, count in counters.items()})
+            saved["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning adds one at the start of a step
 
 
 class Diverged(Callback):

@@ -86,6 +86,7 @@ class Debiaser(pl.LightningModule):
         self.model, self.objective, self.recipe, self.seed, self.steps = model, objective, recipe, seed, steps
         self.dev_scores = dev_scores
         self.epoch_loss = MeanMetric()
+        self.step_losses: list[Tensor] = []  # of the current step's batches on this device
         self.read = 0  # positions computed so far
         self.strict_loading = False  # checkpoints hold the adapter only
         self._gathered: Callable[[], peft.PeftModel] | None = None
@@ -110,42 +111,38 @@ class Debiaser(pl.LightningModule):
         return self
 
     def training_step(self, step: Step) -> Tensor:
-        """Loss of one batch, in nats per scored token."""
-        retention, (batch, target) = self.recipe.retention, step
+        """Loss of one part of a step, such that the mean over the parts is the step's loss."""
+        batch, retention = step.batch, self.recipe.retention
         if retention or self.objective.needs_base:
             beside = (
                 beside_base(self.model, batch, drift=bool(retention))
-                if target is None
-                else beside_target(self.model, batch, target)
+                if step.target is None
+                else beside_target(self.model, batch, step.target)
             )
-            loss_B, weight_B = self._losses(batch, beside.logprob_S, beside.base_S)
-            loss = self._mean(loss_B, weight_B) + retention * self._mean(beside.drift, beside.num_context)
+            loss_B = self._losses(batch, beside.logprob_S, beside.base_S)
+            kl = _mean(beside.drift, step.num_context, step.parts)
+            loss = _mean(loss_B, step.weight, step.parts) + retention * kl
         else:
             logprob_S = span_logprobs(self.model, batch)
-            loss_B, weight_B = self._losses(batch, logprob_S, logprob_S.detach())
-            loss = self._mean(loss_B, weight_B)
+            loss_B = self._losses(batch, logprob_S, logprob_S.detach())
+            loss = _mean(loss_B, step.weight, step.parts)
         self.read += batch.input_ids_BT.numel()
-        self.epoch_loss.update(loss.detach(), weight_B.sum())
-        self.log("loss", loss, prog_bar=True, batch_size=len(loss_B), sync_dist=True)
+        self.step_losses.append(loss.detach())
+        # Each part takes its share of the step's weight, so that the epoch's mean weights steps by their examples.
+        self.epoch_loss.update(loss.detach(), step.weight / step.parts)
+        self.log("loss", torch.stack(self.step_losses).mean(), prog_bar=True, batch_size=len(loss_B), sync_dist=True)
         done = {"steps": self.global_step + 1.0, "positions": float(self.read)}  # read by `fit`
         self.log_dict(done, batch_size=1, logger=False)
-        return loss
+        # Lightning divides by the number of accumulated batches, DDP by the number of devices. Only an epoch's single
+        # short step has fewer parts than that.
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size / step.parts)
 
-    def _losses(self, batch: Batch, logprob_S: Tensor, base_S: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and weight of each example. Neutral texts have no scored tokens and belong to no example."""
+    def _losses(self, batch: Batch, logprob_S: Tensor, base_S: Tensor) -> Tensor:
+        """Loss of each example. Neutral texts have no scored tokens and belong to no example."""
         scored_S = batch.num_tokens_S > 0
         texts = 1 if self.objective.contrast is None else 2
         of_examples = (t[scored_S].view(-1, texts) for t in (logprob_S, base_S, batch.num_tokens_S))
         return self.objective.losses(*of_examples)
-
-    def _mean(self, total: Tensor, weight: Tensor) -> Tensor:
-        """Weighted mean over the examples of all devices, such that the mean of the devices' gradients is right."""
-        # DDP averages gradients, so multiply by the world size: each device divides by 1 / devices of the total weight.
-        devices = self.trainer.world_size
-        weight = weight.detach().sum().float()
-        if devices > 1:
-            weight = self.trainer.strategy.reduce(weight, reduce_op="sum") / devices
-        return total.sum() / weight.clamp(min=1)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch."""
@@ -168,13 +165,22 @@ class Debiaser(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Step, batch_idx: int) -> None:
-        """Seed dropout from seed, step and rank alone, so that a resumed run draws what an uninterrupted one would."""
-        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank)
+        """Seed dropout from seed, step and part alone, so that a resumed run draws what an uninterrupted one would."""
+        accumulated = batch_idx % self.trainer.accumulate_grad_batches  # batches of this step so far
+        if accumulated == 0:
+            self.step_losses.clear()
+        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank + (accumulated << 40))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop the frozen base: it is the same before and after, and would make every checkpoint as large as itself."""
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+
+
+def _mean(total: Tensor, weight: Tensor, parts: int) -> Tensor:
+    """A part's contribution to a weighted mean over a whole step: the mean over the parts is sum / weight."""
+    # Gradients are averaged over devices and accumulated batches, so divide by the mean weight of a part.
+    return total.sum() / (weight.clamp(min=1) / parts)
 
 
 def make_trainer(precision: str | int = "auto", **options: Any) -> pl.Trainer:

@@ -1,9 +1,9 @@
 """Objectives: log-probabilities of spans -> loss.
 
-An objective decides three things: what a training sentence is compared with (`contrast`), which tokens are scored
-(`span`), and how log-probabilities become losses (`losses`). The loss of a batch is the weighted mean of its examples'
-losses, in nats. Retention, the KL term that keeps the model close to its base, is not part of an objective: the
-training module adds it to any of them.
+An objective decides what a training sentence is compared with (`contrast`), which tokens are scored (`span`), how
+log-probabilities become losses (`losses`), and how much an example counts (`weight`). The loss of a step is the sum of
+its examples' losses divided by the sum of their weights, in nats. Retention, the KL term that keeps the model close to
+its base, is not part of an objective: the training module adds it to any of them.
 
 Shapes: B examples, K texts per example (the training sentence, then its counterpart if there is one).
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -30,8 +31,11 @@ class Objective(Protocol):
     def span(self, text: Encoded) -> Scored:
         """The tokens of a text whose log-probability enters the loss."""
 
-    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and weight of each example, both of shape (B,)."""
+    def weight(self, texts: Sequence[Scored]) -> int:
+        """What an example adds to the weight that a step's summed losses are divided by."""
+
+    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
+        """Loss of each example, shape (B,)."""
 
 
 class Attribute:
@@ -68,14 +72,18 @@ class Attribute:
         hidden = (*text.ids[: text.start], *[text.mask] * len(at), *text.ids[text.stop :])
         return Masked(hidden, at, text.ids[text.start : text.stop])
 
-    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of each attribute, weighted by its tokens: the batch loss is a mean per token."""
+    def weight(self, texts: Sequence[Scored]) -> int:
+        """Number of the attribute's tokens: losses are sums over tokens, and a step's loss is a mean per token."""
+        return texts[0].num_tokens
+
+    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
+        """Negative log-likelihood of each attribute."""
         loss_B = -logprob_BK[:, 0]
         if self.margin is not None:
             # A hinge: the gradient is zero once log p >= log p_base + margin, so no attribute is pushed towards p = 1.
             bound_B = base_BK[:, 0] + self.margin * num_tokens_BK[:, 0]
             loss_B = (bound_B - logprob_BK[:, 0]).clamp(min=0)
-        return loss_B, num_tokens_BK[:, 0]
+        return loss_B
 
 
 class AsPublished(Attribute):
@@ -101,11 +109,11 @@ class Unlikelihood(Attribute):
     def __init__(self) -> None:
         super().__init__()
 
-    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """-log(1 - p) per token, where p is the geometric mean of the probabilities of the attribute's tokens."""
+    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
+        """-log(1 - p) for each token, where p is the geometric mean of the probabilities of the attribute's tokens."""
         num_B = num_tokens_BK[:, 0]
         p_B = (logprob_BK[:, 0] / num_B).exp().clamp(max=1 - 1e-6)
-        return -torch.log1p(-p_B) * num_B, num_B
+        return -torch.log1p(-p_B) * num_B
 
 
 class LanguageModel(Attribute):
@@ -131,22 +139,29 @@ class LanguageModel(Attribute):
         return Masked(hidden, at, tuple(text.ids[k] for k in at))
 
 
-class Equalise(Attribute):
-    """Make the attribute equally likely for two groups: the sentence, and the same with the group's words swapped."""
-
-    contrast = "group"
+class _Comparison(Attribute):
+    """An objective that compares a sentence with its counterpart; every pair counts the same."""
 
     def __init__(self) -> None:
         super().__init__()
 
-    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
+    def weight(self, texts: Sequence[Scored]) -> int:
+        """1: a step's loss is a mean over pairs."""
+        return 1
+
+
+class Equalise(_Comparison):
+    """Make the attribute equally likely for two groups: the sentence, and the same with the group's words swapped."""
+
+    contrast = "group"
+
+    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
         """Squared difference between the two mean log-probabilities per token."""
         mean_BK = logprob_BK / num_tokens_BK
-        loss_B = (mean_BK[:, 0] - mean_BK[:, 1]).square()
-        return loss_B, torch.ones_like(loss_B)
+        return (mean_BK[:, 0] - mean_BK[:, 1]).square()
 
 
-class Preference(Attribute):
+class Preference(_Comparison):
     """Prefer the anti-stereotype to the stereotype more than the base does (DPO, Rafailov et al. 2023, eq. 7).
 
     Args:
@@ -161,14 +176,13 @@ class Preference(Attribute):
             raise UserError(f"objective.beta={beta} must be more than 0")
         self.beta, self.needs_base = beta, True
 
-    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
         """-log sigmoid(beta ((a - a_base) - (s - s_base))), a and s the two texts' log-probabilities; ln 2 at first."""
         gain_BK = logprob_BK - base_BK
-        loss_B = -logsigmoid(self.beta * (gain_BK[:, 0] - gain_BK[:, 1]))
-        return loss_B, torch.ones_like(loss_B)
+        return -logsigmoid(self.beta * (gain_BK[:, 0] - gain_BK[:, 1]))
 
 
-class PreferenceMargin(Attribute):
+class PreferenceMargin(_Comparison):
     """Prefer the anti-stereotype to the stereotype by a margin and no further (a hinge).
 
     Args:
@@ -183,8 +197,7 @@ class PreferenceMargin(Attribute):
             raise UserError(f"objective.by={by} must be a number")
         self.by = by
 
-    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
         """max(0, by - (a - s)), a and s the two texts' mean log-probabilities per token."""
         mean_BK = logprob_BK / num_tokens_BK
-        loss_B = (self.by - mean_BK[:, 0] + mean_BK[:, 1]).clamp(min=0)
-        return loss_B, torch.ones_like(loss_B)
+        return (self.by - mean_BK[:, 0] + mean_BK[:, 1]).clamp(min=0)

@@ -55,10 +55,9 @@ class RankAllocation(Callback):
         self.config.total_step, self.config.tinit, self.config.tfinal = total, first, last
         self.done = trainer.global_step
 
-    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the gradient of the orthogonality penalty. The loss curve does not include it."""
-        # This runs once for each accumulated batch, so each adds its share of one penalty per step.
-        penalty = self.config.orth_reg_weight * self._distance() / trainer.accumulate_grad_batches
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """Add the gradient of the orthogonality penalty, once per step. The loss curve does not include it."""
+        penalty = self.config.orth_reg_weight * self._distance()
         if penalty.requires_grad:
             penalty.backward()
 

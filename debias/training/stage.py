@@ -81,6 +81,7 @@ def train(
     batches = SpanData(
         examples, layout, recipe.batch_size, tuning.seed, neutral, num_neutral, mix_lengths, dev_set is not None,
         asking(adapted, base, layout, sharded=_option(tuning, "strategy") == "fsdp") if needs_base else None,
+        kl=bool(recipe.retention), weight=tuning.objective.weight,
     )  # fmt: skip
     gate = Gate(adapted, [span for texts in examples[:PROBE] for span in texts], layout)
     if recipe.gradient_checkpointing:
