@@ -394,7 +394,7 @@ def test_reasoning_that_uses_up_the_tokens_is_named(fault: Fault, tmp_path: Path
         shown = generate(server, tmp_path, "generate.n=12")
         told = " ".join(shown.out.split())
         assert "calls without a triplet: nothing but reasoning 1" in told
-        assert "1 of 3 answers are nothing but reasoning, which used up their tokens: turn it down or off" in told
+        assert "1 of 3 answers are nothing but reasoning, which used up their tokens: turn reasoning down" in told
         assert "llm.extra_body.reasoning_effort=low" in told
         assert "llm.max_tokens" in told
         assert len(sentences(tmp_path)) == 12
@@ -544,6 +544,15 @@ def test_a_word_of_a_complaint_that_is_the_name_of_a_parameter_by_chance(tmp_pat
     with serving([Fault(400, error="Provider returned error for this user")], reply=writer) as server:
         shown = generate(server, tmp_path, "++llm.extra_body.user=me", status=1)
     assert "Provider returned error for this user" in " ".join(shown.err.split())
+
+
+def test_a_model_that_only_reasons_ends_the_run_with_the_setting_that_helps(tmp_path: Path) -> None:
+    fault = Fault(text=f"<think>{DRAFTS}", finish_reason="length")
+    with serving(reply=writer, habit=every(1, fault)) as server:
+        shown = generate(server, tmp_path, "generate.patience=3", status=3)
+        assert server.counts.calls == 3
+        assert "next: turn reasoning down or off (++llm.extra_body.reasoning_effort=low" in " ".join(shown.out.split())
+        assert_accounts_agree(server, tmp_path)
 
 
 # ---------------------------------------------------------------- token limits

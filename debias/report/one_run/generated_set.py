@@ -38,7 +38,7 @@ REMEDIES = {  # what must change before the same command can continue
 
 
 LESS_REASONING = (
-    "turn it down or off (++llm.extra_body.reasoning_effort=low, "
+    "turn reasoning down or off (++llm.extra_body.reasoning_effort=low, "
     "or ++llm.extra_body.chat_template_kwargs.enable_thinking=false), or raise llm.max_tokens"
 )
 
@@ -162,6 +162,8 @@ def _blocks(product: Product) -> Iterator[RenderableType]:
     label = product.task.label
     if harvest.stopped == "n":
         yield Text(f"next: debias run data.path={_quoted(str(product.path))} data.bias={_quoted(label)}")
+    elif harvest.stopped == "patience" and harvest.thinking > harvest.calls / 2:
+        yield Text(f"next: {LESS_REASONING}")  # more patience would buy more reasoning
     elif product.reasons and product.reasons[0][0].endswith(")"):
         yield Text(f"next: raise the cap named in '{product.reasons[0][0]}', or ask for other terms")
     elif harvest.stopped in REMEDIES:
