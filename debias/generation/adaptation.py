@@ -1,4 +1,4 @@
-"""What a server refuses in a request's body: the setting that leaves it out, and bodies without it."""
+"""Adapts requests to servers that refuse a part of them, and names the setting with the same effect."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _ABOUT = {
 
 
 class Adaptation(NamedTuple):
-    """A part of the body that a server refuses, and what takes its place.
+    """A part of the body that a server refuses, and its replacement.
 
-    `instead` is another name of the limit, another type of `response_format`, the role that takes over the system
-    prompt, another value of `reasoning_effort`, or empty: the part is left out.
+    `instead` is the other name of the limit, another type of `response_format`, the role that takes the system prompt,
+    or another value of `reasoning_effort`; if it is empty, the part is left out.
     """
 
     part: str
@@ -49,7 +49,7 @@ class Adaptation(NamedTuple):
 
 
 def adaptation_to(complaint: Complaint, body: dict[str, Any]) -> Adaptation | None:
-    """How to change a body that was sent, if the complaint is about a part of it that a server may do without."""
+    """How to change the body that was sent; None if the complaint is not about a part that can be changed."""
     if complaint.status not in (400, 422) or complaint.exceeds_limit:
         return None
     message = complaint.message
@@ -83,7 +83,7 @@ def _names(message: str, key: str) -> bool:
 
 
 def adapted(body: dict[str, Any], adaptations: Iterable[Adaptation]) -> dict[str, Any]:
-    """The body with everything replaced or left out that the server refuses."""
+    """The body with the refused parts replaced or left out."""
     body = dict(body)
     for part, instead in adaptations:
         if part == "messages":
@@ -100,7 +100,7 @@ def adapted(body: dict[str, Any], adaptations: Iterable[Adaptation]) -> dict[str
 
 
 class Adaptations:
-    """What a model's server refuses, as its ledger remembers it, so that no later launch has to find out again."""
+    """What a model's server refuses. The ledger keeps it, so that later launches need not find out again."""
 
     def __init__(self, llm: LLM, ledger: Ledger, base_url: str) -> None:
         self.llm, self.ledger, self.base_url = llm, ledger, shown(base_url)
@@ -108,13 +108,13 @@ class Adaptations:
         self.wanted = [Adaptation("messages", "user")] if llm.system_role == "user" else []
 
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A request's body as it is sent to this server."""
+        """The body as it is sent to this server."""
         return adapted(body, [*self.wanted, *self.ledger.memory.adapted.get(self.server, [])])
 
     def learn(self, complaint: Complaint, body: dict[str, Any]) -> bool:
-        """Whether a body that was refused will be sent otherwise from now on.
+        """Learn from a refusal; returns whether the body will be sent differently from now on.
 
-        Raises UserError if llm.adapt is false, naming the setting with the same effect.
+        Raises UserError, which names the setting with the same effect, if llm.adapt is false.
         """
         found = adaptation_to(complaint, body)
         if found is None:
@@ -128,4 +128,4 @@ class Adaptations:
                 self.base_url, complaint.reason, found.override,
             )  # fmt: skip
             return True
-        return self.sent(body) != body  # another call has found out while this one was under way
+        return self.sent(body) != body  # another call learned it while this one was in flight

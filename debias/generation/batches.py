@@ -64,7 +64,7 @@ class Batches:
             proven |= answer.finish_reason != FILTERED
             collect(answer._replace(cached=False))
         if not proven and (told := next(filter(None, (mistake(c, self.llm, self.base_url) for c in complaints)), None)):
-            raise told  # as live: before the first answer a refusal means that the settings are wrong
+            raise told  # before the first answer, a refusal means that the settings are wrong
         failed = [key for key in missing if memory.refused.get(key, 0) + memory.broken.get(key, 0) >= MAX_REFUSED]
         failed = [key for key in failed if key not in memory.answers]
         if failed:
@@ -72,7 +72,7 @@ class Batches:
             self.ledger.given_up(failed)
         left = {k: question for k, question in missing.items() if k not in memory.answers and k not in failed}
         if fetched or not left:
-            return "", ""  # the answers may be enough: what is left is submitted when it is asked for again
+            return "", ""  # the answers may be enough; if not, the rest is asked for again and then submitted
         return await self._submit(left)
 
     async def _find(self, tag: str, batch_id: str | None) -> Batch | None:

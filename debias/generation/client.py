@@ -107,7 +107,7 @@ class Chat:
     def give_up(self, requests: Sequence[Request]) -> None:
         """Never ask these requests again, in this run or when the ledger is replayed."""
         # Later requests depend on earlier answers. If one of these were answered in a later run, the requests after it
-        # would change, and the answers already paid for would belong to requests that nobody asks any more.
+        # would change, and the answers already paid for would belong to requests that are never made again.
         keys = {question_of(request, self.llm).key: None for request in requests}
         if new := [key for key in keys if key not in self.ledger.memory.given_up]:
             self.ledger.given_up(new)

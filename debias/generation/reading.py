@@ -31,7 +31,7 @@ class Reading(NamedTuple):
 
 def read_body(body: str) -> Reading:
     """Read a chat completion; a body that breaks off is read up to the break."""
-    if body.lstrip()[:1] == "<":  # from something between us and the model
+    if body.lstrip()[:1] == "<":  # a proxy's page: the model has not answered
         title = re.search(r"<title>(.*?)</title>", body, re.IGNORECASE | re.DOTALL)
         about = f": {' '.join(title[1].split())[:100]}" if title else ""
         return Reading(None, f"a web page{about}", None, None, "", "", charged=False)
