@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
+import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which replaces `path` if the block succeeds and is removed if it fails."""
+    """A temporary name to write to, which replaces `path` if the block succeeds and is removed if it fails.
+
+    Raises OSError with the name of `path` if the disk does not take it.
+    """
     unfinished = _temporary(path)
-    try:
-        yield unfinished
-        _sync(unfinished)
-        unfinished.replace(path)
-    except BaseException:  # also Ctrl-C
-        unfinished.unlink(missing_ok=True)
-        raise
+    with naming(path):
+        try:
+            yield unfinished
+            _sync(unfinished)
+            unfinished.replace(path)
+        except BaseException:  # also Ctrl-C
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise
+    log.debug("wrote %s", path)
 
 
 @contextmanager
@@ -33,22 +44,70 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     Raises OSError at the end if `path` holds files and `replace` is not set.
     """
     unfinished = _temporary(path)
-    unfinished.mkdir(parents=True)
+    with naming(path):
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            for file in unfinished.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if replace and path.exists():  # no system can rename one folder over another, so move the old one away
+                old = _temporary(path)
+                path.rename(old)
+                unfinished.rename(path)
+                shutil.rmtree(old)
+            else:
+                unfinished.rename(path)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+    log.debug("wrote %s", path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the disk inside the block name the file that was to be written, whatever library raises it."""
     try:
-        yield unfinished
-        for file in unfinished.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if replace and path.exists():  # no system can rename one folder over another, so move the old one away first
-            old = _temporary(path)
-            path.rename(old)
-            unfinished.rename(path)
-            shutil.rmtree(old)
-        else:
-            unfinished.rename(path)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        yield
+    except Exception as error:
+        if number := _number_of(error):
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
+
+
+def _number_of(error: Exception) -> int | None:
+    """The number of an error of the disk. Libraries written in other languages only say it in their text."""
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+        return error.errno
+    if isinstance(error, OSError) and error.errno and str(error.filename).endswith(".tmp"):  # nobody knows that name
+        return error.errno
+    if found := re.search(r"(?:os error|errno:?) (\d+)", str(error), re.IGNORECASE):
+        return int(found[1])
+    if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):  # torch.save keeps the cause to itself
+        return errno.ENOSPC
+    return None
+
+
+def disk_error(error: OSError) -> str:
+    """One line for an error of the disk: the path, what is wrong with it, and the remedy."""
+    if error.filename is None:
+        return " ".join(str(error).split()) or type(error).__name__
+    path = Path(os.fsdecode(error.filename))
+    if link := next((p for p in (path, *path.parents) if p.is_symlink() and not p.exists()), None):
+        return f"{link} is a link to {link.readlink()}, which does not exist; create that folder or remove the link"
+    if file := next((p for p in path.parents if p.is_file()), None):
+        return f"{file} is a file where a folder is needed ({path}); move it away, or choose another folder"
+    if error.errno == errno.ENOSPC:
+        return f"the disk that holds {path} is full; free space and run the same command again"
+    if error.errno == errno.EDQUOT:
+        return f"your quota on the disk that holds {path} is used up; free space and run the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"{path}: {str(error.strerror).lower()}; work in a folder that you may write to, or change its permissions"
+        )
+    if error.errno == errno.ENOENT:
+        return f"{path}: there is no such file or folder; check the path"
+    return f"{path}: {error.strerror}; check that disk and run the same command again"
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:

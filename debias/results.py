@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from debias import __version__
 from debias.files import remove_unfinished, whole_file, write_json, write_text
+from debias.locks import Lock
 from debias.records import Figure, UserError, without_passwords
 
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
 ADAPTER = "adapter"
+LOCK = ".lock"  # held while a process works in a run folder
 REFUSED = ".refused"  # why a sweep's job could not use the folder
 INTERRUPTED = "interrupted"
 LIKELIHOODS = [
@@ -78,7 +80,7 @@ class RunFolder:
     def __init__(self, path: Path, config: str, identity: Mapping[str, str]) -> None:
         self.path, self.config, self.identity = path, without_passwords(config), dict(identity)
         self.started = _now()
-        self._lock = FileLock(path / ".lock")
+        self._lock = Lock(path / LOCK)
 
     @contextlib.contextmanager
     def claim(self, overwrite: bool = False) -> Iterator[bool]:
@@ -95,7 +97,8 @@ class RunFolder:
             self._lock.acquire(timeout=1)
         except Timeout as error:
             raise InUseError(
-                f"{self.path} is in use by another debias process; wait for it, or set name=OTHER"
+                f"{self.path} is in use by another debias process ({self._lock.holder()}); "
+                "wait for it, or set name=OTHER"
             ) from error
         try:
             to_do = self._open(overwrite)
@@ -163,7 +166,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         for path in self.path.iterdir():
-            if path.name != ".lock":
+            if path.name not in (LOCK, f"{LOCK}.held"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def start(self) -> None:
@@ -222,7 +225,7 @@ def record_failure(path: Path, error: Exception) -> None:
 
     If the folder holds a run already, its status stays as it is, and the error goes into a file beside it.
     """
-    with contextlib.suppress(OSError, Timeout), FileLock(path / ".lock", timeout=0):
+    with contextlib.suppress(OSError), Lock(path / LOCK).at_once():  # a timeout is one: another process works there
         described = _described(error)
         if not (path / "status.json").exists():
             write_json(path / "status.json", {"state": "failed", "started": _now(), "ended": _now(), **described})
@@ -242,11 +245,11 @@ def running(path: Path, wait: bool = False) -> bool:
     """Whether a process is working in a run folder; with `wait`, returns False as soon as none is."""
     if not path.is_dir():
         return False
-    try:
-        with FileLock(path / ".lock", timeout=-1 if wait else 0):
-            return False
-    except Timeout:
-        return True
+    lock = Lock(path / LOCK)
+    if not wait:
+        return not lock.is_free()
+    with lock.held(f"run {path}"):
+        return False
 
 
 def read_figures(folder: Path) -> list[Figure]:

@@ -25,6 +25,7 @@ ROOMS = [
     "data",  # text in
     "assets",  # where public data and weights come from
     "results",  # the run folder
+    "locks",  # between processes
     "files",  # written whole or not at all
     "progress",
     "records",  # the types that travel

@@ -7,10 +7,10 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-import platformdirs
 import pooch
 import requests
 
+from debias.assets.cache import cache_dir, temporary_dir, warn
 from debias.assets.catalogue import ASSETS, REMOTE, Asset, Remote
 from debias.records import UserError
 
@@ -100,7 +100,7 @@ def download(url: str, sha256: str | None = None, name: str | None = None, hint:
     """
     pooch.get_logger().setLevel("WARNING")  # or it writes to the terminal
     try:
-        return Path(pooch.retrieve(url, sha256 and f"sha256:{sha256}", fname=name, path=_downloads()))
+        return _retrieved(url, sha256, name)
     except ValueError as error:  # another checksum (pooch deletes the file), or neither http nor ftp
         reason = f"is not the expected file (SHA-256 {sha256[:12]}...)" if sha256 else f"cannot be fetched ({error})"
         raise UserError(f"{url} {reason}; try again") from error
@@ -108,6 +108,13 @@ def download(url: str, sha256: str | None = None, name: str | None = None, hint:
         raise UserError(f"{url} cannot be fetched ({type(error).__name__}); {hint}") from error
 
 
-def cache_dir() -> Path:
-    """Folder of converted weights and shared scores: $DEBIAS_CACHE or the platform's cache folder."""
-    return Path(os.environ.get("DEBIAS_CACHE") or platformdirs.user_cache_dir("debias"))
+def _retrieved(url: str, sha256: str | None, name: str | None) -> Path:
+    """The downloaded file in the cache, or in a temporary folder if the cache cannot be written."""
+    known = sha256 and f"sha256:{sha256}"
+    try:
+        return Path(pooch.retrieve(url, known, fname=name, path=_downloads()))
+    except OSError as error:
+        if isinstance(error, requests.RequestException) or error.filename is None:  # of the network
+            raise
+        warn(error)
+        return Path(pooch.retrieve(url, known, fname=name, path=temporary_dir()))

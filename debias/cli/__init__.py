@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -16,6 +15,7 @@ from debias import __version__
 from debias.cli import build, jobs, sweep
 from debias.cli.config import any_model, config_dir, explain, nearest, whole_values
 from debias.cli.terminal import console
+from debias.files import disk_error
 from debias.records import UserError
 
 VERBS = (*jobs.JOBS, "sweep", "report", "archive", "ls")
@@ -50,11 +50,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        sys.exit(
-            _complain(f"the disk is full ({error.filename or 'while writing'}); free space and run the command again")
-        )
+        sys.exit(_complain(disk_error(error)))
     sys.exit(status)
 
 

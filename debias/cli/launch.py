@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from debias.cli.config import job_name
 from debias.cli.jobs import JOBS
+from debias.files import disk_error
+from debias.records import UserError
 
 log = logging.getLogger(__name__)
 
@@ -45,4 +47,12 @@ def _record(output: Path, error: Exception) -> None:
     if isinstance(error, InUseError):  # another launch of this sweep runs this job
         return
     record_failure(output, error)
-    print(f"failed: {output.name}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"failed: {output.name}: {told(error)}", file=sys.stderr)
+
+
+def told(error: BaseException) -> str:
+    """An error in one line. Those that the user can fix need no name of a class."""
+    if isinstance(error, OSError):
+        return disk_error(error)
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:300]}"

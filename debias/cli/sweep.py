@@ -72,8 +72,10 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from debias.cli.launch import told
+    from debias.locks import Lock
     from debias.report.many_runs import sweep_progress as progress
-    from debias.results import running
+    from debias.results import LOCK, running
 
     now = datetime.now(UTC)
     since = now.replace(microsecond=now.microsecond // 1000 * 1000)  # as precise as the times in status.json
@@ -85,13 +87,14 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
         raise  # the config does not compose, so nothing was started
     except Exception as error:  # mostly a launcher whose workers died
         log.debug("the launcher stopped", exc_info=True)
-        stopped = f"the launcher stopped: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        stopped = f"the launcher stopped: {told(error)}"
     except KeyboardInterrupt:
         console.print(progress.table(progress.states_of(jobs, since)).terminal())
         raise
     for folder in jobs:
         if running(folder):
-            console.print(f"waiting for another process, which runs {folder}", highlight=False, soft_wrap=True)
+            holder = Lock(folder / LOCK).holder()
+            console.print(f"waiting for {holder}, to run {folder}", highlight=False, soft_wrap=True)
             running(folder, wait=True)
     states = progress.states_of(jobs, since)
     _write(jobs, title, since)
@@ -138,15 +141,14 @@ def _watching(jobs: Mapping[Path, str], title: str, since: datetime, every: floa
 
 def _write(jobs: Mapping[Path, str], title: str, since: datetime) -> None:
     """Rewrite sweep.md. It is a by-product, so a failure does not stop the sweep."""
-    from filelock import FileLock
-
     from debias.files import write_text
+    from debias.locks import Lock
     from debias.report.many_runs.sweep_progress import markdown, states_of
 
     page = next(iter(jobs)).parent / "sweep.md"
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(page.with_name(".sweep.lock")):
+        with Lock(page.with_name(".sweep.lock")).held("write sweep.md"):
             write_text(page, markdown(title, states_of(jobs, since, probe=False)))
     except OSError as error:
         log.debug("%s: %s", page, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -25,15 +25,9 @@ def logging_to(path: Path) -> Iterator[None]:
     """Log this program's messages to the terminal and everything to the run's file, for as long as the job runs."""
     root = logging.getLogger()
     before = root.handlers, root.level
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = RunLog(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    terminal = RichHandler(
-        console=Console(stderr=True),
-        show_path=False,
-        show_level=False,
-        log_time_format="[%X]",
-        highlighter=NullHighlighter(),
-    )
+    terminal = _terminal()
     terminal.setLevel(logging.INFO)
     terminal.addFilter(logging.Filter("debias"))
     root.handlers, root.level = [file, terminal], logging.INFO
@@ -43,7 +37,36 @@ def logging_to(path: Path) -> Iterator[None]:
         yield
     finally:
         root.handlers, root.level = before
-        file.close()
+        with suppress(OSError):  # a full disk
+            file.close()
+
+
+class RunLog(logging.FileHandler):
+    """A run's log. If the disk does not take a line, it says so once and the run goes on."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Print one line in place of logging's traceback."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and not self.failed:
+            self.failed = True
+            print(f"run.log is incomplete: {self.baseFilename}: {error.strerror}", file=sys.stderr)
+
+
+def _terminal() -> logging.Handler:
+    """Wrapped lines for a terminal; for files and pipes one line a message, with nothing around it."""
+    if not sys.stderr.isatty():
+        plain = logging.StreamHandler(sys.stderr)
+        plain.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%X"))
+        return plain
+    return RichHandler(
+        console=Console(stderr=True),
+        show_path=False,
+        show_level=False,
+        log_time_format="[%X]",
+        highlighter=NullHighlighter(),
+    )
 
 
 def quieten() -> None:

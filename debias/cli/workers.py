@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from omegaconf import DictConfig
+
+from debias.locks import Lock
 
 _held: dict[str, Any] = {}  # this process's GPU and the lock on it, kept until the process ends
 
@@ -54,14 +56,14 @@ def visible_gpus() -> list[str]:
     return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
 
 
-def first_free(devices: Sequence[str], folder: Path) -> tuple[str, FileLock]:
+def first_free(devices: Sequence[str], folder: Path) -> tuple[str, Lock]:
     """A device and the lock on it. Every device is taken once before any is taken twice."""
     folder.mkdir(parents=True, exist_ok=True)
     for turn in itertools.count():
         for device in devices:
-            lock = FileLock(folder / f"{device}-{turn}.lock")
+            lock = Lock(folder / f"{device}-{turn}.lock")
             try:
-                lock.acquire(timeout=0)
+                lock.acquire()
             except Timeout:
                 continue
             return device, lock

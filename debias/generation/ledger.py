@@ -27,12 +27,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from debias.generation.adaptation import Adaptation
 from debias.generation.complaints import PASSING
 from debias.generation.exchange import FILTERED, Answer, Bound, Spent
 from debias.generation.reading import read_body
+from debias.locks import Lock
 from debias.records import UserError
 
 log = logging.getLogger(__name__)
@@ -165,15 +166,16 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path, self.memory = path, Memory()
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+        self._lock = Lock(path.with_name(f".{path.name}.lock"))
 
     def __enter__(self) -> Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire()
         except Timeout as error:
             raise UserError(
-                f"{self.path} is in use by another debias process; wait for it or set name=OTHER"
+                f"{self.path} is in use by another debias process ({self._lock.holder()}); "
+                "wait for it or set name=OTHER"
             ) from error
         try:
             self.memory = read_ledger(self.path)

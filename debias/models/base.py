@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import peft
 import torch
 import transformers
-from filelock import FileLock
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -31,6 +30,7 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from debias import assets
+from debias.assets.cache import made_by_one, temporary_dir, warn
 from debias.files import remove_unfinished, whole_folder
 from debias.models import bert_tiny
 from debias.models.identity import tensors_sha256
@@ -249,12 +249,23 @@ def _converted(name: str) -> Path:
     folder = assets.cache_dir() / "models" / f"{name}-{asset.sha256[:12]}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with made_by_one(folder, f"convert {name}"):
         if folder.is_dir():  # another process converted it while this one waited
             return folder
-        remove_unfinished(folder.parent, folder.name)
-        source = assets.locate(name)
+        try:
+            remove_unfinished(folder.parent, folder.name)
+            _convert(name, folder)
+        except OSError as error:
+            warn(error)
+            folder = temporary_dir() / folder.name
+            if not folder.is_dir():
+                _convert(name, folder)
+    return folder
+
+
+def _convert(name: str, folder: Path) -> None:
+    source = assets.locate(name)
+    with whole_folder(folder) as unfinished:  # fail on a full disk before the work
         log.info("converting %s to float32, once (about 20 s) ...", source.name)
         where: dict[str, Any] = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
         loaded = AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where)
@@ -264,7 +275,5 @@ def _converted(name: str) -> Path:
         config.dtype = torch.float32
         model = AutoModelForCausalLM.from_config(config)
         model.load_state_dict(loaded.state_dict())
-        with whole_folder(folder) as unfinished:
-            model.save_pretrained(unfinished)
-            AutoTokenizer.from_pretrained(**where).save_pretrained(unfinished)
-    return folder
+        model.save_pretrained(unfinished)
+        AutoTokenizer.from_pretrained(**where).save_pretrained(unfinished)

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import torch
 import transformers
-from filelock import FileLock
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -32,7 +31,8 @@ from transformers import (
 
 from debias import assets, progress
 from debias.data.plaintext import read_passages
-from debias.files import remove_unfinished, whole_folder
+from debias.files import disk_error, remove_unfinished, whole_folder
+from debias.locks import Lock
 from debias.records import UserError
 
 NAME = "bert-tiny"
@@ -275,6 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {disk_error(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was saved; the same command starts again at the first step", file=sys.stderr)
         return 130
@@ -286,7 +289,7 @@ def _make_once(recipe: Recipe, place: Path) -> None:
     locks = assets.cache_dir() / "models"
     for parent in (locks, place.parent):
         parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{place.name}.lock"):
+    with Lock(locks / f"{place.name}.lock").held(f"make {NAME}"):
         if not place.exists():
             remove_unfinished(place.parent, place.name)
             make(recipe, place)

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from debias.assets.cache import cached
 from debias.files import whole_file
 from debias.models.base import LanguageModel
 from debias.progress import bar
@@ -81,14 +82,8 @@ def ask(
         for span in spans:
             digest.update(repr(tuple(span)).encode())
         path = cache / "reference" / f"{digest.hexdigest()}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # of jobs that start together one asks and the others wait
-            kept = _kept(path)
-            if kept is None:
-                kept = _answers(base, spans, first, layout, token_budget)
-                with whole_file(path) as half:
-                    save_file(dict(zip(("logprob_S", "hidden_RD"), kept, strict=True)), half)
-            found = kept
+        make = partial(_answers, base, spans, first, layout, token_budget)
+        found = cached(path, _kept, make, _keep, "ask the base about the training texts")
     logprob_S, hidden_RD = found
     return [Said(float(logprob_S[i]), hidden_RD[first[i] : first[i + 1]]) for i in range(len(spans))]
 
@@ -99,6 +94,11 @@ def _kept(path: Path) -> tuple[Tensor, Tensor] | None:
         return file["logprob_S"], file["hidden_RD"]
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
+
+
+def _keep(path: Path, answers: tuple[Tensor, Tensor]) -> None:
+    with whole_file(path) as unfinished:
+        save_file(dict(zip(("logprob_S", "hidden_RD"), answers, strict=True)), unfinished)
 
 
 def _answers(

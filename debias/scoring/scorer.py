@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import peft
 import torch
-from filelock import FileLock
 from torch import nn
 
+from debias.assets.cache import cached
 from debias.files import whole_file
 from debias.models.adapter import adapter_sha256, virtual_tokens
 from debias.models.base import Base, LanguageModel, bf16_is_native
@@ -180,22 +180,13 @@ class Scorer:
         if self.cache is None:
             return compute()
         path = self.cache / "scores" / f"{self._key(content)}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Jobs that start together all want the base's scores: one computes them, the others wait for it.
-        with FileLock(path.with_suffix(".lock")) if self.active == "base" else nullcontext():
-            return self._load_or_keep(path, compute)
 
-    def _load_or_keep(self, path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        if path.is_file():
-            try:
-                return np.load(path, allow_pickle=False)
-            except (OSError, ValueError, EOFError):
-                log.warning("%s is damaged and will be computed again", path)
-        log.debug("scoring afresh: %s %s", self.active, path.stem[:12])
-        result = compute()
-        with whole_file(path) as unfinished, unfinished.open("wb") as file:
-            np.save(file, result)
-        return result
+        def make() -> np.ndarray:
+            log.debug("scoring afresh: %s %s", self.active, path.stem[:12])
+            return compute()
+
+        # Jobs that start together all want the base's scores: one computes them, the others wait for it.
+        return cached(path, _kept, make, _keep, f"score texts under the {self.active} model")
 
     def _key(self, content: Iterable[bytes]) -> str:
         digest = hashlib.sha256()
@@ -225,6 +216,21 @@ def code_sha256() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _kept(path: Path) -> np.ndarray | None:
+    if not path.is_file():
+        return None
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        log.warning("%s is damaged and will be computed again", path)
+        return None
+
+
+def _keep(path: Path, scores: np.ndarray) -> None:
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
+        np.save(file, scores)
 
 
 def _content(spans: Sequence[Scored]) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from debias.files import whole_file
+from debias.files import naming, whole_file
 from debias.records import UserError
 from debias.training.batches import Step
 
@@ -63,7 +63,7 @@ class LossCurve(Callback):
             f"{trainer.optimizers[0].param_groups[0]['lr']:.3e}",
             f"{positions / seconds:.0f}",
         )
-        with self.path.open("a", newline="") as file:
+        with naming(self.path), self.path.open("a", newline="") as file:
             csv.writer(file).writerow(row)
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from filelock import FileLock
 
 from debias import assets
+from debias.assets.cache import cached
 from debias.data.plaintext import read_passages
-from debias.files import remove_unfinished, write_text
+from debias.files import write_text
 from debias.models.base import Base
 from debias.models.placement import placed
 from debias.progress import bar
@@ -101,13 +102,7 @@ class SelfGenerated:
             return [_unscored(tuple(ids)) for ids in shipped]
         key = repr((base.sha256, *settings, base.model.device.type, self.batch_size))
         path = assets.cache_dir() / "self_generated" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # runs that start together: one generates, the others wait
-            samples = _kept(path)
-            if samples is None:
-                remove_unfinished(path.parent, path.name)
-                samples = self._generate(base)
-                write_text(path, json.dumps(samples))
+        samples = cached(path, _kept, partial(self._generate, base), _keep, "generate neutral text")
         return [_unscored(tuple(ids)) for ids in samples]
 
     @torch.inference_mode()
@@ -177,3 +172,7 @@ def _kept(path: Path) -> list[list[int]] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _keep(path: Path, samples: list[list[int]]) -> None:
+    write_text(path, json.dumps(samples))

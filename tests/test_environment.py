@@ -1,0 +1,280 @@
+"""Where there is no room, no lock and no permission: one line that helps, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import Shown
+from filelock import Timeout
+
+from debias import locks
+from debias.assets import cache
+from debias.files import disk_error, whole_file, whole_folder
+from debias.locks import WITHOUT_LOCKS, Lock
+from debias.models import base as base_models
+
+Run = Callable[..., Shown]
+
+
+def message(error: str) -> str:
+    """The error line at the end of the error output, which must be the only one."""
+    assert "Traceback" not in error
+    assert "Logging error" not in error
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    return line
+
+
+# ---------------------------------------------------------------- locks
+
+
+def no_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def missing(*_: object) -> None:
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    monkeypatch.setattr(locks, "_warned", set())
+
+
+@pytest.mark.parametrize("number", sorted(WITHOUT_LOCKS))
+def test_without_locks_a_file_takes_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_locks(monkeypatch, number)
+    first, second = Lock(tmp_path / "a.lock"), Lock(tmp_path / "a.lock")
+    first.acquire()
+    with pytest.raises(Timeout):
+        second.acquire()
+    assert f"process {os.getpid()} on " in second.holder()
+    assert not second.is_free()
+    first.release()
+    assert second.is_free()
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
+        f"the file system of {tmp_path} has no locks: using files in their place"
+    ]
+
+
+def test_the_lock_of_a_process_that_is_gone_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_locks(monkeypatch, errno.ENOSYS)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / "a.lock.held").write_text(f"{gone.pid}\n{os.uname().nodename}\n")
+    assert Lock(tmp_path / "a.lock").is_free()
+    (tmp_path / "a.lock.held").write_text(f"{gone.pid}\nanother-host\n")
+    assert not Lock(tmp_path / "a.lock").is_free()
+
+
+def test_who_waits_says_for_whom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Free at the third try: after one second and after half a minute there is a line."""
+    holder, waiting = Lock(tmp_path / "a.lock"), Lock(tmp_path / "a.lock")
+    caplog.set_level(logging.INFO)
+    tries: list[float] = []
+    take = Lock._take
+
+    def third_time(lock: Lock, timeout: float) -> None:
+        tries.append(timeout)
+        if len(tries) == 3:
+            holder.release()
+        take(lock, 0)
+
+    holder.acquire()
+    monkeypatch.setattr(Lock, "_take", third_time)
+    waiting.wait("convert a model")
+    assert tries == [1.0, 30.0, 30.0]
+    lines = [r.getMessage() for r in caplog.records]
+    assert len(lines) == 2
+    assert all(line.startswith(f"waiting for process {os.getpid()} on ") for line in lines)
+    assert all(", since " in line and line.endswith(" to convert a model") for line in lines)
+
+
+def test_a_run_goes_on_where_there_are_no_locks(debias: Run, few: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    no_locks(monkeypatch, errno.ENOLCK)
+    shown = debias("evaluate", *few)
+    assert shown.status == 0, shown.err
+    assert "has no locks" in shown.err
+
+
+# ---------------------------------------------------------------- what is said about a disk
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "the disk that holds {} is full; free space"),
+        (errno.EDQUOT, "your quota on the disk that holds {} is used up; free space"),
+        (errno.EROFS, "{}: read-only file system; work in a folder that you may write to"),
+        (errno.EACCES, "{}: permission denied; work in a folder that you may write to"),
+        (errno.ENOENT, "{}: there is no such file or folder; check the path"),
+        (errno.EIO, "{}: Input/output error; check that disk"),
+    ],
+)
+def test_an_error_of_the_disk_has_path_and_remedy(tmp_path: Path, number: int, said: str) -> None:
+    error = OSError(number, os.strerror(number), str(tmp_path / "x"))
+    assert disk_error(error).startswith(said.format(tmp_path / "x"))
+
+
+def test_a_file_in_the_way_and_a_link_to_nowhere_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, said in (("file", "is a file where a folder is needed"), ("link", "which does not exist")):
+        with pytest.raises(OSError, match=name) as caught:
+            (tmp_path / name / "run").mkdir(parents=True)
+        assert disk_error(caught.value).startswith(f"{tmp_path / name} is a")
+        assert said in disk_error(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),  # Python's own write
+        RuntimeError("I/O error: No space left on device (os error 28)"),  # safetensors
+        RuntimeError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),  # Arrow
+    ],
+)
+def test_a_full_disk_is_named_whatever_library_meets_it(tmp_path: Path, raised: Exception) -> None:
+    for whole in (whole_file, whole_folder):
+        with pytest.raises(OSError, match="No space") as caught, whole(tmp_path / "x"):
+            raise raised
+        assert disk_error(caught.value).startswith(f"the disk that holds {tmp_path / 'x'} is full")
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- commands
+
+
+@pytest.fixture
+def few(small: list[str]) -> list[str]:
+    """Words of a small `evaluate`."""
+    return [*(w for w in small if w.startswith(("model=", "threads", "eval.crows"))), "eval=[crows_pairs]"]
+
+
+RUN = ["eval=[crows_pairs]", "model=nowhere"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", *RUN],
+        ["evaluate", *RUN],
+        ["generate", "llm=openai", "llm.model=m"],
+        ["generate", "generate.dry_run=true"],
+        ["run", "-m", "seed=1,2", *RUN],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("outputs", ["file", "dangling", "read-only"])
+def test_outputs_that_cannot_be_a_folder(
+    debias: Run, tmp_path: Path, words: list[str], outputs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line and status 1; what is there stays as it is."""
+    place, said = tmp_path / "outputs", "file where a folder is needed"
+    if outputs == "file":
+        place.write_text("mine")
+    elif outputs == "dangling":
+        place.symlink_to(tmp_path / "nowhere")
+        said = "does not exist"
+    else:
+        monkeypatch.setattr(Path, "mkdir", read_only)
+        said = "read-only file system; work in a folder that you may write to"
+    shown = debias(*words)
+    assert shown.status == 1
+    told = shown.out + shown.err
+    assert said in told.replace("\n", "")
+    assert "Traceback" not in told
+    assert [p.name for p in tmp_path.iterdir()] == ([] if outputs == "read-only" else ["outputs"])
+
+
+def read_only(path: Path, **_: object) -> None:
+    raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, number: int, about: str) -> None:
+    """Let the disk refuse every file with a word in its path, once it is written."""
+    whole = os.fsync
+
+    def refusing(file: int) -> None:
+        if about in str(Path(f"/proc/self/fd/{file}").readlink()):
+            raise OSError(number, os.strerror(number))
+        whole(file)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(
+    debias: Run, few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the scores nor the state `failed` nor a line of the log can be written."""
+    fails(monkeypatch, errno.ENOSPC, "/outputs/full/default/likelihoods.parquet")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(logging.StreamHandler, "flush", lambda self: full() if hasattr(self, "failed") else None)
+    shown = debias("evaluate", *few, "name=full", "hydra.run.dir=outputs/full/default")
+    assert shown.status == 1
+    assert message(shown.err).endswith(
+        f"the disk that holds {tmp_path}/outputs/full/default/likelihoods.parquet is full; "
+        "free space and run the same command again"
+    )
+    assert shown.err.count("run.log is incomplete") == 1
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_doctor_in_a_read_only_folder(debias: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_text('{"sentence": "The woman was stoic.", "target": "woman", "attribute": "stoic"}\n')
+    fails(monkeypatch, errno.EROFS, "a.quality.html")
+    shown = debias("doctor", "a.jsonl", "--html", "leakage=false", "bias=gender")
+    assert message(shown.err) == (
+        "error: a.quality.html: read-only file system; work in a folder that you may write to, or change its "
+        "permissions"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def test_a_run_needs_no_cache(debias: Run, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home that nobody can make: a warning, once, and the run ends well."""
+    monkeypatch.delenv("DEBIAS_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nobody/cache")
+    monkeypatch.setattr(cache, "_warned", set())
+    few = [w for w in small if not w.startswith(("eval.stereo", "eval.perp", "training.epochs"))]
+    shown = debias("run", *few, "eval=[crows_pairs]", "training.epochs=1")
+    assert shown.status == 0, shown.err
+    assert shown.err.count("the cache cannot be written, so some work is repeated: ") == 1
+
+
+def test_a_full_cache_is_a_warning(
+    debias: Run, few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "_warned", set())
+    fails(monkeypatch, errno.ENOSPC, "/cache/scores/")
+    shown = debias("evaluate", *few)
+    assert shown.status == 0, shown.err
+    assert f"so some work is repeated: the disk that holds {tmp_path}/cache/scores/" in shown.err
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_embedded_model_is_converted_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+
+    def convert(_: str, folder: Path) -> None:
+        with whole_folder(folder):
+            made.append(folder)
+
+    monkeypatch.setenv("DEBIAS_CACHE", "/proc/nobody/cache")
+    monkeypatch.setattr(base_models, "_convert", convert)
+    folder = base_models._converted("smollm2")
+    assert base_models._converted("smollm2") == folder  # once a process
+    assert made == [Path("/proc/nobody/cache/models") / folder.name, folder][1:]
