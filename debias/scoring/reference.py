@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,7 +81,10 @@ def ask(
         for span in spans:
             digest.update(repr(tuple(span)).encode())
         path = cache / "reference" / f"{digest.hexdigest()}.safetensors"
-        make = partial(_answers, base, spans, first, layout, token_budget)
+
+        def make() -> tuple[Tensor, Tensor]:
+            return _answers(base, spans, first, layout, token_budget)
+
         found = cached(path, _kept, make, _keep, "ask the base about the training texts")
     logprob_S, hidden_RD = found
     return [Said(float(logprob_S[i]), hidden_RD[first[i] : first[i + 1]]) for i in range(len(spans))]
