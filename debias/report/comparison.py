@@ -12,7 +12,8 @@ from debias.report.grid import Cell, Column, Grid, Line, number_columns, text_co
 TITLES = {
     "stereoset": "StereoSet", "stereoset_intersentence": "StereoSet, intersentence", "crows_pairs": "CrowS-Pairs",
     "perplexity": "Perplexity", "biastestgpt": "BiasTestGPT", "winobias": "WinoBias", "bbq": "BBQ", "seat": "SEAT",
-    "honest": "HONEST", "blimp": "BLiMP", "lambada": "LAMBADA", "glue": "GLUE", "lm_eval": "lm-evaluation-harness",
+    "pronoun_gap": "Pronoun gap", "honest": "HONEST",
+    "blimp": "BLiMP", "lambada": "LAMBADA", "glue": "GLUE", "lm_eval": "lm-evaluation-harness",
 }  # fmt: skip
 COLUMNS = (
     *text_columns("benchmark", "bias", "metric"),
