@@ -69,7 +69,11 @@ def test_the_program_accepts_every_command(
     """Jobs compose with every value of a grid, sweeps are planned, `ls` lists, the words of other verbs are parsed."""
     verb, rest = words[0], list(words[1:])
     if verb in JOBS:
-        rest = [word for word in cli._plain_words(verb, rest) if word not in ("-m", "--cfg", "job", "--resolve")]
+        rest = [
+            word
+            for word in cli._plain_words(verb, rest)
+            if word not in ("-m", "--cfg", "job", "--resolve", "--dry-run")
+        ]
         grid = [list(choices(o)) for o in OverridesParser.create().parse_overrides(any_model(rest))]
         for i in range(max(map(len, grid), default=1)):
             GlobalHydra.instance().clear()
@@ -96,7 +100,7 @@ def test_the_program_accepts_every_command(
         assert debias(*words)[0] == 0
         behind_out = rest[rest.index("--out") + 1] if "--out" in rest else None
         assert asked == [Path(word) for word in rest if not word.startswith("-") and word != behind_out]
-    elif verb == "ls":
+    elif verb in ("ls", "explain"):
         assert debias(*words)[0] == 0
     else:
         assert words == ("sweep",)  # the listing, which test_sweepfiles.py runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from debias.report.grid import Cell, Grid, Line, latex_text, markdown_text, number_columns, row, text_columns
@@ -23,10 +24,10 @@ GRID = Grid(
 )
 
 
-def shown(grid: Grid, gap: int = 2) -> list[str]:
+def shown(grid: Grid, gap: int = 2, width: int = 60) -> list[str]:
     """The lines that a terminal shows, without the blanks at their ends."""
     text = io.StringIO()
-    Console(file=text, width=60).print(grid.terminal(gap))
+    Console(file=text, width=width).print(grid.terminal(gap))
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
@@ -123,3 +124,34 @@ def test_templates_fail_on_a_fact_that_is_missing() -> None:
 
     with pytest.raises(jinja2.UndefinedError, match="quality"):
         fill("data_quality.html.j2", {})
+
+
+WIDE = Grid(
+    [*text_columns("run", "bias"),
+     *number_columns("SS", "change of SS", "LMS", "ICAT", "perplexity", extra=("LMS", "ICAT")),
+     *text_columns("verdict")],
+    [
+        row(f"data={data} training.lr=1e-3 seed={seed}", "gender", "61.0 -> 54.0", "-7.0 (-10.5 to -3.5)",
+            "90.0 -> 89.5", "70.2 -> 82.3", "48.5 -> 50.5", "debiased")
+        for data in ("targeted", "generated") for seed in (1, 2)
+    ],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 120, 160])
+def test_a_wide_table_keeps_its_first_column_and_whole_numbers(width: int) -> None:
+    """The lines are no longer than the terminal; only LMS and ICAT may be missing, and only below 160."""
+    lines = shown(WIDE, width=width)
+    text = " ".join(" ".join(lines).split())
+    assert max(map(len, lines)) <= width
+    assert all(text.count(cell) == 4 for cell in ("-7.0 (-10.5 to -3.5)", "61.0 -> 54.0", "48.5 -> 50.5", "debiased"))
+    assert text.count("data=targeted") == text.count("data=generated") == 2
+    assert text.count("training.lr=1e-3") == text.count("gender") == 4
+    assert text.count("70.2 -> 82.3") == (0 if width in (100, 120) else 4)
+
+
+def test_a_narrow_terminal_shows_a_line_as_a_paragraph() -> None:
+    grid = Grid(
+        [*text_columns("run", "of"), *number_columns("SS")], [row("a" * 18, "b" * 18, "61.0"), row("c", "", "1")]
+    )
+    assert shown(grid, width=30) == ["a" * 18, f"  of {'b' * 18}", "  SS 61.0", "c", "  SS 1"]

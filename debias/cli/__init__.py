@@ -12,30 +12,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from debias import __version__
-from debias.cli import build, jobs, sweep
+from debias.cli import build, jobs, sweep, sweepfiles
 from debias.cli.config import any_model, config_dir, explain, nearest, whole_values
 from debias.cli.terminal import console
 from debias.files import disk_error
 from debias.records import UserError
 
-VERBS = (*jobs.JOBS, "sweep", "report", "archive", "ls")
-USAGE = """\
-debias run       [overrides]     data -> adapter -> scores of base and debiased model -> report (the default verb)
-debias generate  [overrides]     a chat model writes training sentences, which are checked
-debias evaluate  [overrides]     score any base model, alone or with adapters
-debias sweep     [NAME] [overrides]  many runs that answer a question, resumable; --dry-run shows number and time
-debias report    PATH...         tables, plots and tests over many runs (--out FOLDER); --recompute checks all figures
-debias archive   PATH...         put many runs into one file to share (--out FILE.parquet), which debias report reads
-debias doctor    FILE...         what is wrong with this training data (spans, duplicates, leakage, balance)
-debias export    [overrides]     merge an adapter into the model's weights, or upload it to the model hub
-debias ls        [GROUP]         models, data sources, adapters, benchmarks, protocols: a line each
-
-After the verb everything is Hydra:
-  debias run training.lr=3e-4 seed=2                one run with different settings
-  debias run -m data.bias=gender seed=1,2,3         a sweep
-  debias run --cfg job --resolve                    print the whole config and run nothing
-  debias run --help                                 list what can be overridden
-"""
+VERBS = (*jobs.JOBS, "sweep", "report", "archive", "ls", "explain", "help")
 
 
 def main() -> None:
@@ -56,10 +39,16 @@ def main() -> None:
 
 def _dispatch(words: list[str]) -> int:
     """Run the verb; returns the exit status."""
+    if not words and "COMP_LINE" not in os.environ:
+        return _help([])
     verb = words.pop(0) if words and re.fullmatch(r"[a-z]+", words[0]) else "run"
     if words[:1] in (["-h"], ["--help"]) and len(sys.argv) == 2:
-        print(f"debias {__version__}: make a language model prefer stereotypes less, and prove it\n\n{USAGE}", end="")
-    elif sys.argv[1:] == ["--version"]:
+        return _help([])
+    if verb in VERBS and verb not in ("report", "archive") and sweep.flagged(words, "-h", "--help"):
+        return _help([verb])  # the parsers of the other two print their own
+    if verb == "help":
+        return _help(words)
+    if sys.argv[1:] == ["--version"]:
         print(f"debias {__version__}")
     elif "COMP_LINE" in os.environ and any(word.startswith("query=") for word in words):
         _complete(words)
@@ -72,9 +61,33 @@ def _dispatch(words: list[str]) -> int:
     elif verb == "sweep":
         return _sweep(words)
     elif verb == "ls":
-        _list(words)
+        from debias.cli import help as manual
+
+        manual.listing(words, console)
+    elif verb == "explain":
+        from debias.cli import help as manual
+
+        if len(words) != 1:
+            raise UserError("name one key, group or option: debias explain training.retention")
+        manual.explain(words[0], console)
     else:
         raise UserError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; choose one of: {', '.join(VERBS)}")
+    return 0
+
+
+def _help(verbs: Sequence[str]) -> int:
+    """Print what the command can do, or what one verb can do."""
+    from debias.cli import help as manual
+
+    verb = verbs[0] if verbs else "help"
+    if verb not in VERBS:
+        raise UserError(f"unknown verb {verb!r}{nearest(verb, VERBS)}; choose one of: {', '.join(VERBS)}")
+    if verb in jobs.JOBS:
+        manual.verb_help(verb, console)
+    elif verb in ("report", "archive"):
+        return _dispatch([verb, "--help"])
+    else:
+        manual.usage(verb, console)
     return 0
 
 
@@ -141,11 +154,16 @@ def _hydra(verb: str, overrides: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    words = whole_values(any_model(_plain_words(verb, overrides)))
+    words = whole_values(any_model(_plain_words(verb, [word for word in overrides if word != "--dry-run"])))
     if sweep.flagged(words, "-m", "--multirun") and sweep.flagged(words, "-c", "--cfg", "-i", "--info"):
         raise UserError("--cfg and --info show one config; leave -m out")
+    if "--dry-run" in overrides and not sweep.is_multirun(words):
+        raise UserError("--dry-run lists the runs of -m; `--cfg job --resolve` shows the config of a single one")
     try:
         if sweep.is_multirun(words) and verb != "doctor" and (planned := sweep.plan(verb, config_dir(), words)):
+            if "--dry-run" in overrides:
+                sweepfiles.preview(planned, console)
+                return 0
             return sweep.follow(planned, f"debias {verb}", console, partial(_start, verb, config_dir(), words))
         statuses = _start(verb, config_dir(), words)
     except (HydraException, OmegaConfBaseException) as error:
@@ -157,8 +175,6 @@ def _sweep(words: list[str]) -> int:
     """Run a sweep of `sweeps/`, or list them; returns 0 if every run is done."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
-
-    from debias.cli import sweepfiles
 
     if not words or words[0].startswith("-"):
         sweepfiles.listing(console)
@@ -172,7 +188,7 @@ def _sweep(words: list[str]) -> int:
             return max(start(), default=0)
         planned = sweep.plan(path.stem, path.parent, told)
         if "--dry-run" in words:
-            sweepfiles.preview(path, planned, console)
+            sweepfiles.preview(planned, console, path)
             return 0
         return sweep.follow(planned, f"debias sweep {words[0]}", console, start)
     except (HydraException, OmegaConfBaseException) as error:
@@ -216,31 +232,7 @@ def _complete(words: list[str]) -> None:
     if len(line) == 2:
         print("\n".join(name for name in VERBS if name.startswith(line[1])))
     elif verb == "sweep" and " " not in line[2]:
-        from debias.cli.sweepfiles import names
-
-        print("\n".join(name for name in names() if name.startswith(line[2])))
+        print("\n".join(name for name in sweepfiles.names() if name.startswith(line[2])))
     elif verb in jobs.JOBS:
         os.environ["COMP_LINE"] = f"{line[0]} {line[2]}"
         _hydra(verb, words)
-
-
-# ---------------------------------------------------------------- ls
-
-
-def _list(groups: Sequence[str]) -> None:
-    """Print the options of each config group with the first comment line of their files."""
-    from debias.report.grid import Grid, row, text_columns
-
-    folders = sorted(path for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra")
-    known = [folder.name for folder in folders]
-    for group in groups:
-        if group not in known:
-            raise UserError(f"unknown group {group!r}{nearest(group, known)}; choose one of: {', '.join(known)}")
-    lines = []
-    for folder in folders:
-        if groups and folder.name not in groups:
-            continue
-        for path in sorted(folder.glob("*.yaml")):
-            comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
-            lines.append(row(folder.name, path.stem, next(c for c in comments if not c.startswith("@package"))))
-    console.print(Grid(text_columns("", "", ""), lines).terminal())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -136,9 +135,43 @@ def keys(verb: str, chosen: Sequence[str] = ()) -> list[str]:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint with the known name most like `name`; empty if none is similar."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """A hint with the known name that was probably meant; empty if none is close.
+
+    A key is looked for beside its siblings (`training.` has those of `training`), then under its own name elsewhere.
+    """
+    section, _, last = name.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
+    found = _closest(last, list(siblings))
+    if found is None:
+        namesakes = [key for key in known if key.rpartition(".")[2] == last]
+        meant = namesakes[0] if namesakes else None if siblings else _closest(name, known)
+    else:
+        meant = siblings[found]
+    return f" (did you mean {meant!r}?)" if meant else ""
+
+
+def _closest(name: str, known: Sequence[str]) -> str | None:
+    """The name with the fewest edits, if they are one in four letters at most, or one that begins like this."""
+    allowed = max(1, len(name) // 4)
+    edits = {other: _edits(name, other) for other in known if abs(len(other) - len(name)) <= allowed}
+    best = min(edits, key=lambda other: edits[other], default=None)
+    if best is not None and edits[best] <= allowed and edits[best] < max(len(name), len(best)):
+        return best
+    longer = [other for other in known if len(name) > 2 and other.startswith(name)]
+    return longer[0] if len(longer) == 1 else None
+
+
+def _edits(a: str, b: str) -> int:
+    """Letters to insert, delete, replace or swap with their neighbour (optimal string alignment)."""
+    rows = [list(range(len(b) + 1))]
+    for i, x in enumerate(a, 1):
+        rows.append([i])
+        for j, y in enumerate(b, 1):
+            cost = min(rows[i - 1][j] + 1, rows[i][j - 1] + 1, rows[i - 1][j - 1] + (x != y))
+            if i > 1 and j > 1 and (x, y) == (b[j - 2], a[i - 2]):
+                cost = min(cost, rows[i - 2][j - 2] + 1)
+            rows[i].append(cost)
+    return rows[-1][-1]
 
 
 def make(cfg: DictConfig | ListConfig, **more: Any) -> Any:

@@ -100,19 +100,19 @@ def question(path: Path) -> str:
     return next((line[2:] for line in lines if line.startswith("# ")), "")
 
 
-def seconds_a_run(path: Path, jobs: Sequence[Path]) -> tuple[float | None, str]:
+def seconds_a_run(path: Path | None, jobs: Sequence[Path]) -> tuple[float | None, str]:
     """Seconds per run and the source of the estimate: finished runs or, without any, the file."""
     from debias.report.many_runs.sweep_progress import seconds_of
 
     done = [seconds for folder in jobs if (seconds := seconds_of(folder)) and (folder / "metrics.jsonl").is_file()]
     if done:
         return sum(done) / len(done), f"mean of {len(done)} finished"
-    found = COST.search(path.read_text(encoding="utf-8"))
+    found = COST.search(path.read_text(encoding="utf-8")) if path else None
     return (float(found[1]) * SECONDS[found[2]], "from the file") if found else (None, "unknown")
 
 
-def preview(path: Path, jobs: Mapping[Path, str], console: Console) -> None:
-    """Print the jobs of a sweep and their expected time; start nothing."""
+def preview(jobs: Mapping[Path, str], console: Console, path: Path | None = None) -> None:
+    """Print the jobs of a sweep, which may be the one of a file, and their expected time; start nothing."""
     from debias.report.many_runs.sweep_progress import duration
 
     seconds, source = seconds_a_run(path, list(jobs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
-console = Console(width=None if sys.stdout.isatty() else 160)  # files and pipes get wide lines
+# Files and pipes get wide lines, unless the environment says how wide the reader's window is.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 
 def shown(path: Path) -> Path:

@@ -20,7 +20,7 @@ COLUMNS = (
     *number_columns("ideal", "base"),
     Column("debiased", numeric=True, short="after"),
     Column("difference", numeric=True, short="change"),
-    *number_columns("95% interval", "p", "MDE", "n"),
+    *number_columns("95% interval", "p", "MDE", "n", extra=("MDE",)),
 )
 COMPARED = ("debiased", "difference", "p", "MDE")  # columns that are empty when only one model was scored
 PROTOCOL_COLUMNS = (*text_columns("benchmark", "protocol", "figure"), *number_columns("base", "after", "change"))

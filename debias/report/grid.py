@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +29,11 @@ class Column(NamedTuple):
     name: str
     numeric: bool = False
     short: str = ""  # the heading where space is scarce: on the terminal
+    extra: bool = False  # left out first where a terminal is narrow
+
+
+READABLE = 20  # characters below which a column of text becomes a strip that nobody can read
+BETWEEN, INDENT = "   ", 2  # of the facts of a paragraph
 
 
 def text_columns(*names: str) -> list[Column]:
@@ -35,9 +41,9 @@ def text_columns(*names: str) -> list[Column]:
     return [Column(name) for name in names]
 
 
-def number_columns(*names: str) -> list[Column]:
-    """Columns of numbers."""
-    return [Column(name, numeric=True) for name in names]
+def number_columns(*names: str, extra: Collection[str] = ()) -> list[Column]:
+    """Columns of numbers, of which `extra` ones are left out first where a terminal is narrow."""
+    return [Column(name, numeric=True, extra=name in extra) for name in names]
 
 
 class Cell(NamedTuple):
@@ -100,27 +106,12 @@ class Grid:
         return {i for i in range(1, len(groups)) if groups[i] != groups[i - 1]}
 
     def terminal(self, gap: int = 2) -> RenderableType:
-        """For a terminal, `gap` blanks between columns; a value repeated in the first column is shown once."""
-        shown = self.without(*self.by)
-        table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0),
-                      show_header=any(c.name for c in self.columns))  # fmt: skip
-        for column in shown.columns:
-            table.add_column(column.short or column.name, justify="right" if column.numeric else "left",
-                             no_wrap=column.numeric, overflow="fold")  # fmt: skip
-        previous = ""
-        for i, line in enumerate(shown.lines):
-            if self.by and (i == 0 or i in self.breaks):
-                if i:
-                    table.add_row()
-                table.add_row(Text(" ".join(self.group(self.lines[i])), style="bold"))
-                previous = ""
-            first, *others = line.cells
-            cells = [first._replace(text="") if first.text == previous else first, *others]
-            previous = first.text
-            # Text, not str: rich would read [brackets] in data as markup.
-            table.add_row(*[Text(cell.text, style=STYLES.get(cell.kind, "")) for cell in cells])
-        # Not the table's own title, which rich wraps to the width of the table.
-        return Group(Text(self.caption, style="bold"), table) if self.caption else table
+        """For a terminal of any width, `gap` blanks between columns.
+
+        Where the table is too wide, columns marked `extra` are left out, then text is wrapped. Where that would leave
+        strips of text, each line becomes a paragraph. Nothing is cut, and the first column is always there.
+        """
+        return _OfAnyWidth(self, gap)
 
     def markdown(self) -> str:
         """For Markdown: numbers with an emphasis in bold, baselines in italics."""
@@ -157,6 +148,94 @@ class Grid:
         writer.writerow([column.name for column in self.columns])
         writer.writerows([cell.text for cell in line.cells] for line in self.lines)
         return text.getvalue()
+
+
+class _OfAnyWidth(NamedTuple):
+    """A grid that is laid out when the terminal's width is known."""
+
+    grid: Grid
+    gap: int
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        shown, width = self.grid, options.max_width
+        if shown.caption:  # not the table's own title, which rich wraps to the width of the table
+            yield Text(shown.caption, style="bold")
+        extra = [column.name for column in shown.columns if column.extra]
+        while extra and sum(_widths(shown)) + self.gap * (len(_widths(shown)) - 1) > width:
+            shown = shown.without(extra.pop())
+        widths = _wrapped(shown, width - self.gap * (len(_widths(shown)) - 1))
+        yield _table(shown, self.gap, widths) if widths else _paragraphs(self.grid, width)
+
+
+def _inner(grid: Grid) -> Grid:
+    """The columns below the headings that `by` makes."""
+    return grid.without(*grid.by)
+
+
+def _widths(grid: Grid) -> list[int]:
+    """The width that each column needs to show every cell in one line."""
+    inner, found = _inner(grid), []
+    for i, column in enumerate(inner.columns):
+        groups = (" ".join(grid.group(line)) for line in grid.lines) if i == 0 else ()
+        texts = [column.short or column.name, *groups, *(line.cells[i].text for line in inner.lines)]
+        found.append(max(Text(text).cell_len for text in texts))
+    return found
+
+
+def _wrapped(grid: Grid, room: int) -> list[int]:
+    """The width of each column, with the widest texts wrapped where there is no room; empty if they become strips."""
+    needed, numeric = _widths(grid), [column.numeric for column in _inner(grid).columns]
+    cap = max(needed, default=0)
+    while cap > 0:
+        widths = [width if number else min(width, cap) for width, number in zip(needed, numeric, strict=True)]
+        if sum(widths) <= room:
+            return widths if cap >= min(READABLE, max(needed)) else []
+        cap -= 1
+    return []
+
+
+def _table(grid: Grid, gap: int, widths: Sequence[int]) -> Table:
+    """A value repeated in the first column is shown once."""
+    inner = _inner(grid)
+    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0),
+                  show_header=any(c.name for c in inner.columns))  # fmt: skip
+    for column, width in zip(inner.columns, widths, strict=True):
+        table.add_column(column.short or column.name, justify="right" if column.numeric else "left",
+                         no_wrap=column.numeric, width=width, overflow="fold")  # fmt: skip
+    previous = ""
+    for i, line in enumerate(inner.lines):
+        if grid.by and (i == 0 or i in grid.breaks):
+            if i:
+                table.add_row()
+            table.add_row(Text(" ".join(grid.group(grid.lines[i])), style="bold"))
+            previous = ""
+        first, *others = line.cells
+        cells = [first._replace(text="") if first.text == previous else first, *others]
+        previous = first.text
+        # Text, not str: rich would read [brackets] in data as markup.
+        table.add_row(*[Text(cell.text, style=STYLES.get(cell.kind, "")) for cell in cells])
+    return table
+
+
+def _paragraphs(grid: Grid, width: int) -> Group:
+    """Each line as a heading, its first column, and the others below it with their names."""
+    parts: list[RenderableType] = []
+    for line in grid.lines:
+        first, *others = line.cells
+        parts.append(Text(first.text, style=STYLES.get(first.kind, "") or "bold"))
+        row = Text()
+        for column, cell in zip(grid.columns[1:], others, strict=True):
+            if not cell.text:
+                continue
+            fact = Text.assemble(
+                (f"{column.name} " if column.name else "", "dim"), (cell.text, STYLES.get(cell.kind, ""))
+            )
+            if row and row.cell_len + len(BETWEEN) + fact.cell_len > width - INDENT:
+                parts.append(Padding(row, (0, 0, 0, INDENT)))
+                row = Text()
+            row += Text(BETWEEN if row else "") + fact
+        parts.append(Padding(row, (0, 0, 0, INDENT)))
+    return Group(*parts)
 
 
 def markdown_text(text: object) -> str:

@@ -124,7 +124,7 @@ def _runs(kept: Sequence[LabelledRun]) -> Grid:
         lines.append(row(words(member.label) or run.name, run.bias, *headline_cells(member.figures, run.bias), verdict))
     columns = [
         *text_columns("run", "bias"),
-        *number_columns("SS", "change of SS", "LMS", "ICAT", "perplexity"),
+        *number_columns("SS", "change of SS", "LMS", "ICAT", "perplexity", extra=("LMS", "ICAT")),
         *text_columns("verdict"),
     ]
     return Grid(columns, lines)

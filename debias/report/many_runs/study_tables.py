@@ -77,7 +77,8 @@ def _as_number(text: str) -> float | None:
 def main(study: Study) -> Grid:
     """A line per configuration, below a line per base model that they start from."""
     names = ("SS", "change of SS", "p", "LMS", "ICAT", "perplexity", "seeds", "excludes 0")
-    columns = [*text_columns(*study.keys, "verdict"), *number_columns(*names)]
+    extra = ("LMS", "ICAT", "excludes 0")
+    columns = [*text_columns(*study.keys, "verdict"), *number_columns(*names, extra=extra)]
     biases = list(dict.fromkeys(c.bias for c in study.configurations))
     shown = [c for c in study.configurations if c.row("SS")]
     lines = [*_base_lines(study, shown), *(_main_line(study, c) for c in shown if c.change is not None)]

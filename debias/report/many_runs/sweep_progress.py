@@ -83,7 +83,10 @@ def table(states: Sequence[State], figures: bool = False) -> Grid:
         state = Cell(s.state, kind=KINDS.get(s.state, ""))
         texts = (duration(s.seconds), *(_figures(s) if figures else ()), s.error)
         lines.append(Line((Cell(s.name), state, *map(Cell, texts))))
-    columns = [*text_columns("job", "state"), *number_columns("time", *(FIGURES if figures else ()))]
+    columns = [
+        *text_columns("job", "state"),
+        *number_columns("time", *(FIGURES if figures else ()), extra=("LMS", "ICAT")),
+    ]
     return Grid([*columns, Column("last line of the error")], lines)
 
 
