@@ -53,8 +53,8 @@ def test_a_sound_triplet_is_spelled_as_in_its_sentence() -> None:
         (item("The nurse was as she was.", "nurse", "she"), "attribute without a meaning of its own"),
         (item("The nurse said that I'm here.", "nurse", "I'm"), "attribute without a meaning of its own"),
         (item("The old nurse was a nurse.", "old nurse", "nurse"), "attribute repeats the target"),
-        (item("The nurses were very bold.", "nurse", "bold"), "target not in the sentence"),
-        (item("The nurse was rather boldly dressed.", "nurse", "bold"), "attribute not in the sentence"),
+        (item("The nurses were very bold.", "nurse", "bold"), "target only inside a longer word"),
+        (item("The nurse was rather boldly dressed.", "nurse", "bold"), "attribute only inside a longer word"),
         (item("How bold was that nurse.", "nurse", "bold"), "attribute before the target"),
     ],
 )  # fmt: skip

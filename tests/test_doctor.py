@@ -53,12 +53,12 @@ def test_every_fault_has_its_line(tmp_path: Path) -> None:
     assert (found.records, found.usable, found.passes) == (7, 4, False)  # 1, 7, 9 and 10 can be trained on
     assert counts(found) == {
         "not a record": 3, "cannot be trained on": 3, "attribute absent": 1, "attribute only inside a word": 1,
-        "attribute in another case": 3, "target in another case": 1, "attribute before target": 1,
+        "attribute in another case": 2, "target in another case": 1, "attribute before target": 1,
         "attribute of several words": 1, "target of several words": 1, "repeated sentence": 1,
     }  # fmt: skip
     assert places(found, "not a record") == [2, 3, 4]
     assert places(found, "cannot be trained on") == [5, 6, 8]
-    assert places(found, "attribute in another case") == [5, 7, 8]
+    assert places(found, "attribute in another case") == [7, 8]
     assert places(found, "repeated sentence") == [10]
 
 
@@ -69,7 +69,7 @@ def test_what_cannot_be_trained_on_says_why(tmp_path: Path) -> None:
     (unusable,) = (f.examples for f in found.findings if f.name == "cannot be trained on")
     assert unusable == [
         "attribute before the target, at 1: Women say the calm men left. [men / calm]",
-        "attribute not in the sentence, at 2: She is a self-made woman. [She / made]",
+        "attribute only inside a longer word, at 2: She is a self-made woman. [She / made]",
     ]
 
 
@@ -160,7 +160,7 @@ def test_an_empty_stereotype_is_not_a_record(tmp_path: Path) -> None:
         tmp_path / "a.jsonl", dict(zip(("sentence", "target", "attribute", "stereotype"), [*GOOD, ""], strict=True))
     )
     (found,) = (f for f in examine(path, "gender").findings if f.name == "not a record")
-    assert found.examples == ["1: 'stereotype' is empty or not a string"]
+    assert found.examples == ["1: 'stereotype' is empty"]
 
 
 def test_near_repeats_and_shares(tmp_path: Path) -> None:
@@ -252,7 +252,13 @@ def test_the_released_files_of_the_paper(name: str) -> None:
     if not os.environ.get("DEBIAS_DATA") or not folder.is_dir():
         pytest.skip("set DEBIAS_DATA to a folder that holds synthetic_debiasing/, the paper's released files")
     found = {f.name: f.count for f in examine(folder / f"{name}.json").findings}
-    assert tuple(found[what] for what in NAMES) == PAPER[name]
+    expected = dict(zip(NAMES, PAPER[name], strict=True))
+    for word in (
+        "attribute",
+        "target",
+    ):  # the counts of another case include the absent ones, of which we do not say it
+        expected[f"{word} in another case"] -= expected[f"{word} absent"]
+    assert {what: found[what] for what in NAMES} == expected
 
 
 def test_the_command(tmp_path: Path) -> None:

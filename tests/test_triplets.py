@@ -37,8 +37,9 @@ def test_a_record_may_carry_its_own_bias(tmp_path: Path) -> None:
     ("row", "reason"),
     [
         (["She has wisdom.", "She", "wise"], "attribute not in the sentence"),
-        (["She loves mechanics.", "She", "mechanic"], "attribute not in the sentence"),  # inside a word only
-        (["A self-made man.", "man", "self"], "attribute not in the sentence"),
+        (["She loves mechanics.", "She", "mechanic"], "attribute only inside a longer word"),
+        (["A self-made man.", "man", "self"], "attribute only inside a longer word"),
+        (["Women say he is calm.", "men", "calm"], "target only inside a longer word"),
         (["They are kind.", "woman", "kind"], "target not in the sentence"),
         (["Kind was the woman.", "woman", "kind"], "attribute before the target"),
     ],
@@ -69,7 +70,7 @@ def test_as_published_puts_the_attribute_after_the_text_before_it(tmp_path: Path
         ('{"sentence": "x"', "a.jsonl:2: not JSON"),
         ('["only", "two"]', "a.jsonl:2: expected an object or"),
         ('{"sentence": "x", "target": "x"}', "a.jsonl:2: 'attribute' is missing"),
-        ('{"sentence": "x", "target": 3, "attribute": "x"}', "a.jsonl:2: 'target' is missing, empty or not a string"),
+        ('{"sentence": "x", "target": 3, "attribute": "x"}', "a.jsonl:2: 'target' is not a string"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, content: str, message: str) -> None:

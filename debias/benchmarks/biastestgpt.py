@@ -15,7 +15,7 @@ from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import per_bias
 from debias.benchmarks.statistics import Comparison, compare_means
-from debias.data.triplets import whole_word
+from debias.data.word_borders import whole_word
 from debias.records import Candidate, Tokens, UserError
 
 SETS = {  # `bias_spec` in the published files -> the bias in our tables; unknown ones keep their name
@@ -105,5 +105,5 @@ def _pair(row: dict[str, Any], number: int) -> Pair:
         raise ValueError(f"row {number}: labels {sorted(sentences)} instead of one each of {list(LABELS)}")
     if len(set(sentences.values())) < 2:
         raise ValueError(f"row {number}: both sentences are the same")
-    named = all(whole_word(term).search(sentence) for term, sentence in terms)
+    named = all(whole_word(term, sentence) for term, sentence in terms)
     return Pair(f"{bias}-{number}", bias, attribute, sentences, named)

@@ -9,7 +9,8 @@ from typing import Any
 
 from debias import assets
 from debias.data.plaintext import whole
-from debias.data.triplets import Checked, whole_word
+from debias.data.triplets import Checked
+from debias.data.word_borders import whole_word
 from debias.records import Triplet, UserError
 
 
@@ -69,10 +70,10 @@ def _located(example: dict[str, Any], label: str) -> Triplet | str:
     start, stop = len(before), len(sentence) - len(after)
     if not fits or not sentence[start:stop].strip():
         return "filling not found in the sentence"
-    target = whole_word(example["target"]).search(sentence)
+    target = whole_word(example["target"], sentence)
     if target is None:
         return "target not in the sentence"
-    if target.end() > start:
+    if target[1] > start:
         return "filling before the target"
     return Triplet(sentence, example["target"], sentence[start:stop], example["bias_type"], "stereoset", start, stop)
 

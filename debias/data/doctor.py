@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from debias.data import quality
 from debias.data.leakage import Index
 from debias.data.triplets import Broken, Record, read_records, strict
+from debias.data.word_borders import anywhere, composed, whole_word
 from debias.records import Triplet
 
 Level = Literal["error", "warning", "ok"]
@@ -123,18 +123,17 @@ def of_triplets(name: str, triplets: Iterable[Triplet]) -> Diagnosis:
 
 
 def _within(word: str, sentence: str) -> bool:
-    return re.search(re.escape(word), sentence, re.IGNORECASE) is not None
+    return anywhere(word).search(sentence) is not None
 
 
 def _whole(word: str, sentence: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence, re.IGNORECASE) is not None
+    return whole_word(word, sentence, hyphen_joins=False) is not None
 
 
 def _before(record: Record) -> bool:
     """Whether the attribute first occurs before the target does."""
-    sentence = record.sentence.lower()
-    attribute, target = sentence.find(record.attribute.lower()), sentence.find(record.target.lower())
-    return 0 <= attribute < target
+    attribute, target = (anywhere(word).search(record.sentence) for word in (record.attribute, record.target))
+    return attribute is not None and target is not None and attribute.start() < target.start()
 
 
 def _check(word: Callable[[Record], str]) -> tuple[Callable[[Record], bool], ...]:
@@ -142,7 +141,7 @@ def _check(word: Callable[[Record], str]) -> tuple[Callable[[Record], bool], ...
     return (
         lambda r: not _within(word(r), r.sentence),
         lambda r: _within(word(r), r.sentence) and not _whole(word(r), r.sentence),
-        lambda r: word(r) not in r.sentence,
+        lambda r: _within(word(r), r.sentence) and composed(word(r)) not in composed(r.sentence),
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from debias.data.word_borders import anywhere, same_word, whole_word
 from debias.records import Triplet, UserError
 
 CORPORA = Path(__file__).resolve().parent.parent / "corpora"
@@ -139,12 +140,12 @@ def _record(row: Any, bias: str, source: str, place: int) -> Record | str:
     if not isinstance(row, dict):
         return f"expected an object or [sentence, target, attribute], found {str(row)[:60]!r}"
     for key in FIELDS:
-        if not _is_text(row.get(key)):
-            return f"{key!r} is missing, empty or not a string"
+        if fault := _fault(row.get(key)):
+            return f"{key!r} {fault}"
     sentence, target, attribute = (row[key].strip() for key in FIELDS)
     stereotype = row.get("stereotype")
-    if stereotype is not None and not _is_text(stereotype):
-        return "'stereotype' is empty or not a string"
+    if stereotype is not None and (fault := _fault(stereotype)):
+        return f"'stereotype' {fault}"
     return Record(
         sentence,
         target,
@@ -157,14 +158,21 @@ def _record(row: Any, bias: str, source: str, place: int) -> Record | str:
     )
 
 
-def _is_text(value: Any) -> bool:
-    if not isinstance(value, str) or not value.strip():
-        return False
+def _fault(value: Any) -> str | None:
+    """Why a value is not a text to read or to look for; None if it is one."""
+    if value is None:
+        return "is missing"
+    if not isinstance(value, str):
+        return "is not a string"
+    if not value.strip():
+        return "is empty"
     try:
-        value.encode()  # half a surrogate pair, as in JSON's "\ud83d", cannot be tokenised or written to a file
-    except UnicodeEncodeError:
-        return False
-    return True
+        value.encode()
+    except UnicodeEncodeError:  # as in JSON's "\ud83d"; it cannot be tokenised or written to a file
+        return "holds half a surrogate pair, which is not a character"
+    if not any(unicodedata.category(character)[0] in "LNPS" for character in value):
+        return "has no visible character"
+    return None
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
@@ -212,23 +220,21 @@ def _read(path: Path) -> bytes:
 # ---------------------------------------------------------------- record -> triplet
 
 
-def whole_word(word: str) -> re.Pattern[str]:
-    """Pattern of `word` as a whole word, ignoring case; `self` is not a word of `self-made` or `selfish`."""
-    return re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])", re.IGNORECASE)
-
-
 def strict(record: Record) -> Triplet | str:
     """The triplet with its attribute located after its target, or the reason why it cannot be trained on."""
-    target = whole_word(record.target).search(record.sentence)
+    target = whole_word(record.target, record.sentence)
     if target is None:
-        return "target not in the sentence"
-    attribute = whole_word(record.attribute)
-    if attribute.search(record.sentence) is None:
-        return "attribute not in the sentence"
-    found = attribute.search(record.sentence, target.end())
+        return _missing("target", record.target, record.sentence)
+    if whole_word(record.attribute, record.sentence) is None:
+        return _missing("attribute", record.attribute, record.sentence)
+    found = whole_word(record.attribute, record.sentence, start=target[1])
     if found is None:
         return "attribute before the target"
-    return _triplet(record, record.sentence, found.start(), found.end())
+    return _triplet(record, record.sentence, *found)
+
+
+def _missing(name: str, word: str, sentence: str) -> str:
+    return f"{name} {'only inside a longer word' if anywhere(word).search(sentence) else 'not in the sentence'}"
 
 
 def _as_published(record: Record) -> Triplet | str:
@@ -245,6 +251,7 @@ def _as_published(record: Record) -> Triplet | str:
 
 
 def _triplet(record: Record, sentence: str, start: int, stop: int) -> Triplet:
+    assert same_word(sentence[start:stop], record.attribute), (sentence, record.attribute)
     return Triplet(
         sentence, record.target, record.attribute, record.bias, record.source, start, stop, record.stereotype
     )

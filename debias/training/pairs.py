@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from debias.data.swapping import Swapper
-from debias.data.triplets import whole_word
+from debias.data.word_borders import whole_words
 from debias.records import Triplet, UserError
 
 Texts = tuple[Triplet, ...]  # the training sentence, then its counterpart if there is one
@@ -48,7 +48,7 @@ def other_group(triplet: Triplet) -> Triplet | str:
     if not triplet.attribute:
         return "plain text without an attribute"
     # Swapping may change the sentence's length: find the attribute again by which of its occurrences it is.
-    places = [[m.span() for m in whole_word(triplet.attribute).finditer(s)] for s in (triplet.sentence, swapped)]
+    places = [list(whole_words(triplet.attribute, s)) for s in (triplet.sentence, swapped)]
     if len(places[0]) != len(places[1]) or (triplet.start, triplet.stop) not in places[0]:
         return "the attribute is swapped too"
     start, stop = places[1][places[0].index((triplet.start, triplet.stop))]
