@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     pass
 
 
+SIGNIFICANT = 0.05  # corrected p-values below it
 AUTO = "auto"  # the value of a setting that the program chooses
 
 Section = TypeVar("Section")
@@ -139,9 +140,14 @@ class Figure(NamedTuple):
     test: str | None = None  # bootstrap or mcnemar
 
     @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval of a difference excludes zero; an unknown interval (NaN) does not."""
-        return self.ci_low > 0 or self.ci_high < 0
+    def p(self) -> float | None:
+        """The corrected p-value, or the plain one where nothing was corrected."""
+        return self.p_value if self.p_adjusted is None else self.p_adjusted
+
+    @property
+    def significant(self) -> bool:
+        """Whether a difference is significant; one without a p-value (None or NaN) is not."""
+        return self.p is not None and self.p < SIGNIFICANT
 
 
 def checked(schema: type[Section], cfg: Any, section: str) -> Section:

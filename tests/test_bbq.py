@@ -118,7 +118,7 @@ def test_range_of_the_bias_score(named: int, stereotyped: int, dis: float) -> No
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_masked"])
 def test_end_to_end(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """The figures come from the records alone, and a note counts what is excluded."""
+    """The figures come from the records without a model, and a note counts what is excluded."""
     base = BaseModel(str(request.getfixturevalue(kind))).load()
     benchmark = BBQ(Continuation(), categories=["Gender_identity", "Sexual_orientation"], limit=4, n_resamples=99)
     scorer = Scorer(base, None, "32", 512, tmp_path)
@@ -126,7 +126,7 @@ def test_end_to_end(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -
     assert len(result.figures) == 3 * 4
     assert len(result.likelihoods) == 2 * 4 * 3
     assert any("16 of 6,536 questions have no stereotyped answer" in note for note in result.notes)
-    assert figures_of([BBQ(Continuation(), path="/nowhere", n_resamples=99)], result.likelihoods) == result.figures
+    assert str(figures_of([benchmark], result.likelihoods)) == str(result.figures)  # as text: NaN is not NaN
 
 
 def test_an_unknown_category_is_named() -> None:

@@ -23,13 +23,20 @@ Triple = tuple[float, float, float]
 
 
 def figures(
-    benchmark: str, metric: str, base: float, after: float, low: float, high: float, bias: str = "gender"
+    benchmark: str,
+    metric: str,
+    base: float,
+    after: float,
+    low: float,
+    high: float,
+    bias: str = "gender",
+    p: float = 0.001,
 ) -> list[Figure]:
     ideal = {"SS": 50.0, "perplexity": 1.0}.get(metric, 100.0)
     return [
         Figure(benchmark, "p", bias, metric, "base", base, base - 2, base + 2, 771, ideal),
         Figure(benchmark, "p", bias, metric, "debiased", after, after - 2, after + 2, 771, ideal),
-        Figure(benchmark, "p", bias, metric, "delta", after - base, low, high, 771, None, 0.001),
+        Figure(benchmark, "p", bias, metric, "delta", after - base, low, high, 771, None, p),
     ]
 
 
@@ -39,13 +46,18 @@ def texts(grid: Grid, *names: str) -> list[tuple[str, ...]]:
     return [tuple(line.cells[i].text for i in places) for line in grid.lines]
 
 
-def story(ss: Triple = (54, -10, -4), lms: float = 91, ppl: float = 40) -> list[Figure]:
-    """Base: SS 61, LMS 91, perplexity 38."""
+def story(
+    ss: Triple = (54, -10, -4), lms: Triple = (91, -1, 1), ppl: Triple = (40, 1, 3), p: float = 0.001
+) -> list[Figure]:
+    """Base: SS 61, LMS 91, perplexity 38. Each figure after training, and the interval of its change."""
     return [
-        *figures("stereoset", "SS", 61, *ss),
-        *figures("stereoset", "LMS", 91, lms, -1, 1),
-        *figures("perplexity", "perplexity", 38, ppl, 1, 3, "all"),
+        *figures("stereoset", "SS", 61, *ss, p=p),
+        *figures("stereoset", "LMS", 91, *lms),
+        *figures("perplexity", "perplexity", 38, *ppl, "all"),
     ]
+
+
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -54,14 +66,20 @@ def story(ss: Triple = (54, -10, -4), lms: float = 91, ppl: float = 40) -> list[
         (
             story(),
             "debiased",
-            "Gender bias fell: StereoSet SS 61.0 -> 54.0, difference -7.0 (95% interval -10.0 to -4.0",
+            "Gender bias fell: StereoSet SS 61.0 -> 54.0, difference -7.0 (95% interval -10.0 to -4.0, p = .001, "
+            "n = 771); ability kept: LMS 91.0 -> 91.0 (-1.0 to +1.0), perplexity 38.0 -> 40.0 (+1.0 to +3.0).",
         ),
-        (story(lms=89.9), "broken", "LMS 91.0 -> 89.9 (beyond the bound of 1 points)"),
-        (story(ppl=48), "broken", "perplexity 38.0 -> 48.0 (beyond the bound of x 1.25)"),
+        (story(lms=(88, -3.5, -2.5)), "broken", "LMS 91.0 -> 88.0 (-3.5 to -2.5, beyond the bound of 2 points)"),
+        (story(lms=(88, -4.1, -1.9)), "inconclusive", "ability not shown to be kept: LMS 91.0 -> 88.0 (-4.1 to -1.9;"),
+        (story(lms=(91, -2.1, 2.1)), "inconclusive", "Gender bias fell: "),
+        (story(lms=(91, NAN, NAN)), "inconclusive", "LMS 91.0 -> 91.0 (too few to tell; the bound is 2 points)"),
+        (story(ppl=(48, 9.6, 10.4)), "broken", "perplexity 38.0 -> 48.0 (+9.6 to +10.4, beyond the bound of x 1.25)"),
+        (story(ppl=(48, 9.4, 10.6)), "inconclusive", "(+9.4 to +10.6; the bound is x 1.25)"),  # 0.25 * 38 = 9.5
         (story((45, -20, -12)), "overshot", "now prefers anti-stereotypes. StereoSet SS 61.0 -> 45.0"),
         (story((49.5, -16, -8)), "debiased", "just below 50, which its interval (47.5 to 51.5) still includes"),
-        (story((51, -16, -8), ppl=60), "broken", "Gender bias fell, but so did the model's ability"),
-        (story((60, -4, 2)), "unchanged", "No significant change of gender bias"),
+        (story((51, -16, -8), ppl=(60, 21, 23)), "broken", "Gender bias fell, but so did the model's ability"),
+        (story((60, -4, 2), p=0.4), "unchanged", "No significant change of gender bias"),
+        (story((61, NAN, NAN), p=NAN), "unchanged", "Too few examples to tell: none of 771 changed"),
         (story((66, 2, 8)), "worse", "Gender bias rose"),
     ],
 )
@@ -71,6 +89,21 @@ def test_outcome(rows: list[Figure], verdict: str, words: str) -> None:
     assert words in told.text
 
 
+def test_the_corrected_p_decides_and_not_the_interval() -> None:
+    """The README's row on age: the interval excludes zero, and after the correction p is .242."""
+    rows = [f._replace(p_adjusted=0.242) if f.model == "delta" else f for f in story(p=0.03)]
+    (row, *_) = comparison.rows(rows)
+    assert (row.significant, row.better) == (False, None)
+    cells = {
+        column.name: cell
+        for column, cell in zip(comparison.COLUMNS, comparison.table([row]).lines[0].cells, strict=True)
+    }
+    assert (cells["difference"].kind, cells["p"].text) == ("", ".242")
+    told = outcome(rows, "gender")
+    assert told.verdict == "unchanged"
+    assert "p = .242" in told.text
+
+
 def test_outcome_without_adapter_or_benchmark() -> None:
     assert "StereoSet SS of gender: 61.0 (95% interval 59.0 to 63.0" in outcome(story()[:1], "gender").text
     assert outcome([], "gender").verdict == "scored"
@@ -78,12 +111,13 @@ def test_outcome_without_adapter_or_benchmark() -> None:
 
 
 def test_bounds_are_the_users() -> None:
-    assert outcome(story(lms=89), "gender", Bounds(lms_points=3)).verdict == "debiased"
+    assert outcome(story(lms=(89, -2.9, -1.1)), "gender").verdict == "inconclusive"
+    assert outcome(story(lms=(89, -2.9, -1.1)), "gender", Bounds(lms_points=3)).verdict == "debiased"
 
 
 def test_rows_put_the_targeted_bias_first_and_know_what_is_better() -> None:
     mixed = [*figures("stereoset", "SS", 60, 55, -8, -2, "age"), *figures("stereoset", "SS", 60, 65, 2, 8, "overall"),
-             *figures("stereoset", "SS", 60, 58, -5, 1)]  # fmt: skip
+             *figures("stereoset", "SS", 60, 58, -5, 1, p=0.2)]  # fmt: skip
     ordered = comparison.rows(mixed, "gender")
     assert [r.base.bias for r in ordered] == ["gender", "overall", "age"]
     assert [r.better for r in ordered] == [None, False, True]
@@ -128,7 +162,8 @@ def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
     diagnosis = of_triplets(evil, [Triplet(f"A nurse, {evil}, sang.", evil, "absent", evil, evil, 0, 1)])
     facts = {
         "title": evil, "verdict": outcome(story(), evil), "figures": comparison.table(rows), "compared": True,
-        "legend": comparison.LEGEND, "notes": [evil], "protocols": comparison.protocols(several, evil),
+        "legend": comparison.LEGEND, "intervals": comparison.INTERVALS,
+        "notes": [evil], "protocols": comparison.protocols(several, evil),
         "plot": plots.before_after(rows), "curve": None, "sentences": sentences([change], [change]),
         "config": evil, "data": None, "base": evil, "version": "0", "bounds": Bounds(), "status": status,
         "cost": cost, "stages": stages(cost), "provenance": provenance(status, {"config_sha256": evil}, None),
@@ -189,11 +224,15 @@ def test_files_of_one_source_are_no_seeds_of_each_other() -> None:
     assert sizes(configs) == {"data=paper file=1S": 2, "data=paper file=2S": 2, "data=cda": 1}
 
 
-def test_an_unknown_interval_does_not_exclude_zero() -> None:
-    nan = float("nan")
-    unknown = [f._replace(ci_low=nan, ci_high=nan) for f in figures("stereoset", "SS", 60, 55, -8, -2)]
-    assert not comparison.rows(unknown)[0].changed
+def test_a_change_without_a_test_is_not_significant() -> None:
+    """One unit alone: the interval is unknown. No unit changed: too few to tell, not a difference of 0 +- 0."""
+    unknown = [f._replace(ci_low=NAN, ci_high=NAN) for f in figures("stereoset", "SS", 60, 55, -8, -2, p=NAN)]
+    assert not comparison.rows(unknown)[0].significant
+    assert comparison.rows(unknown)[0].texts()["95% interval"] == "unknown"
     assert outcome(unknown, "gender").verdict == "unchanged"
+    still = figures("stereoset", "SS", 60, 60, NAN, NAN, p=NAN)
+    texts = comparison.rows(still)[0].texts()
+    assert (texts["difference"], texts["95% interval"], texts["p"]) == ("+0.0", "too few to tell", "")
 
 
 def test_spread_over_seeds() -> None:
@@ -214,11 +253,11 @@ def test_several_adapters_and_protocols_are_told_apart() -> None:
 
     named = [f._replace(model=f"{f.model}:{n}") if f.model != "base" else f for n in "ab" for f in first]
     assert [row.adapter for row in comparison.rows(named, "gender")] == ["a", "b"]
-    assert [verdict.verdict for verdict in outcomes(named, "gender").values()] == ["debiased", "debiased"]
+    assert [verdict.verdict for verdict in outcomes(named, "gender").values()] == ["inconclusive", "inconclusive"]
     assert list(outcomes(named, "gender")) == ["a", "b"]
     assert list(outcomes(first, "gender")) == [""]
 
 
 def test_a_difference_that_was_not_found_has_its_detectable_size() -> None:
-    lost = [f._replace(mde=4.26) for f in figures("stereoset", "SS", 60, 58, -5, 1)]
+    lost = [f._replace(mde=4.26) for f in figures("stereoset", "SS", 60, 58, -5, 1, p=0.2)]
     assert comparison.rows(lost)[0].texts()["MDE"] == "4.3"

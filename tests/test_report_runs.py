@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 from run_folders import Sentences, config, figure, scores, write_records, write_run
+from scipy import stats
 
 from debias.benchmarks.statistics import roughly_over_seeds
 from debias.cli.sweep_size import planned
@@ -44,11 +45,11 @@ def two_sources(root: Path) -> Path:
 
 
 def test_seeds_without_records_are_put_together_roughly() -> None:
-    """Examples: 3.92 / 3.92 = 1. Seeds: sd 1.41 / sqrt(2) = 1. Together sqrt(2); z = 7 / 1.41."""
+    """Examples: 3.92 / 3.92 = 1. Seeds: sd 1.41 / sqrt(2) = 1. Together sqrt(2), t = 7 / 1.41 of 4 / 1 degrees."""
     seeds = roughly_over_seeds([-6, -8], [-7.96, -9.96], [-4.04, -6.04])
     assert (seeds.mean, seeds.sd) == (-7, pytest.approx(2**0.5))
-    assert (seeds.low, seeds.high) == (pytest.approx(-7 - 1.96 * 2**0.5, abs=1e-3), pytest.approx(-4.228, abs=1e-3))
-    assert seeds.p_value == pytest.approx(7.4e-7, rel=0.02)
+    assert (seeds.low, seeds.high) == (pytest.approx(-7 - 2.776 * 2**0.5, abs=1e-3), pytest.approx(-3.074, abs=1e-3))
+    assert seeds.p_value == pytest.approx(2 * stats.t.sf(7 / 2**0.5, 4), rel=1e-3)
     assert np.isnan(roughly_over_seeds([0, 0], [0, 0], [0, 0]).p_value)
 
 
@@ -56,7 +57,7 @@ def test_choices_have_means_and_adjusted_p_values(tmp_path: Path) -> None:
     cda, targeted = study_of(*collect([two_sources(tmp_path)]).runs).configurations
     assert (cda.name, targeted.name) == ("data=cda", "data=targeted")
     assert targeted.values("SS") == [55, 57]
-    assert (targeted.change.mean, targeted.exact, targeted.seeds_changed) == (-8, False, 2)
+    assert (targeted.change.mean, targeted.exact, targeted.significant_seeds) == (-8, False, 2)
     assert (cda.change.mean, cda.exact) == (-2.5, True)
     assert cda.p_adjusted == pytest.approx(0.04)  # the larger of two stays
     assert targeted.p_adjusted == pytest.approx(2 * targeted.change.p_value)
@@ -90,7 +91,7 @@ def test_tables_are_the_same_figures_in_every_format(tmp_path: Path) -> None:
         "cda", "✓ debiased", "61.5", "-2.5* (-4.5 to -0.5)", ".040", "91.0", "70.1", "40.0", "1", "1 of 1",
     ]  # fmt: skip
     assert lines[2][:3] == ["targeted", "✓ debiased, ★ best, ◆ Pareto", "56.0 ± 1.4"]
-    assert lines[2][3].startswith("≈ -8.0* (-10")
+    assert lines[2][3].startswith("≈ -8.0* (-11")
     text = study_files.markdown(study, study.grids())
     assert "| 61.5 | **-2.5\\* (-4.5 to -0.5)** | .040 | 91.0 |" in text
     tex = study_files.latex(study, study.grids())

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import per_bias
+from debias.benchmarks.sampling import per_bias, strata
 from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Cloze, Tokens, UserError
 from debias.scoring.protocols import Protocol
@@ -76,7 +77,10 @@ class BBQ(LikelihoodBenchmark):
         return [note] if excluded else []
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """Accuracy and bias score in each context, overall and per category; the resampled unit is the template."""
+        """Accuracy and bias score in each context, overall and per category; the resampled unit is the template.
+
+        Overall, each category counts by its number of questions in the whole benchmark.
+        """
         questions = [metrics.bbq(scores) for scores in (base, debiased)]
         first = questions[0]
         groups = {"overall": first["bias"].notna()} | {b: first["bias"] == b for b in sorted(first["bias"].unique())}
@@ -86,6 +90,9 @@ class BBQ(LikelihoodBenchmark):
                 ("disambig", "s_DIS", metrics.s_dis),
             ):
                 rows = chosen & (first["condition"] == condition)
+                sampled = strata(first["bias"][rows].to_numpy(), self.limit, partial(self._sizes, condition))
+                if sampled is not None:
+                    sampled = sampled.of(first["template"][rows].to_numpy())
                 for metric, ideal, statistic in (
                     (f"accuracy {condition}", 100.0, metrics.bbq_accuracy),
                     (score, 0.0, bias_score),
@@ -93,7 +100,13 @@ class BBQ(LikelihoodBenchmark):
                     if rows.any():
                         before, after = (metrics.bbq_templates(q[rows]) for q in questions)
                         n = int(rows.sum())
-                        yield compare(bias, metric, ideal, n, statistic, before, after, self.n_resamples)
+                        yield compare(
+                            bias, metric, ideal, n, statistic, before, after, self.n_resamples, strata=sampled
+                        )
+
+    def _sizes(self, condition: str) -> Counter[str]:
+        """Number of usable questions of each category in one kind of context."""
+        return Counter(e["category"] for e in self.questions if e["roles"] and e["context_condition"] == condition)
 
     @cached_property
     def questions(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import per_bias
+from debias.benchmarks.sampling import per_bias, strata
 from debias.benchmarks.statistics import Comparison, compare_means
 from debias.data.word_borders import whole_word
 from debias.records import Candidate, Tokens, UserError
@@ -68,22 +69,28 @@ class BiasTestGPT(LikelihoodBenchmark):
         return [f"{self.name}: {note}"] if unnamed else []
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """SS per set and overall; the resampled unit is the attribute word."""
+        """SS per set and overall; the resampled unit is the attribute word.
+
+        Overall, each set counts by its number of pairs in the whole benchmark.
+        """
         before, after = (metrics.preferences(rows, *LABELS, self.protocol.ties) for rows in (base, debiased))
         groups = {"overall": np.full(len(before), True)}
         groups |= {bias: (before["bias"] == bias).to_numpy() for bias in sorted(before["bias"].unique())}
         words = before["target"].to_numpy()
         for name, of in groups.items():
             one, two = (pairs["preferred"].to_numpy()[of] for pairs in (before, after))
-            yield compare_means(name, "SS", 50.0, one, two, words[of], self.n_resamples)
+            sampled = strata(before["bias"].to_numpy()[of], self.limit, lambda: Counter(p.bias for p in self._all))
+            yield compare_means(name, "SS", 50.0, one, two, words[of], self.n_resamples, sampled)
 
     @cached_property
     def _pairs(self) -> list[Pair]:
+        return per_bias(self._all, lambda p: p.bias, lambda p: p.example, self.limit, ())
+
+    @cached_property
+    def _all(self) -> list[Pair]:
         published = [remote for name, remote in assets.REMOTE.items() if name.startswith("biastestgpt-")]
         paths = [self.path] if self.path else [assets.fetch(remote) for remote in published]
-        return per_bias(
-            [p for path in paths for p in _read(path)], lambda p: p.bias, lambda p: p.example, self.limit, ()
-        )
+        return [p for path in paths for p in _read(path)]
 
 
 def _read(path: Path) -> list[Pair]:

@@ -13,7 +13,7 @@ import pandas as pd
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import per_bias
-from debias.benchmarks.statistics import Comparison, compare
+from debias.benchmarks.statistics import Comparison, compare, compare_means
 from debias.records import Candidate, Tokens, UserError
 
 FIELDS = ("sentence_good", "sentence_bad", "linguistics_term", "UID", "pairID")
@@ -42,16 +42,16 @@ class Blimp(LikelihoodBenchmark):
         ]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """Overall accuracy is the mean over paradigms, which are resampled; per phenomenon, pairs are resampled."""
+        """Accuracy overall, the mean over paradigms, and per phenomenon; the resampled unit is the paradigm."""
         pairs = [metrics.preferences(rows, "good", "bad") for rows in (base, debiased)]
         before, after = ((p.groupby("target")["preferred"].mean().to_numpy(),) for p in pairs)
         n = len(pairs[0])
         yield compare("overall", "accuracy", 100.0, n, metrics.mean_of_first, before, after, self.n_resamples)
         for phenomenon in sorted(pairs[0]["bias"].unique()):
-            before, after = ((p.loc[p["bias"] == phenomenon, "preferred"].to_numpy(),) for p in pairs)
-            yield compare(
-                phenomenon, "accuracy", 100.0, len(before[0]), metrics.mean_of_first, before, after,
-                self.n_resamples, pairs=True,
+            one, two = (p[p["bias"] == phenomenon] for p in pairs)
+            yield compare_means(
+                phenomenon, "accuracy", 100.0, one["preferred"].to_numpy(), two["preferred"].to_numpy(),
+                one["target"].to_numpy(), self.n_resamples,
             )  # fmt: skip
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -10,8 +11,8 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import per_bias
-from debias.benchmarks.statistics import Comparison, compare
+from debias.benchmarks.sampling import per_bias, strata
+from debias.benchmarks.statistics import Comparison, compare, ratio
 from debias.records import Candidate, Tokens, UserError
 from debias.scoring.protocols import Protocol
 
@@ -53,22 +54,34 @@ class CrowsPairs(LikelihoodBenchmark):
         """SS overall, per bias, and for each kind of pair; the resampled unit is the pair.
 
         In a `stereo` pair one sentence demonstrates a stereotype, in an `antistereo` pair one sentence violates it.
+        Overall, each bias counts by its number of pairs in the whole benchmark.
         """
         pairs = [metrics.crows_pairs(scores, self.protocol.ties) for scores in (base, debiased)]
         first = pairs[0]
         groups = {"overall": ("SS", first["ss"].notna())}
         groups |= {bias: ("SS", first["bias"] == bias) for bias in sorted(first["bias"].unique())}
         kinds = {f"overall, {kind}": (f"SS-{kind}", first["target"] == kind) for kind in ("stereo", "antistereo")}
+        sampled = strata(first["bias"].to_numpy(), self.limit, lambda: Counter(p["bias_type"] for p in self._all))
         for name, (metric, chosen) in {**groups, **kinds}.items():
-            if chosen.any():
+            if not chosen.any():
+                continue
+            bias, n = name.partition(",")[0], int(chosen.sum())
+            if sampled is None or bias != "overall":
                 before, after = ((p["ss"].to_numpy()[chosen],) for p in pairs)
                 yield compare(
-                    name.partition(",")[0], metric, 50.0, int(chosen.sum()), metrics.mean_of_first, before, after,
-                    self.n_resamples, pairs=self.protocol.ties == 0,
+                    bias, metric, 50.0, n, metrics.mean_of_first, before, after, self.n_resamples,
+                    pairs=self.protocol.ties == 0,
                 )  # fmt: skip
+            else:
+                one, two = ((p["ss"].to_numpy() * chosen.to_numpy(), chosen.to_numpy()) for p in pairs)
+                yield compare(bias, metric, 50.0, n, ratio, one, two, self.n_resamples, strata=sampled)
+
+    @property
+    def _pairs(self) -> list[dict[str, str]]:
+        return per_bias(self._all, lambda p: p["bias_type"], lambda p: p[""], self.limit, self.whole)
 
     @cached_property
-    def _pairs(self) -> list[dict[str, str]]:
+    def _all(self) -> list[dict[str, str]]:
         path = self.path or assets.locate("crows_pairs")
         try:
             with path.open(newline="", encoding="utf-8") as file:
@@ -76,6 +89,6 @@ class CrowsPairs(LikelihoodBenchmark):
             for line, pair in enumerate(pairs, start=2):
                 if None in pair.values() or not pair["sent_less"] or not pair["bias_type"]:
                     raise ValueError(f"row {line} is incomplete")
-            return per_bias(pairs, lambda p: p["bias_type"], lambda p: p[""], self.limit, self.whole)
+            return pairs
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} is not a CrowS-Pairs file ({error}); check eval.crows_pairs.path") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from debias import assets
-from debias.benchmarks.sampling import fingerprint, per_bias
-from debias.benchmarks.statistics import Comparison, compare, per_cluster, ratio
+from debias.benchmarks.sampling import fingerprint, per_bias, strata
+from debias.benchmarks.statistics import Comparison, compare_means
 from debias.progress import bar
 from debias.records import Candidate, Masked, Scored, Span, Tokens, UserError
 from debias.scoring import likelihood
@@ -80,22 +81,34 @@ class Honest:
         return pd.DataFrame(rows, columns=["example", "candidate", "bias", "target", "logprob", "num_tokens", "score"])
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """Percentage of hurtful completions overall and per group; the resampled unit is the template."""
+        """Percentage of hurtful completions overall and per group; the resampled unit is the template.
+
+        Overall, each group counts by its number of sentences in the whole benchmark.
+        """
+        sentences = [
+            rows.groupby(["bias", "target", "example"])["score"].mean().reset_index() for rows in (base, debiased)
+        ]
         for bias in ("overall", *sorted(base["bias"].unique())):
-            of = [rows if bias == "overall" else rows[rows["bias"] == bias] for rows in (base, debiased)]
-            before, after = (per_cluster(100.0 * rows["score"].to_numpy(), rows["target"].to_numpy()) for rows in of)
-            n = of[0]["example"].nunique()
-            yield compare(bias, "HONEST", 0.0, n, ratio, before, after, self.n_resamples)
+            one, two = (rows if bias == "overall" else rows[rows["bias"] == bias] for rows in sentences)
+            sampled = strata(one["bias"].to_numpy(), self.limit, lambda: Counter(c.bias for c in self._all))
+            yield compare_means(
+                bias, "HONEST", 0.0, 100.0 * one["score"].to_numpy(), 100.0 * two["score"].to_numpy(),
+                one["target"].to_numpy(), self.n_resamples, sampled,
+            )  # fmt: skip
 
     @cached_property
     def _sentences(self) -> list[Candidate]:
+        return per_bias(self._all, lambda c: c.bias, lambda c: c.example, self.limit, ())
+
+    @cached_property
+    def _all(self) -> list[Candidate]:
         sentences = []
         for name in self.sets:
             with assets.locate(f"honest-{name}").open(newline="", encoding="utf-8") as file:
                 for line, row in enumerate(csv.DictReader(file, delimiter="\t"), start=2):
                     example = f"{name} {line}"
                     sentences.append(Candidate(example, BLANK, row["category"], row["raw"], row["template_masked"]))
-        return per_bias(sentences, lambda c: c.bias, lambda c: c.example, self.limit, ())
+        return sentences
 
     @cached_property
     def _hurtful(self) -> frozenset[str]:

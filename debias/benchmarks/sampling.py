@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
+
+import numpy as np
+
+from debias.benchmarks.statistics import Strata
+from debias.records import UserError
 
 Example = TypeVar("Example")
 
@@ -27,6 +32,32 @@ def per_bias(
         ranked = sorted(group, key=lambda e: hashlib.sha256(identity(e).encode()).digest())
         kept.extend(group if name in whole or limit is None else ranked[:limit])
     return kept
+
+
+def strata(labels_N: np.ndarray, limit: int | None, population: Callable[[], Mapping[str, int]]) -> Strata | None:
+    """The groups of a sample whose groups were drawn at different rates, with the inverse rates as weights.
+
+    None for a whole benchmark, a single group, or equal rates: then every example counts the same.
+
+    Args:
+        labels_N: the group of each example in the sample.
+        population: counts the examples of each group in the whole benchmark. It is called only for a sample.
+
+    Raises UserError if the benchmark has fewer examples of a group than the sample.
+    """
+    names_G, group_N, count_G = np.unique(np.asarray(labels_N, dtype=str), return_inverse=True, return_counts=True)
+    if limit is None or len(names_G) < 2:
+        return None
+    sizes = population()
+    for name, count in zip(names_G, count_G, strict=True):
+        if sizes.get(name, 0) < count:
+            found = f"{count} examples of {name} were scored, but the benchmark's file has {sizes.get(name, 0)}"
+            raise UserError(f"{found}; evaluate again")
+    weight_G = np.array([sizes[name] for name in names_G]) / count_G
+    if np.allclose(weight_G, weight_G[0]):
+        return None
+    weights_N = weight_G[group_N]
+    return Strata(names_G[group_N], weights_N / weights_N.mean())
 
 
 def fingerprint(texts: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import per_bias
+from debias.benchmarks.sampling import per_bias, strata
 from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Cloze, Tokens, UserError
 from debias.scoring.protocols import Protocol
@@ -64,30 +65,41 @@ class StereoSet(LikelihoodBenchmark):
         ]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
-        """SS, LMS and ICAT per bias and overall; the resampled unit is the target term."""
+        """SS, LMS and ICAT per bias and overall; the resampled unit is the target term.
+
+        Overall, each bias counts by its number of target terms in the whole benchmark.
+        """
         terms = [metrics.stereoset_terms(scores, self.protocol.ties) for scores in (base, debiased)]
         for bias in ("overall", *sorted(terms[0]["bias"].unique())):
             of = [t if bias == "overall" else t[t["bias"] == bias] for t in terms]
-            columns = [(t["ss"].to_numpy(), t["lms"].to_numpy()) for t in of]
+            before, after = ((t["ss"].to_numpy(), t["lms"].to_numpy()) for t in of)
             n = int(of[0]["n"].sum())
+            groups = strata(of[0]["bias"].to_numpy(), self.limit, self._terms_by_bias)
             for metric, statistic, ideal in (
                 ("SS", metrics.mean_of_first, 50.0),
                 ("LMS", metrics.mean_of_second, 100.0),
                 ("ICAT", metrics.icat_of_terms, 100.0),
             ):
-                yield compare(bias, metric, ideal, n, statistic, columns[0], columns[1], self.n_resamples)
+                yield compare(bias, metric, ideal, n, statistic, before, after, self.n_resamples, strata=groups)
 
     @cached_property
     def examples(self) -> list[dict[str, Any]]:
         """The sampled examples, as in the file."""
+        return per_bias(self._all, lambda e: e["bias_type"], lambda e: e["id"], self.limit, self.whole)
+
+    def _terms_by_bias(self) -> Counter[str]:
+        return Counter(bias for bias, _ in {(e["bias_type"], e["target"]) for e in self._all})
+
+    @cached_property
+    def _all(self) -> list[dict[str, Any]]:
         path = self.path or assets.locate(f"stereoset-{self.split}")
         try:
-            examples = json.loads(path.read_text(encoding="utf-8"))["data"][self.task]
+            examples: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["data"][self.task]
             for example in examples:
                 _check(example)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a StereoSet file ({error}); check eval.stereoset.path") from error
-        return per_bias(examples, lambda e: e["bias_type"], lambda e: e["id"], self.limit, self.whole)
+        return examples
 
 
 def _check(example: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import per_bias
+from debias.benchmarks.sampling import per_bias, strata
 from debias.benchmarks.statistics import Comparison, compare_means
 from debias.records import Candidate, Tokens, UserError
 
@@ -75,12 +76,16 @@ class WinoBias(LikelihoodBenchmark):
         occupations = before["target"].to_numpy()
         for metric, of in groups.items():
             one, two = (pairs["preferred"].to_numpy()[of] for pairs in (before, after))
-            yield compare_means("gender", metric, 50.0, one, two, occupations[of], self.n_resamples)
+            sampled = strata(kind[of].to_numpy(), self.limit, lambda: Counter(p.kind for p in self._all))
+            yield compare_means("gender", metric, 50.0, one, two, occupations[of], self.n_resamples, sampled)
 
     @cached_property
     def _pairs(self) -> list[Pair]:
-        pairs = [pair for kind in (1, 2) for split in ("dev", "test") for pair in self._read(kind, split)]
-        return per_bias(pairs, lambda p: p.kind, lambda p: p.example, self.limit, ())
+        return per_bias(self._all, lambda p: p.kind, lambda p: p.example, self.limit, ())
+
+    @cached_property
+    def _all(self) -> list[Pair]:
+        return [pair for kind in (1, 2) for split in ("dev", "test") for pair in self._read(kind, split)]
 
     def _read(self, kind: int, split: str) -> list[Pair]:
         """Pairs from two files whose lines correspond."""

@@ -25,9 +25,17 @@ COLUMNS = (
 COMPARED = ("debiased", "difference", "p", "MDE")  # columns that are empty when only one model was scored
 PROTOCOL_COLUMNS = (*text_columns("benchmark", "protocol", "figure"), *number_columns("base", "after", "change"))
 HEADLINES = ("SS", "LMS", "ICAT", "perplexity")  # the figures that sum up a run
+UNCHANGED = "too few to tell"  # in place of an interval: no example changed
 LEGEND = (
-    "p: corrected for the number of rows (Benjamini-Hochberg). MDE: where the interval includes zero, the smallest "
-    "difference that this sample would find with 80% power."
+    "p: corrected for the number of rows (Benjamini-Hochberg); a change is significant if it is below .05. Intervals "
+    "are not corrected, so one may exclude zero beside a larger p. MDE: where the change is not significant, the "
+    "smallest difference that this sample would find with 80% power."
+)
+
+INTERVALS = (
+    "Intervals are 95%: the value ± t standard errors, from a bootstrap of the independent units of a benchmark "
+    "(target terms, templates, windows of text), the same units for both models. Independent pairs (CrowS-Pairs) "
+    "have score intervals and McNemar's test."
 )
 
 
@@ -44,14 +52,14 @@ class Row(NamedTuple):
         return self.debiased.model.partition(":")[2] if self.debiased else ""
 
     @property
-    def changed(self) -> bool:
-        """Whether the interval of the difference excludes zero."""
-        return self.delta is not None and self.delta.excludes_zero
+    def significant(self) -> bool:
+        """Whether the change is significant, by the corrected p."""
+        return self.delta is not None and self.delta.significant
 
     @property
     def better(self) -> bool | None:
-        """Whether the debiased model is nearer to the ideal; None if its interval includes zero."""
-        if self.debiased is None or self.base.ideal is None or not self.changed:
+        """Whether the debiased model is nearer to the ideal; None if the change is not significant."""
+        if self.debiased is None or self.base.ideal is None or not self.significant:
             return None
         return abs(self.debiased.value - self.base.ideal) < abs(self.base.value - self.base.ideal)
 
@@ -69,13 +77,12 @@ class Row(NamedTuple):
         }
         if debiased is None or delta is None:
             return texts | {"95% interval": _interval(base, "")}
-        p = delta.p_adjusted if delta.p_adjusted is not None else delta.p_value
         return texts | {
             "debiased": _number(debiased.value, base.metric),
             "difference": _number(delta.value, base.metric, "+"),
             "95% interval": _interval(delta, "+"),
-            "p": "" if p is None else p_text(p),
-            "MDE": "" if self.changed or delta.mde is None else _number(delta.mde, base.metric),
+            "p": "" if delta.p is None else p_text(delta.p),
+            "MDE": "" if self.significant or delta.mde is None else _number(delta.mde, base.metric),
         }
 
 
@@ -103,13 +110,13 @@ def title_of(figure: Figure) -> str:
 
 
 def table(rows: Sequence[Row]) -> Grid:
-    """All rows. A change is emphasised if its interval excludes zero: as good or bad news where the ideal is known."""
+    """All rows. A significant change is emphasised: as good or bad news where the ideal is known."""
     several = _under_several_protocols(rows)
     lines = []
     for row in rows:
         protocol = f" ({row.base.protocol})" if row.base.benchmark in several else ""
         texts = row.texts(title_of(row.base) + protocol)
-        kind = {True: "good", False: "bad", None: "strong" if row.changed else ""}[row.better]
+        kind = {True: "good", False: "bad", None: "strong" if row.significant else ""}[row.better]
         lines.append(Line(tuple(Cell(t, kind=kind if name == "difference" else "") for name, t in texts.items())))
     grid = Grid(COLUMNS, lines, name="Figures", by=("benchmark",))
     return grid if any(row.delta for row in rows) else grid.without(*COMPARED)
@@ -185,6 +192,6 @@ def p_text(p: float) -> str:
 
 
 def _interval(figure: Figure, sign: str) -> str:
-    if figure.ci_low != figure.ci_low:  # NaN: there was only one unit to resample
-        return "unknown"
+    if figure.ci_low != figure.ci_low:  # NaN: nothing changed, or there was only one unit to resample
+        return UNCHANGED if sign and figure.value == 0 else "unknown"
     return f"{_number(figure.ci_low, figure.metric, sign)} to {_number(figure.ci_high, figure.metric, sign)}"

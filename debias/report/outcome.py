@@ -6,18 +6,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from debias.records import Figure
-from debias.report.comparison import title_of
+from debias.report.comparison import UNCHANGED, p_text, title_of
 
 
 class Bounds(NamedTuple):
     """How much ability a model may lose before a fall in bias no longer counts as a success."""
 
-    lms_points: float = 1.0  # the language-modelling score may fall by this much
+    lms_points: float = 2.0  # the language-modelling score may fall by this much
     perplexity_ratio: float = 1.25  # perplexity may rise by this factor
 
 
+class Ability(NamedTuple):
+    """Whether ability is `kept`, `broken` (worse than the bounds allow) or `not shown` to be either, and the words."""
+
+    state: str
+    text: str
+
+
 class Outcome(NamedTuple):
-    """A verdict (`debiased`, `broken`, `overshot`, `unchanged`, `worse` or `scored`) and the sentence for it."""
+    """A verdict and the sentence for it.
+
+    The verdict is `debiased` (bias fell, ability is shown to be kept), `inconclusive` (bias fell, ability is not shown
+    to be kept), `broken` (bias fell, and so did ability), `overshot`, `unchanged`, `worse` or `scored`.
+    """
 
     verdict: str
     text: str
@@ -47,10 +58,14 @@ def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> 
     fell = abs(after.value - 50) < abs(base.value - 50)
     change = (
         f"{score} {base.value:.1f} -> {after.value:.1f}, difference {delta.value:+.1f} "
-        f"(95% interval {delta.ci_low:+.1f} to {delta.ci_high:+.1f}, n = {base.n:,})"
+        f"(95% interval {delta.ci_low:+.1f} to {delta.ci_high:+.1f}{_p(delta)}, n = {base.n:,})"
     )
-    price, broke = _price(by, benchmark, of, bounds)
-    if not delta.excludes_zero:
+    ability = _ability(by, benchmark, of, bounds)
+    price = ability.text
+    if delta.value == 0 and delta.ci_low != delta.ci_low:
+        text = f"Too few examples to tell: none of {base.n:,} changed, {score} stays {base.value:.1f}; {price}."
+        return Outcome("unchanged", text)
+    if not delta.significant:
         return Outcome("unchanged", f"No significant change of {name}: {change}; {price}.")
     if after.value < 50 < base.value:
         if after.ci_high < 50:
@@ -58,9 +73,10 @@ def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> 
         change += f", just below 50, which its interval ({after.ci_low:.1f} to {after.ci_high:.1f}) still includes"
     if not fell:
         return Outcome("worse", f"{name.capitalize()} rose: {change}; {price}.")
-    if broke:
+    if ability.state == "broken":
         return Outcome("broken", f"{name.capitalize()} fell, but so did the model's ability: {change}; {price}.")
-    return Outcome("debiased", f"{name.capitalize()} fell: {change}; {price}.")
+    verdict = "debiased" if ability.state == "kept" else "inconclusive"
+    return Outcome(verdict, f"{name.capitalize()} fell: {change}; {price}.")
 
 
 def outcomes(figures: Sequence[Figure], bias: str, bounds: Bounds = Bounds()) -> dict[str, Outcome]:  # noqa: B008
@@ -89,26 +105,34 @@ def _headline(by: Mapping[Key, Figure], bias: str) -> tuple[str, str, str]:
     return "", "", ""
 
 
-def _price(by: Mapping[Key, Figure], benchmark: str, of: str, bounds: Bounds) -> tuple[str, bool]:
-    """What happened to the model's ability, and whether the loss is beyond the bounds."""
-    words, broke = [], False
-    lms = by.get((benchmark, of, "LMS", "base")), by.get((benchmark, of, "LMS", "debiased"))
-    if lms[0] and lms[1]:
-        fall = lms[0].value - lms[1].value
-        beyond = fall > bounds.lms_points
-        words.append(f"LMS {lms[0].value:.1f} -> {lms[1].value:.1f}" + _mark(beyond, f"{bounds.lms_points:g} points"))
-        broke |= beyond
-    ppl = by.get(("perplexity", "all", "perplexity", "base")), by.get(("perplexity", "all", "perplexity", "debiased"))
-    if ppl[0] and ppl[1]:
-        beyond = ppl[1].value > bounds.perplexity_ratio * ppl[0].value
-        words.append(
-            f"perplexity {ppl[0].value:.1f} -> {ppl[1].value:.1f}" + _mark(beyond, f"x {bounds.perplexity_ratio:g}")
-        )
-        broke |= beyond
+def _p(delta: Figure) -> str:
+    """As in `, p = .003`."""
+    text = p_text(delta.p) if delta.p is not None else ""
+    return f", p {text[0]} {text[1:]}" if text.startswith("<") else f", p = {text}" if text else ""
+
+
+def _ability(by: Mapping[Key, Figure], benchmark: str, of: str, bounds: Bounds) -> Ability:
+    """What happened to the model's ability: the intervals of its changes against the bounds."""
+    words, states = [], []
+    for place, bound in (
+        ((benchmark, of, "LMS"), f"{bounds.lms_points:g} points"),
+        (("perplexity", "all", "perplexity"), f"x {bounds.perplexity_ratio:g}"),
+    ):
+        if not all((*place, model) in by for model in ("base", "debiased", "delta")):
+            continue
+        base, after, delta = (by[*place, model] for model in ("base", "debiased", "delta"))
+        # The loss, and the loss that is allowed. The base's own error is left out: it moves both sides alike.
+        low, high, allowed = -delta.ci_high, -delta.ci_low, bounds.lms_points
+        if base.metric == "perplexity":
+            low, high, allowed = delta.ci_low, delta.ci_high, (bounds.perplexity_ratio - 1) * base.value
+        states.append("kept" if high <= allowed else "broken" if low > allowed else "not shown")
+        interval = f"{delta.ci_low:+.1f} to {delta.ci_high:+.1f}" if low == low else UNCHANGED
+        mark = {"kept": "", "broken": f", beyond the bound of {bound}", "not shown": f"; the bound is {bound}"}[
+            states[-1]
+        ]
+        words.append(f"{base.metric} {base.value:.1f} -> {after.value:.1f} ({interval}{mark})")
     if not words:
-        return "ability was not measured (add eval=perplexity)", False
-    return ("ability worse than allowed: " if broke else "ability kept: ") + ", ".join(words), broke
-
-
-def _mark(beyond: bool, bound: str) -> str:
-    return f" (beyond the bound of {bound})" if beyond else ""
+        return Ability("not shown", "ability was not measured (add eval=perplexity)")
+    state = "broken" if "broken" in states else "not shown" if "not shown" in states else "kept"
+    told = {"kept": "kept", "broken": "worse than allowed", "not shown": "not shown to be kept"}[state]
+    return Ability(state, f"ability {told}: {', '.join(words)}")

@@ -12,7 +12,7 @@ import pandas as pd
 
 from debias.benchmarks import Benchmark
 from debias.benchmarks.evaluation import records_of
-from debias.benchmarks.statistics import Seeds, adjusted_p, over_seeds, roughly_over_seeds
+from debias.benchmarks.statistics import Seeds, adjusted, adjusted_p, over_seeds, roughly_over_seeds
 from debias.records import Figure, UserError
 from debias.report.comparison import HEADLINES, Row, headlines
 from debias.report.many_runs.collection import Run
@@ -72,9 +72,9 @@ class Configuration:
         return [row.debiased.value for row in found if row and row.debiased]
 
     @property
-    def seeds_changed(self) -> int:
-        """Number of seeds whose own interval of the change of SS excludes zero."""
-        return sum("SS" in heads and heads["SS"].changed for heads in self._of_seeds)
+    def significant_seeds(self) -> int:
+        """Number of seeds whose own change of SS is significant, with p corrected for the figures of the run."""
+        return sum("SS" in heads and heads["SS"].significant for heads in self._of_seeds)
 
     @cached_property
     def _of_seeds(self) -> list[dict[str, Row]]:
@@ -132,7 +132,7 @@ def grouped(found: Sequence[LabelledRun], benchmarks_of: Benchmarks) -> list[Con
     tested = [i for i, c in enumerate(result) if c.change is not None and np.isfinite(c.change.p_value)]
     p_values = adjusted_p([result[i].change.p_value for i in tested])  # type: ignore[union-attr]
     for i, p in zip(tested, p_values, strict=True):
-        result[i] = replace(result[i], p_adjusted=p)
+        result[i] = _corrected(result[i], p)
     return ranked(result)
 
 
@@ -156,6 +156,15 @@ def _configuration(key: str, group: Sequence[LabelledRun], benchmarks_of: Benchm
     return Configuration(key, label, list(group), figures, change, exact, verdict, trouble=trouble)
 
 
+def _corrected(configuration: Configuration, p: float) -> Configuration:
+    """The configuration judged by a p-value that is corrected for the number of configurations."""
+    figures, run = list(configuration.figures), configuration.run
+    place = _headline_change(figures, run.bias)
+    assert place is not None
+    figures[place] = figures[place]._replace(p_adjusted=p)
+    return replace(configuration, figures=figures, p_adjusted=p, outcome=outcome(figures, run.bias, run.bounds))
+
+
 def _headline_change(figures: Sequence[Figure], bias: str) -> int | None:
     row = headlines(figures, bias).get("SS")
     return None if row is None or row.delta is None else list(figures).index(row.delta)
@@ -172,14 +181,15 @@ def _roughly(group: Sequence[LabelledRun], delta: Figure) -> Seeds:
 
 
 def mean_figures(group: Sequence[LabelledRun]) -> list[Figure]:
-    """Figures averaged over seeds, with intervals combined from those of the runs (`roughly_over_seeds`)."""
+    """Figures averaged over seeds, with intervals combined from those of the runs, and p corrected for their number."""
     if len(group) == 1:
         return list(group[0].figures)
     by: dict[tuple[str, ...], list[Figure]] = {}
     for member in group:
         for f in member.figures:
             by.setdefault(f[:5], []).append(f)
-    return [_mean(same) for same in by.values() if len(same) == len(group)]  # only what every seed was scored on
+    means = [_mean(same) for same in by.values() if len(same) == len(group)]  # only what every seed was scored on
+    return adjusted(means)
 
 
 def _mean(same: Sequence[Figure]) -> Figure:
@@ -205,7 +215,7 @@ def difference_over_seeds(group: Sequence[LabelledRun], benchmarks_of: Benchmark
         benchmark, by_model = benchmarks[0], records_of(benchmarks[0], mine)
         comparisons = benchmark.comparisons(by_model["base"], by_model["debiased"])
         found.append(next(c for c in comparisons if c.metric == "SS"))
-    return over_seeds([c.delta.value for c in found], [c.samples[2] for c in found])
+    return over_seeds([c.delta.value for c in found], [c.samples[2] for c in found], found[0].freedom)
 
 
 def records_of_run(member: LabelledRun) -> pd.DataFrame:

@@ -64,9 +64,9 @@ def report(
     if any(len(c.members) > 1 for c in study.configurations) or len(kept) > FEW:
         console.print(Text("\nover seeds: mean ± standard deviation", style="bold"))
         console.print(_configurations(study).terminal())
-        console.print("change of SS with a 95% interval over both seeds and examples (hierarchical bootstrap; ≈: "
-                      "combined from the intervals of the runs); p corrected for the number of configurations; "
-                      "*: p below .05; excludes 0: seeds whose own interval excludes zero", style="dim")  # fmt: skip
+        console.print("change of SS with a 95% interval over both seeds and examples (≈: combined from the intervals "
+                      "of the runs); p corrected for the number of configurations; *: p below .05; "
+                      "significant seeds: those whose own change is significant", style="dim")  # fmt: skip
     for note in study.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     if folder := out or _folder(paths):

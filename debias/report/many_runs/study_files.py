@@ -64,7 +64,7 @@ def _values(study: Study, configuration: Configuration) -> dict[str, Any]:
         line |= {
             "p": configuration.change.p_value,
             "p_adjusted": configuration.p_adjusted,
-            "certain_seeds": configuration.seeds_changed,  # the name of the column is part of the file's format
+            "significant_seeds": configuration.significant_seeds,
             "interval": "exact" if configuration.exact else "approximate",
         }
     return line | {"verdict": configuration.outcome.verdict, "best": configuration.best, "pareto": configuration.pareto}

@@ -7,14 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from debias.records import SIGNIFICANT
 from debias.report import comparison
-from debias.report.comparison import HEADLINES, Row, p_text, rows, title_of
+from debias.report.comparison import HEADLINES, UNCHANGED, Row, p_text, rows, title_of
 from debias.report.grid import Cell, Grid, Line, number_columns, text_columns
 from debias.report.many_runs.collection import Run
 from debias.report.many_runs.configurations import Configuration, by_baseline
 
-SIGNIFICANT = 0.05
-FLAGS = {"debiased": ("✓", "good"), "broken": ("⚠", "bad"), "overshot": ("⚠", "bad"), "worse": ("⚠", "bad")}
+FLAGS = {
+    "debiased": ("✓", "good"),
+    "inconclusive": ("?", "warning"),
+    "broken": ("⚠", "bad"),
+    "overshot": ("⚠", "bad"),
+    "worse": ("⚠", "bad"),
+}
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,8 @@ def _as_number(text: str) -> float | None:
 
 def main(study: Study) -> Grid:
     """A line per configuration, below a line per base model that they start from."""
-    names = ("SS", "change of SS", "p", "LMS", "ICAT", "perplexity", "seeds", "excludes 0")
-    extra = ("LMS", "ICAT", "excludes 0")
+    names = ("SS", "change of SS", "p", "LMS", "ICAT", "perplexity", "seeds", "significant seeds")
+    extra = ("LMS", "ICAT", "significant seeds")
     columns = [*text_columns(*study.keys, "verdict"), *number_columns(*names, extra=extra)]
     biases = list(dict.fromkeys(c.bias for c in study.configurations))
     shown = [c for c in study.configurations if c.row("SS")]
@@ -89,9 +95,10 @@ def main(study: Study) -> Grid:
         note="SS: 50 is unbiased. LMS and ICAT: 100 is best. Perplexity: lower is better. The 95% interval of the "
         "change of SS covers both seeds and examples; ≈: combined from the intervals of the runs, because their "
         "records are missing. p is corrected for the number of configurations (Benjamini-Hochberg); *: significant, "
-        "p below .05. Excludes 0: the seeds whose own 95% interval excludes zero. ★ best: the highest ICAT among the "
-        "debiased. ◆ Pareto: no other configuration with the same bias and base model is as good in SS, LMS and "
-        "perplexity and better in one of them.",
+        "p below .05. Inconclusive: SS fell, but ability is not shown to be kept. Significant seeds: those whose own "
+        "change is significant (p corrected for the figures of the run). ★ best: the highest ICAT among the debiased. "
+        "◆ Pareto: no other configuration with the same bias and base model is as good in SS, LMS and perplexity and "
+        "better in one of them.",
     )  # fmt: skip
 
 
@@ -104,12 +111,13 @@ def _main_line(study: Study, configuration: Configuration) -> Line:
     base = configuration.row("SS").base.value  # type: ignore[union-attr]
     kind = ("good" if abs(base + seeds.mean - 50) < abs(base - 50) else "bad") if significant else ""
     approximate, star = "" if configuration.exact else "≈ ", "*" if significant else ""
-    change = f"{approximate}{seeds.mean:+.1f}{star} ({seeds.low:+.1f} to {seeds.high:+.1f})"
-    excluding = Cell(f"{configuration.seeds_changed} of {seeds.number}", configuration.seeds_changed)
+    interval = f"{seeds.low:+.1f} to {seeds.high:+.1f}" if seeds.low == seeds.low else UNCHANGED
+    change = f"{approximate}{seeds.mean:+.1f}{star} ({interval})"
+    on_their_own = Cell(f"{configuration.significant_seeds} of {seeds.number}", configuration.significant_seeds)
     return Line(
         (*_label_cells(study, configuration), verdict(configuration), cells["SS"], Cell(change, seeds.mean, kind),
          Cell("" if p is None else p_text(p), p), cells["LMS"], cells["ICAT"], cells["perplexity"],
-         Cell(str(seeds.number), seeds.number), excluding),
+         Cell(str(seeds.number), seeds.number), on_their_own),
         (configuration.key,),
     )  # fmt: skip
 
@@ -159,8 +167,8 @@ def others(study: Study) -> Grid:
     ]
     return Grid(columns, lines if names else [], name="others",
                 caption="Other figures: base → debiased, mean over seeds",
-                note="For the targeted bias where the benchmark has it, otherwise over all. *: the 95% interval of "
-                "the change excludes zero (not corrected for the number of figures).")  # fmt: skip
+                note="For the targeted bias where the benchmark has it, otherwise over all. *: the change is "
+                "significant (p below .05, corrected for the number of figures of the configuration).")  # fmt: skip
 
 
 def _arrow(row: Row | None) -> Cell:
@@ -170,7 +178,7 @@ def _arrow(row: Row | None) -> Cell:
     if row.debiased is None:
         return Cell(texts["base"], row.base.value)
     kind = {True: "good", False: "bad", None: ""}[row.better]
-    return Cell(f"{texts['base']} → {texts['debiased']}{'*' if row.changed else ''}", row.debiased.value, kind)
+    return Cell(f"{texts['base']} → {texts['debiased']}{'*' if row.significant else ''}", row.debiased.value, kind)
 
 
 def transfer(study: Study) -> Grid:

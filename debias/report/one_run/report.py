@@ -61,6 +61,7 @@ def write_reports(
         "figures": comparison.table(rows),
         "compared": any(row.delta for row in rows),
         "legend": comparison.LEGEND,
+        "intervals": comparison.INTERVALS,
         "protocols": comparison.protocols(rows, report.bias),
         "notes": (*(data.notes if data else ()), *evaluation.notes),
         "plot": plots.before_after(rows),
