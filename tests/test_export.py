@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from debias.cli import main
 from debias.jobs import export
 from debias.models import adapter as adapters
+from debias.models.base import LOADERS, Base
 from debias.records import Figure, UserError
 from debias.report.one_run import bias_card
 
@@ -52,10 +54,10 @@ def test_only_names_of_the_hub_are_linked_as_base(base: str, known: bool) -> Non
     assert (bias_card.metadata([], base, "gender", "lora", "causal").base_model is not None) is known
 
 
-def saved(tmp_path: Path, name: str, column: str = "GPT-2") -> tuple[Path, list[torch.Tensor]]:
+def saved(tmp_path: Path, name: str, column: str = "GPT-2", **keys: Any) -> tuple[Path, list[torch.Tensor]]:
     """A trained adapter in a folder, and the logits it gives."""
     base = base_of(column)
-    model = trained(base, config_of(name), tmp_path)
+    model = trained(base, config_of(name, **keys), tmp_path)
     head = bias_card.metadata(FIGURES, base.name, "gender", name, base.kind).to_yaml()
     (tmp_path / "adapter/README.md").write_text(
         f"---\n{head}\n---\n# Debiasing adapter for X\n\n```python\nfrom peft import PeftModel\n```\n\nSome text.\n"
@@ -92,6 +94,92 @@ def test_what_cannot_be_merged_is_told_in_one_line(tmp_path: Path, name: str, re
     assert not list(tmp_path.glob("*merged*"))
 
 
+EMBEDDINGS = {"GPT-2": ("wte", "lm_head"), "BERT": ("word_embeddings", "decoder")}  # of one weight in the base
+TIED: dict[str, tuple[str, Callable[[str, str], dict[str, Any]]]] = {
+    "neither": ("lora", lambda words, head: {}),
+    "head": ("lora", lambda words, head: {"target_modules": [head]}),
+    "words": ("lora", lambda words, head: {"target_modules": [words]}),
+    "both": ("lora", lambda words, head: {"target_modules": [words, head]}),
+    "trained head": ("lora", lambda words, head: {"modules_to_save": [head]}),
+    "trained words": ("lora", lambda words, head: {"modules_to_save": [words]}),
+    "dora": ("dora", lambda words, head: {"target_modules": [words, head]}),
+    "rslora": ("lora", lambda words, head: {"target_modules": [head], "use_rslora": True}),
+    "ia3": ("ia3", lambda words, head: {"target_modules": [head], "feedforward_modules": []}),
+    "copies": ("ln_tuning", lambda words, head: {"target_modules": [words]}),
+    "full": ("full", lambda words, head: {}),
+}
+
+
+@pytest.mark.parametrize("column", EMBEDDINGS)
+@pytest.mark.parametrize("case", TIED)
+def test_tied_weights_are_untied_where_merging_changes_one_of_them(tmp_path: Path, case: str, column: str) -> None:
+    """PEFT merges into the shared tensor: what the adapter does to one module would happen to both."""
+    name, keys = TIED[case]
+    folder, expected = saved(tmp_path, name, column, **keys(*EMBEDDINGS[column]))
+    difference = export.merge(export.planned(str(folder), merge=True, folder=None, repo=None), base_of(column))
+    assert difference < 1e-4
+    alone = LOADERS[base_of(column).kind].from_pretrained(tmp_path / "adapter-merged").eval()
+    for a, b in zip(expected, logits(alone, base_of(column).kind), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    words, output = (f().weight for f in (alone.get_input_embeddings, alone.get_output_embeddings))
+    # BERT's head has a bias that it shares with its output layer; `full` trains the output layer's alone.
+    assert (words is output) is (case == "neither" or (case, column) == ("full", "GPT-2"))
+
+
+def test_trained_embeddings_of_single_tokens_are_merged(tmp_path: Path) -> None:
+    folder, expected = saved(tmp_path, "lora", trainable_token_indices=[5, 7])
+    export.merge(export.planned(str(folder), merge=True, folder=None, repo=None), base_of("GPT-2"))
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter-merged").eval()
+    for a, b in zip(expected, logits(alone, "causal"), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_a_merged_model_that_answers_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tied again by force, as it was once, the output layer loses what the adapter did to it."""
+    folder, _ = saved(tmp_path, "lora", target_modules=["lm_head"])
+    monkeypatch.setattr(export.Ties, "restore", lambda ties, model: model.set_output_embeddings(ties_of(model)))
+    with pytest.raises(UserError, match=r"LORA cannot be merged \(its log-probabilities differ from .* by \d.* nats\)"):
+        export.merge(export.planned(str(folder), merge=True, folder=None, repo=None), base_of("GPT-2"))
+    assert not list(tmp_path.glob("*merged*"))
+
+
+def ties_of(model: Any) -> Any:
+    """An output layer with the word embeddings as weight, and a config that says so."""
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.get_input_embeddings().weight
+    return model.lm_head
+
+
+def test_a_base_in_bf16_keeps_its_type(tmp_path: Path) -> None:
+    folder, _ = saved(tmp_path, "lora")
+    (folder / adapters.PROVENANCE).unlink()  # it names the float32 weights
+    base = base_of("GPT-2")
+    base.model.to(torch.bfloat16)
+    difference = export.merge(export.planned(str(folder), merge=True, folder=None, repo=None), base)
+    assert 1e-5 < difference < export.TOLERANCES[torch.bfloat16]
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter-merged", dtype="auto")
+    assert {parameter.dtype for parameter in alone.parameters()} == {torch.bfloat16}
+
+
+class Given:
+    """A base that is loaded already."""
+
+    def load(self) -> Base:
+        return base_of("GPT-2")
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "uploaded"])
+def test_what_evaluate_refuses_is_not_exported(tmp_path: Path, merge: bool) -> None:
+    """An adapter that would do nothing is neither merged nor uploaded, and no hub is asked."""
+    folder, _ = saved(tmp_path, "lora")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 0}))
+    plan = export.planned(str(folder), merge, folder=None, repo="me/mine")
+    with pytest.raises(UserError, match="changes nothing"):
+        export.carry_out(plan, Given())  # type: ignore[arg-type]
+    assert not list(tmp_path.glob("*merged*"))
+
+
 class Hub:
     """Writes down what it is asked for."""
 
@@ -112,7 +200,7 @@ def test_uploading_asks_the_hub_for_a_repo_and_sends_the_folder(
     hub = Hub()
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     plan = export.planned(str(folder), merge=False, folder=None, repo="me/mine")
-    assert export.carry_out(plan, None) == ["uploaded: https://huggingface.co/me/mine"]  # type: ignore[arg-type]
+    assert export.carry_out(plan, Given()) == ["uploaded: https://huggingface.co/me/mine"]  # type: ignore[arg-type]
     assert hub.asked[0] == ("me/mine", {"private": True, "exist_ok": True})
     assert hub.asked[1][1]["folder_path"] == folder
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,34 +130,88 @@ def test_a_removed_adapter_leaves_nothing_behind(name: str, column: str) -> None
     assert checksum(base.model) == before
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        (lambda t: {k.replace("transformer.h", "model.layers"): v for k, v in t.items()}, "lacks"),
-        (lambda t: {k.removeprefix("base_model.model."): v for k, v in t.items()}, "lacks"),
-        (lambda t: {k: v for k, v in t.items() if "lora_A" in k}, "lacks .*lora_B"),
-        (lambda t: {k: v for k, v in t.items() if "h.0" in k}, "lacks .*h.1"),
-        (lambda t: {**t, "x": torch.zeros(1)}, "holds unknown x"),
-        (lambda t: {k: v * 0 for k, v in t.items()}, "changes nothing"),
-        (lambda t: {k: v / 0 for k, v in t.items()}, "NaN or inf"),
-    ],
-    ids=["renamed", "no prefix", "half", "one layer", "foreign", "zeros", "NaN"],
-)
+Change = Callable[[Path], object]  # of an adapter's folder
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Change:
+    def changed(folder: Path) -> None:
+        file = folder / "adapter_model.safetensors"
+        save_file({k: v.clone() for k, v in change(load_file(file)).items()}, file, {"format": "pt"})
+
+    return changed
+
+
+def configured(**keys: Any) -> Change:
+    def changed(folder: Path) -> None:
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
+
+    return changed
+
+
+BROKEN: dict[str, tuple[Change, str]] = {
+    "renamed": (tensors(lambda t: {k.replace("transformer.h", "model.layers"): v for k, v in t.items()}), "lacks"),
+    "no prefix": (tensors(lambda t: {k.removeprefix("base_model.model."): v for k, v in t.items()}), "lacks"),
+    "half": (tensors(lambda t: {k: v for k, v in t.items() if "lora_A" in k}), "lacks .*lora_B"),
+    "one layer": (tensors(lambda t: {k: v for k, v in t.items() if "h.0" in k}), "lacks .*h.1"),
+    "more layers": (tensors(lambda t: t | {k.replace("h.1", "h.2"): v for k, v in t.items()}), "holds unknown .*h.2"),
+    "foreign": (tensors(lambda t: {**t, "x": torch.zeros(1)}), "holds unknown x"),
+    "zeros": (tensors(lambda t: {k: v * 0 for k, v in t.items()}), "changes nothing"),
+    "NaN": (tensors(lambda t: {k: v / 0 for k, v in t.items()}), "NaN or inf"),
+    "no scaling": (configured(lora_alpha=0), "changes nothing"),
+    "another rank": (configured(r=4), "does not fit .*size mismatch"),
+    "another task": (configured(task_type="SEQ_CLS"), "an adapter for SEQ_CLS, not for a language model"),
+    "another start": (configured(init_lora_weights="pissa"), "changes the base's own weights.*init_lora_weights=true"),
+    "unknown method": (configured(peft_type="SUPER"), "not the config of a PEFT adapter"),
+    "no config": (lambda folder: (folder / "adapter_config.json").write_text("{"), "not the config of a PEFT adapter"),
+    "a pointer": (
+        lambda folder: (folder / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1"),
+        "truncated or not in safetensors format",
+    ),
+    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("provenance", [True, False], ids=["ours", "plain"])
+@pytest.mark.parametrize(("change", "complaint"), BROKEN.values(), ids=BROKEN)
 def test_an_adapter_that_would_do_nothing_is_refused(
-    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], complaint: str, tmp_path: Path
+    change: Change, complaint: str, provenance: bool, tmp_path: Path
 ) -> None:
-    """As it was saved it loads; changed, it is refused in one line and the base is as it was."""
+    """As it was saved it loads; changed, it is refused in one line, with our own file about its origin or without."""
+    folder = saved(tmp_path)
+    if not provenance:
+        (folder / adapters.PROVENANCE).unlink()
+    adapters.load(base_of("GPT-2"), folder)
+    change(folder)
+    base = base_of("GPT-2")
+    before = checksum(base.model)
+    with pytest.raises(UserError, match=complaint) as error:
+        adapters.load(base, folder)
+    assert "\n" not in str(error.value)
+    if not any(words in complaint for words in ("own weights", "does not fit")):  # too late to take it off
+        assert checksum(base.model) == before
+
+
+def saved(tmp_path: Path) -> Path:
     base = base_of("GPT-2")
     model = adapters.attach(base, config_of("lora"))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data.normal_(std=0.3)
     adapters.save(model, base, tmp_path / "adapter")
-    adapters.detach(model)
-    before = checksum(base.model)
-    adapters.detach(adapters.load(base, tmp_path / "adapter"))
-    file = tmp_path / "adapter" / "adapter_model.safetensors"
-    save_file({k: v.contiguous() for k, v in change(load_file(file)).items()}, file, {"format": "pt"})
-    with pytest.raises(UserError, match=complaint):
-        adapters.load(base, tmp_path / "adapter")
-    assert checksum(base.model) == before
+    return tmp_path / "adapter"
+
+
+def test_nan_in_the_base_is_said_of_the_base(tmp_path: Path) -> None:
+    folder, base = saved(tmp_path), base_of("GPT-2")
+    (folder / adapters.PROVENANCE).unlink()
+    base.model.lm_head.weight.data[3] = torch.nan
+    with pytest.raises(UserError, match="the base model 'tiny-GPT-2' is broken: its logits are NaN"):
+        adapters.load(base, folder)
+
+
+@pytest.mark.parametrize("keys", [{"bias": "all"}, {"bias": "lora_only"}, {"init_lora_weights": "pissa"}])
+def test_an_adapter_that_cannot_be_switched_off_is_refused_before_it_is_trained(keys: dict[str, Any]) -> None:
+    """The base's figures would be those of a changed base."""
+    with pytest.raises(UserError, match=r"changes the base's own weights, .* train it with init_lora_weights=true"):
+        adapters.attach(base_of("GPT-2"), config_of("lora", **keys))

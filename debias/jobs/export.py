@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
 import huggingface_hub
+import peft
+import torch
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
+from torch import nn
+from transformers import PreTrainedModel
 
 from debias.files import whole_folder
 from debias.models import adapter as adapters
-from debias.models.base import Base, BaseModel
+from debias.models.base import LOADERS, Base, BaseModel, LanguageModel
 from debias.records import UserError
 
 CARD = "README.md"
@@ -69,10 +73,10 @@ def _check_repo(repo: str) -> None:
 
 def steps(export: Export) -> list[str]:
     """The steps in words."""
-    config = json.loads((export.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = adapters.saved_config(export.adapter)
     words = []
     if export.merge:
-        base = config["base_model_name_or_path"]
+        base = config.base_model_name_or_path
         words.append(f"merge {export.adapter} into the weights of {base} and write them to {export.folder}")
     if export.repo:
         kind = "private" if export.private else "public"
@@ -86,39 +90,124 @@ def steps(export: Export) -> list[str]:
 
 def carry_out(export: Export, model: BaseModel) -> list[str]:
     """Merge and upload as planned; returns where things are now."""
-    done = []
+    base, done = model.load(), []
     if export.merge:
-        merge(export, model.load())
-        done.append(f"merged: {export.folder}")
+        difference = merge(export, base)
+        done.append(f"merged: {export.folder} (largest difference from the adapter: {difference:.1g} nats per token)")
+    else:
+        adapters.load(base, export.adapter)  # raises UserError for an adapter that nobody could use
     if export.repo:
         done.append(f"uploaded: {upload(export.source, export.repo, export.private)}")
     return done
 
 
-def merge(export: Export, base: Base) -> None:
-    """Write the merged model with its tokenizer and card, completely or not at all.
+# The largest difference between log-probabilities that rounding explains, in nats, computed in float32 by both models.
+# Measured with SmolLM2 and LoRA of three sizes: 6e-4 with float32 weights; 0.37 with bf16 weights, because a sum that
+# is rounded to 8 bits moves every weight. Embeddings that were merged wrongly showed differences of 0.8 to 6.8.
+TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 0.5}
 
-    Raises UserError if the adapter's method cannot be merged.
+
+def merge(export: Export, base: Base) -> float:
+    """Write the merged model with its tokenizer and card, completely or not at all; the base's memory is freed.
+
+    Returns the largest difference between the log-probabilities of the written model and of the adapter, in nats.
+    Raises UserError if the adapter's method cannot be merged, or if that difference is more than rounding.
     """
+    if getattr(base.model, "is_quantized", False):
+        raise UserError("merge=true would round the adapter to the base's few bits; leave merge=true out")
+    dtype = base.model.dtype
+    dtypes = {name: parameter.dtype for name, parameter in base.model.named_parameters(remove_duplicate=False)}
+    ties = Ties(base.model)
+    vocabulary = base.model.config.get_text_config().vocab_size
     adapted = adapters.load(base, export.adapter)
     method = str(getattr(adapted.peft_type, "value", adapted.peft_type))
     if adapted.active_peft_config.is_prompt_learning:
         raise UserError(_not_merged(method, "a prompt does not change weights"))
+    adapted.to("cpu", torch.float32)  # one rounding at the end, and a comparison that shows nothing else
+    texts = _texts(vocabulary, adapted.active_peft_config)
+    expected = _logprobs(adapted, texts)
+    _separate(adapted)
     try:
         merged: Any = adapted.merge_and_unload()
-    except (ValueError, NotImplementedError) as error:
-        raise UserError(_not_merged(method, str(error))) from error
-    merged.tie_weights()
+    except Exception as error:  # PEFT's methods raise errors of many types
+        raise UserError(_not_merged(method, " ".join(str(error).split())[:200] or type(error).__name__)) from error
+    ties.restore(merged)
+    for name, parameter in merged.named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])
     with whole_folder(export.folder, replace=export.overwrite) as unfinished:
         merged.save_pretrained(unfinished)
         if base.tokenizer is not None:
             base.tokenizer.save_pretrained(unfinished)
+        merged.to("meta")  # makes room for the model that is read back
+        difference = _difference(expected, unfinished, base.kind, texts)
+        if not difference <= TOLERANCES[dtype]:  # also NaN
+            reason = f"its log-probabilities differ from the merged model's by {difference:.2g} nats"
+            raise UserError(_not_merged(method, reason))
         if (export.adapter / CARD).is_file():
             (unfinished / CARD).write_text(merged_card(export.adapter / CARD, base), encoding="utf-8")
+    return difference
 
 
 def _not_merged(method: str, reason: str) -> str:
     return f"{method} cannot be merged ({reason}); leave merge=true out and upload the adapter with repo=OWNER/NAME"
+
+
+def _texts(vocabulary: int, config: peft.PeftConfig) -> list[torch.Tensor]:
+    """A few texts of tokens from the whole vocabulary, those with trained embeddings first; each of shape (1, T)."""
+    trained = vars(config).get("trainable_token_indices") or vars(config).get("token_indices") or []
+    first = trained if isinstance(trained, list) else [token for tokens in trained.values() for token in tokens]
+    drawn = torch.randint(1, vocabulary, (64,), generator=torch.Generator().manual_seed(0))
+    return list(torch.cat([torch.tensor(first[:16], dtype=torch.long), drawn])[:64].view(4, 1, 16))
+
+
+@torch.inference_mode()
+def _logprobs(model: LanguageModel, texts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].log_softmax(-1)
+        for ids in texts
+    ]
+
+
+def _difference(expected: Sequence[torch.Tensor], folder: Path, kind: str, texts: Sequence[torch.Tensor]) -> float:
+    """Largest difference from the log-probabilities of the model in a folder; NaN where one of them is NaN."""
+    model = LOADERS[kind].from_pretrained(folder, dtype=torch.float32).eval()
+    differences = [(a - b).abs().max() for a, b in zip(expected, _logprobs(model, texts), strict=True)]
+    return float(torch.stack(differences).max())
+
+
+def _separate(model: nn.Module) -> None:
+    """Give every module parameters of its own: PEFT merges in place, and would change all modules that share them."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+            seen.add(id(parameter))
+
+
+class Ties:
+    """What a model shares between modules, such as the word embeddings with the output layer.
+
+    Args:
+        model: the base, before an adapter is attached.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.configs = [model.config, model.config.get_text_config()]
+        self.before = [config.tie_word_embeddings for config in self.configs]
+        names: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        self.shared = [same for same in names.values() if len(same) > 1]
+
+    def restore(self, model: PreTrainedModel) -> None:
+        """Share the same again, unless merging has changed one of them: then the config says that none is shared."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        equal = all(torch.equal(parameters[one], parameters[name]) for one, *others in self.shared for name in others)
+        for config, tied in zip(self.configs, self.before, strict=True):
+            config.tie_word_embeddings = tied and equal
+        if equal:
+            model.tie_weights()
 
 
 def merged_card(card: Path, base: Base) -> str:

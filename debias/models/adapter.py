@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,12 +12,13 @@ import peft
 import torch
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from debias.files import whole_folder
 from debias.models import bottleneck, targets
-from debias.models.base import Base, weights_sha256
+from debias.models.base import Base, LanguageModel, weights_sha256
 from debias.records import UserError
 
 PROVENANCE = "debias.json"  # base model and parameter counts; PEFT ignores this file
@@ -39,12 +40,17 @@ def attach(base: Base, config: peft.PeftConfig) -> peft.PeftModel:
             )
         if prompts:  # PEFT can switch off a prompt, but not a module that is trained with it
             raise UserError("adapter.train_head=true does not work with prompts; choose adapter=lora or bottleneck")
+    frozen = {id(parameter) for parameter in base.model.parameters()}
     try:
         targets.resolve(config, base.model)
+        before = _logits(base.model)
         model = peft.get_peft_model(base.model, config)
         assert isinstance(model, peft.PeftModel)
         _make_switchable(model)
         _tie_copies(model)
+        if any(p.requires_grad and id(p) in frozen for p in model.parameters()):
+            raise UserError(CHANGES_BASE)
+        _check_base_kept(model, before)
         _check_effect(model)
     except UserError:
         raise
@@ -53,13 +59,16 @@ def attach(base: Base, config: peft.PeftConfig) -> peft.PeftModel:
     return model
 
 
-def _misfit(config: peft.PeftConfig, base: Base, error: Exception) -> str:
+def _reason(error: Exception) -> str:
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    reason = kind + " ".join(str(error).split()).partition(". ")[0].rstrip(".")[:200]  # PEFT's messages are long
+    return kind + " ".join(str(error).split()).partition(". ")[0].rstrip(".")[:200]  # PEFT's messages are long
+
+
+def _misfit(config: peft.PeftConfig, base: Base, error: Exception) -> str:
     remedy = "choose another method (`debias ls adapter`)"
     if "target_modules" in vars(config):
         remedy = f"name the modules with adapter.target_modules=[...], or {remedy}"
-    return f"{type(config).__name__} does not fit {type(base.model).__name__} ({reason}); {remedy}"
+    return f"{type(config).__name__} does not fit {type(base.model).__name__} ({_reason(error)}); {remedy}"
 
 
 def _make_switchable(model: peft.PeftModel) -> None:
@@ -82,6 +91,33 @@ def _tie_copies(model: peft.PeftModel) -> None:
             copy = layer.ln_tuning_layers["default"]
             for name, parameter in layer.base_layer.named_parameters(recurse=False):
                 setattr(copy, name, first.setdefault(id(parameter), getattr(copy, name)))
+
+
+CHANGES_BASE = (
+    "the adapter changes the base's own weights, which cannot be switched off; "
+    "train it with init_lora_weights=true, bias=none and without layer_replication"
+)
+
+
+@torch.no_grad()
+def _logits(model: LanguageModel) -> torch.Tensor:
+    """Answers to a short text, to tell whether two models are the same. Raises ValueError if they are NaN."""
+    ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    if logits.isnan().any():
+        raise ValueError("its logits are NaN")
+    return logits
+
+
+def _check_base_kept(model: peft.PeftModel, before: torch.Tensor) -> None:
+    """Raise UserError unless the model without its adapter is the base as it was.
+
+    Some options change the base's weights beside the adapter: `init_lora_weights=pissa` takes what it starts with out
+    of them, and `bias=all` trains their biases.
+    """
+    with model.disable_adapter():
+        if not torch.equal(_logits(model), before):
+            raise UserError(CHANGES_BASE)
 
 
 def _check_effect(model: peft.PeftModel) -> None:
@@ -132,6 +168,18 @@ def located(path: str | Path) -> Path:
     return folder
 
 
+def saved_config(folder: Path) -> peft.PeftConfig:
+    """The config in an adapter's folder. Raises UserError if it is damaged or not of a language model's adapter."""
+    file = folder / "adapter_config.json"
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # PEFT reads whatever is there
+        raise UserError(f"{file} is not the config of a PEFT adapter ({_reason(error)}); check adapter.path") from error
+    if config.task_type not in (None, peft.TaskType.CAUSAL_LM, peft.TaskType.FEATURE_EXTRACTION):
+        raise UserError(f"{file} is of an adapter for {config.task_type}, not for a language model; check adapter.path")
+    return config
+
+
 def load(base: Base, folder: str | Path, effect: bool = True) -> peft.PeftModel:
     """Attach a saved adapter.
 
@@ -141,56 +189,83 @@ def load(base: Base, folder: str | Path, effect: bool = True) -> peft.PeftModel:
     Raises UserError if the folder holds no adapter, a damaged one, or one that was trained on another base.
     """
     folder = located(folder)
+    saved_config(folder)
     check_base(base, folder)
+    saved = _tensors(folder)
+    try:
+        before = _logits(base.model)
+    except ValueError as error:
+        raise UserError(f"the base model {base.name!r} is broken: {error}; get its files again") from error
     try:
         model = peft.PeftModel.from_pretrained(base.model, str(folder))
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"adapter {folder} does not fit {base.name!r} ({reason}); choose its base with model="
-        ) from error
+    except Exception as error:  # PEFT's methods raise errors of many types
+        raise UserError(_unfit(base, folder, error)) from error
     _make_switchable(model)
     model.eval()
     try:
-        _check_loaded(model, folder)
-        if effect:
-            _check_changes(model, folder)
+        _check_loaded(model, "default", saved, folder)
+        after = _logits(model)[:, -before.shape[1] :]  # a prompt's own positions come first
+        if effect and torch.equal(before, after):
+            raise UserError(f"adapter {folder} changes nothing: its weights or its scaling are zero; train it again")
+        _check_base_kept(model, before)
     except UserError:
         detach(model)  # the base is as it was
         raise
+    except ValueError as error:
+        detach(model)
+        raise UserError(_unfit(base, folder, error)) from error
     return model
 
 
-def _check_loaded(model: peft.PeftModel, folder: Path) -> None:
-    """Raise UserError unless every tensor of the file went into the model and is finite.
+def add(model: peft.PeftModel, base: Base, folder: str | Path, name: str) -> None:
+    """Load another saved adapter of the same method beside those that a model has; it is not active yet.
 
-    PEFT loads what has a known name and leaves the rest as a new adapter begins: random, or without effect.
+    Raises UserError as `load` does.
     """
+    folder = located(folder)
+    check_base(base, folder)
+    saved = _tensors(folder)
+    with model.disable_adapter():
+        before = _logits(model)
+    try:
+        model.load_adapter(str(folder), name)
+    except Exception as error:  # PEFT's methods raise errors of many types
+        raise UserError(_unfit(base, folder, error)) from error
+    _check_loaded(model, name, saved, folder)
+    _check_base_kept(model, before)
+
+
+def _unfit(base: Base, folder: Path, error: Exception) -> str:
+    return f"adapter {folder} does not fit {base.name!r} ({_reason(error)}); choose its base with model="
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights in an adapter's folder. Raises UserError if they are not there, damaged or not finite."""
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise UserError(f"{folder} has no adapter_model.safetensors; save the adapter in safetensors format")
-    saved = load_file(file)
-    wanted = peft.get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    try:
+        saved = load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} is truncated or not in safetensors format; get it again") from error
+    if broken := sorted(name for name, tensor in saved.items() if not torch.isfinite(tensor.float()).all()):
+        raise UserError(f"{file} holds NaN or inf in {broken[0]}: its training diverged; train it again")
+    return saved
+
+
+def _check_loaded(model: peft.PeftModel, name: str, saved: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Raise UserError unless every tensor of the file went into the adapter `name` of the model.
+
+    PEFT loads what has a known name and leaves the rest as a new adapter begins: random, or without effect.
+    """
+    wanted = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys()
     for what, names in (("lacks", wanted - saved.keys()), ("holds unknown", saved.keys() - wanted)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(
-                f"{file} {what} {min(names)}{more}: it was saved for another model, or its tensors were renamed; "
-                "choose its base with model="
+                f"{folder / 'adapter_model.safetensors'} {what} {min(names)}{more}: it was saved for another model, "
+                "or its tensors were renamed; choose its base with model="
             )
-    if broken := sorted(name for name, tensor in saved.items() if not torch.isfinite(tensor.float()).all()):
-        raise UserError(f"{file} holds NaN or inf in {broken[0]}: its training diverged; train it again")
-
-
-def _check_changes(model: peft.PeftModel, folder: Path) -> None:
-    """Raise UserError if the model predicts the same with the adapter as without."""
-    ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
-    with torch.inference_mode():
-        after = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        with model.disable_adapter():
-            before = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    if torch.equal(before, after[:, -before.shape[1] :]):
-        raise UserError(f"adapter {folder} changes nothing: its weights or its scaling are zero; train it again")
 
 
 def check_base(base: Base, folder: Path) -> None:

@@ -6,11 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import peft
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+import torch
+from peft.tuners.ia3.layer import IA3Layer
+from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
 
 from debias.models import adapter as adapters
 from debias.models.base import Base
+from debias.models.bottleneck import BOTTLENECK
 from debias.records import UserError
 
 
@@ -19,13 +24,11 @@ def combined(
 ) -> peft.PeftModel:
     """Attach several saved adapters as one. Raises UserError if their method cannot be combined this way."""
     check(folders, combine, weights)
-    for folder in folders[1:]:
-        adapters.check_base(base, adapters.located(folder))
     model = adapters.load(base, folders[0], effect=False)  # in a sum it may add nothing
     names = ["default", *(f"part{i}" for i in range(2, len(folders) + 1))]
     try:
         for name, folder in zip(names[1:], folders[1:], strict=True):
-            model.load_adapter(str(folder), name)
+            adapters.add(model, base, folder, name)
         shares = weights or [1.0] * len(names)
         assert isinstance(model.base_model, BaseTuner)
         COMBINATIONS[combine](model.base_model, names, [share / sum(shares) for share in shares])
@@ -45,16 +48,22 @@ def check(folders: Sequence[str | Path], combine: str, weights: Sequence[float] 
         raise UserError("adapter.weights belong to an average; set adapter.combine=average, or remove them")
     if weights is not None and (len(weights) != len(folders) or min(weights) < 0 or not sum(weights)):
         raise UserError(f"adapter.weights: give one weight of 0 or more for each of the {len(folders)} adapters")
-    configs = [peft.PeftConfig.from_pretrained(str(adapters.located(folder))) for folder in folders]
+    configs = [adapters.saved_config(adapters.located(folder)) for folder in folders]
     methods = list(dict.fromkeys(_method(config) for config in configs))
     if len(methods) > 1:
         raise UserError(
             f"adapter.combine: {' and '.join(methods)} adapters cannot be combined; choose adapters of one method"
         )
-    if sum(bool(vars(config).get("modules_to_save")) for config in configs) > 1:
-        raise UserError("adapter.combine: at most one of the adapters may have a trained prediction head")
-    if not POSSIBLE[combine](configs[0]):
-        ways = [way for way, possible in POSSIBLE.items() if possible(configs[0])]
+    for config in configs:
+        if option := next((key for key in NOT_COMBINED if vars(config).get(key)), None):
+            raise UserError(f"adapter.combine does not work with {option}; remove adapter.combine to compare adapters")
+    if combine == "stack" and sum(bool(vars(config).get("modules_to_save")) for config in configs) > 1:
+        raise UserError(
+            "adapter.combine=stack: at most one of the adapters may have a trained prediction head; "
+            "set adapter.combine=average"
+        )
+    if not all(map(POSSIBLE[combine], configs)):
+        ways = [way for way, possible in POSSIBLE.items() if all(map(possible, configs))]
         remedy = f"set adapter.combine={ways[0]}" if ways else "remove adapter.combine to compare them one by one"
         raise UserError(f"adapter.combine={combine} does not work for {methods[0]} adapters; {remedy}")
 
@@ -69,15 +78,55 @@ def _stack(tuner: BaseTuner, names: list[str], shares: list[float]) -> None:
 
 
 def _average(tuner: BaseTuner, names: list[str], shares: list[float]) -> None:
-    """Make a new adapter whose change to the base is the weighted mean of the adapters' changes."""
-    if isinstance(tuner, peft.LoraModel):
-        # PEFT's default, `linear`, sums the factors: (sum B)(sum A) has cross terms such as B1 A2, and the mean of an
-        # adapter with itself would be twice the adapter. `cat` concatenates them: [B1 B2] [A1; A2] = B1 A1 + B2 A2.
-        tuner.add_weighted_adapter(names, shares, "combined", combination_type="cat")
-    else:
-        assert isinstance(tuner, peft.IA3Model)
-        tuner.add_weighted_adapter(names, shares, "combined")
-    tuner.set_adapter("combined", inference_mode=True)
+    """Every module adds the weighted mean of what the adapters add to it.
+
+    PEFT's own average of LoRA is wrong in silence: sqrt(r) times too large with `use_rslora`, and without `lora_bias`
+    and the trained prediction heads. So the adapters are stacked, each with its last factor times its share.
+    """
+    tuner.set_adapter(names[:1], inference_mode=True)
+    for module in list(tuner.modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            kept = _average_copies(module.modules_to_save, module.original_module, names, shares)
+            for name in [name for name in names if name in module.modules_to_save and name != kept]:
+                module.delete_adapter(name, [kept])
+        elif isinstance(module, LNTuningLayer):  # one copy at a time
+            kept = _average_copies(module.ln_tuning_layers, module.get_base_layer(), names, shares)
+        elif isinstance(module, IA3Layer):
+            _average_scales(module.ia3_l, names, shares)
+        else:
+            for factor in LAST_FACTORS:
+                for name, share in zip(names, shares, strict=True):
+                    if name in (adapters_of_layer := getattr(module, factor, {})):
+                        _scale(adapters_of_layer[name], share)
+    tuner.set_adapter(names, inference_mode=True)
+    for module in tuner.modules():
+        if isinstance(module, LNTuningLayer):
+            module.set_adapter(next(name for name in names if name in module.ln_tuning_layers), inference_mode=True)
+
+
+def _average_copies(copies: nn.ModuleDict, original: nn.Module, names: Sequence[str], shares: Sequence[float]) -> str:
+    """Make the first of the trained copies their weighted mean; returns its name. Who has none uses the original."""
+    trained: dict[str, nn.Module] = dict(copies.items())
+    kept = next(name for name in names if name in trained)
+    modules = [trained.get(name, original) for name in names]
+    for target, *parameters in zip(trained[kept].parameters(), *(m.parameters() for m in modules), strict=True):
+        target.data = sum(share * p.detach() for share, p in zip(shares, parameters, strict=True)).to(target.dtype)
+    return kept
+
+
+def _average_scales(scales: nn.ParameterDict, names: Sequence[str], shares: Sequence[float]) -> None:
+    """Make the first of the scales their weighted mean and the others 1, which is also that of an adapter without."""
+    here = [name for name in names if name in scales]
+    if here:
+        one = torch.ones_like(scales[here[0]])
+        mean = sum(share * scales.get(name, one).detach() for name, share in zip(names, shares, strict=True))
+        for name in here:
+            scales[name].data = mean if name == here[0] else one.clone()
+
+
+def _scale(factor: nn.Module | nn.Parameter, share: float) -> None:
+    for parameter in [factor] if isinstance(factor, nn.Parameter) else factor.parameters():
+        parameter.data.mul_(share)
 
 
 def _can_stack(config: peft.PeftConfig) -> bool:
@@ -85,9 +134,16 @@ def _can_stack(config: peft.PeftConfig) -> bool:
 
 
 def _can_average(config: peft.PeftConfig) -> bool:
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)  # type: ignore[call-overload]
-    return tuner in (peft.LoraModel, peft.IA3Model) and not vars(config).get("use_dora")
+    return _method(config) in AVERAGED
 
 
+# What a LoRA, AdaLoRA, VeRA or bottleneck adds is linear in these.
+LAST_FACTORS = ("lora_B", "lora_embedding_B", "vera_lambda_b", "bottleneck_up")
+AVERAGED = ("LORA", "ADALORA", "VERA", "IA3", "LN_TUNING", BOTTLENECK)
+# Options of LoRA under which two adapters exclude each other or share their weights between modules.
+NOT_COMBINED = (
+    "trainable_token_indices", "ensure_weight_tying", "alora_invocation_tokens", "use_qalora", "use_bdlora",
+    "velora_config", "kasa_config", "arrow_config", "monteclora_config",
+)  # fmt: skip
 COMBINATIONS: dict[str, Callable[[BaseTuner, list[str], list[float]], None]] = {"stack": _stack, "average": _average}
 POSSIBLE: dict[str, Callable[[peft.PeftConfig], bool]] = {"stack": _can_stack, "average": _can_average}
