@@ -194,6 +194,8 @@ class Recipe:
     start_token: bool
     retention: float
     num_neutral: int
+    balance: float = 1.0
+    num_pairs: int = 4
     gradient_checkpointing: bool = False
     watch: Watch = field(default_factory=Watch)
 
@@ -201,7 +203,7 @@ class Recipe:
         for name in ("lr", "epochs", "batch_size"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training.{name}={getattr(self, name)} must be more than 0")
-        for name in ("warmup", "weight_decay", "retention", "num_neutral"):
+        for name in ("warmup", "weight_decay", "retention", "num_neutral", "balance", "num_pairs"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"training.{name}={getattr(self, name)} must be 0 or more")
 

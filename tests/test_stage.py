@@ -25,12 +25,13 @@ from debias.data.mixture import Mixture
 from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
-from debias.records import Recipe, Scored, Span, Triplet, UserError, Watch
+from debias.records import Recipe, Scored, Span, Tokens, Triplet, UserError, Watch
 from debias.scoring.layouts import prefix_tree
+from debias.scoring.likelihood import score
 from debias.scoring.protocols import BiasBench
 from debias.scoring.scorer import Scorer
+from debias.training import balance, objectives
 from debias.training import module as training
-from debias.training import objectives
 from debias.training.callbacks import LossCurve
 from debias.training.gate import Gate, GateError
 from debias.training.module import make_trainer
@@ -472,3 +473,23 @@ def test_torchrun_shares_the_training_of_a_run(tiny: Path, tmp_path: Path, small
     files = [next((tmp_path / "outputs" / n).glob("*/adapter/adapter_model.safetensors")) for n in ("one", "two")]
     first, second = (load_file(file) for file in files)
     assert all(torch.allclose(first[name], second[name], atol=2e-4) for name in first)
+
+
+def test_balance_brings_the_odds_of_roles_together(tiny: Path, tmp_path: Path) -> None:
+    """Six pairs whose odds the base tells apart: after training their spread is a fraction of what it was."""
+    base = BaseModel(str(tiny)).load()
+    found = balance.Pronouns().pairs(base.tokens)[:6]
+    spans = [span for pair in found for span in pair]
+
+    class Few:
+        def pairs(self, tokens: Tokens) -> list[balance.Pair]:
+            return found
+
+    def spread(model: Any) -> float:
+        logprob = torch.as_tensor(score(model, spans))
+        return float((logprob[::2] - logprob[1::2]).std())
+
+    before = spread(base.model)
+    plan = tuning(epochs=8, balance=20.0, num_pairs=6)._replace(balance=Few())
+    adapted, _ = train(plan, twenty(), base, tmp_path, tmp_path / "adapter")
+    assert spread(adapted) < before / 3

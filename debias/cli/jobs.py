@@ -30,7 +30,11 @@ def run_job(cfg: DictConfig) -> None:
         if cfg.threads:
             cost.set_threads(cfg.threads)
         parts = make_adapter(cfg.adapter), make(cfg.objective), make(cfg.neutral)
-        run.assist(folder, Tuning(data, *parts, recipe, make(cfg.trainer), cfg.seed), make(cfg.model))
+        run.assist(
+            folder,
+            Tuning(data, *parts, recipe, make(cfg.trainer), cfg.seed, balance=make(cfg.balance)),
+            make(cfg.model),
+        )
         return
     with claimed(cfg, folder) as to_do:
         if to_do:
@@ -39,7 +43,7 @@ def run_job(cfg: DictConfig) -> None:
                 from debias.training.stage import Tuning
 
                 parts = make_adapter(cfg.adapter), make(cfg.objective), make(cfg.neutral)
-                tuning = Tuning(data, *parts, recipe, make(cfg.trainer), cfg.seed, tracking.logger)
+                tuning = Tuning(data, *parts, recipe, make(cfg.trainer), cfg.seed, tracking.logger, make(cfg.balance))
                 tracking.scored(run.run(folder, tuning, make(cfg.model), scoring, benchmarks, make_report(cfg)))
 
 

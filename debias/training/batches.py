@@ -21,6 +21,7 @@ from debias.records import Scored
 from debias.scoring.layouts import Batch, Layout
 from debias.scoring.likelihood import Target
 from debias.scoring.reference import Ask, Said, target
+from debias.training.balance import Pair
 
 Texts = tuple[Scored, ...]  # the spans of one example: the training sentence, then its counterpart if there is one
 
@@ -30,6 +31,7 @@ class Part(NamedTuple):
 
     texts: list[int]
     weight: int  # of the step's examples, as the objective weights them
+    num_pairs: int  # of the step
     num_context: int  # unscored positions, where the KL term applies
     parts: int
 
@@ -42,6 +44,8 @@ class Step(NamedTuple):
     weight: Tensor
     num_context: Tensor
     parts: int
+    pairs: int = 0  # of this part: the last scored spans of the batch, two each
+    num_pairs: Tensor | None = None  # of the step
 
 
 def sentence_tokens(texts: Texts) -> int:
@@ -59,6 +63,8 @@ class SpanData(pl.LightningDataModule):
         seed: of the order.
         neutral: neutral texts, where nothing is scored and only the KL term applies.
         num_neutral: neutral texts to add to each batch, per device.
+        pairs: pairs of words that are to be equally likely.
+        num_pairs: pairs to add to each batch, per device.
         mix_lengths: shuffle the batches: otherwise a truncated epoch sees only the longest sentences.
         has_dev_set: whether the module validates during training.
         ask: tells what the base says of texts, which is asked once; None: every step asks the base itself.
@@ -79,23 +85,31 @@ class SpanData(pl.LightningDataModule):
         ask: Ask | None = None,
         kl: bool = True,
         weight: Callable[[Texts], int] = sentence_tokens,
+        pairs: Sequence[Pair] = (),
+        num_pairs: int = 0,
     ) -> None:
         super().__init__()
         self.examples, self.layout, self.batch_size, self.seed = list(examples), layout, batch_size, seed
         self.neutral, self.num_neutral, self.mix_lengths = list(neutral), num_neutral, mix_lengths
         self.has_dev_set, self.ask, self.kl, self.weight = has_dev_set, ask, kl, weight
+        self.pairs, self.num_pairs = list(pairs), num_pairs if pairs else 0
         self.said: dict[int, Said] = {}  # by number of the span
         width = len(self.examples[0]) if self.examples else 1
         # Spans of all texts one after another, and the numbers of each text's spans.
         self.spans = [span for texts in self.examples for span in texts] + self.neutral
+        self.spans += [span for pair in self.pairs for span in pair]
         self.numbers = [tuple(range(k * width, (k + 1) * width)) for k in range(len(self.examples))]
-        self.numbers += [(len(self.examples) * width + k,) for k in range(len(self.neutral))]
+        first = len(self.examples) * width
+        self.numbers += [(first + k,) for k in range(len(self.neutral))]
+        first += len(self.neutral)
+        self.numbers += [(first + 2 * k, first + 2 * k + 1) for k in range(len(self.pairs))]
+        self.first_pair = len(self.examples) + len(self.neutral)  # index of the first pair among the texts
 
     def batches(self, epoch: int, parts: int = 1) -> list[list[int]]:
-        """Indices of the texts in each optimiser step of an epoch: examples first, then neutral texts.
+        """Indices of the texts in each optimiser step of an epoch: examples first, then neutral texts, then pairs.
 
-        An index of `len(examples)` or more is a neutral text. The order depends on seed and epoch alone, so a resumed
-        run reads what an uninterrupted one would.
+        An index of `len(examples)` or more is a neutral text, and of `first_pair` or more a pair. The order depends on
+        seed and epoch alone, so a resumed run reads what an uninterrupted one would.
 
         Args:
             parts: devices x accumulated batches; `batch_size` and `num_neutral` are for each part.
@@ -113,6 +127,9 @@ class SpanData(pl.LightningDataModule):
             wanted = (len(batches), self.num_neutral * parts)
             drawn = torch.randint(len(self.neutral), wanted, generator=generator)
             batches = [b + (len(order) + d).tolist() for b, d in zip(batches, drawn, strict=True)]
+        if self.num_pairs:
+            drawn = torch.randint(len(self.pairs), (len(batches), self.num_pairs * parts), generator=generator)
+            batches = [b + (self.first_pair + d).tolist() for b, d in zip(batches, drawn, strict=True)]
         return batches
 
     def tokens_per_step(self, devices: int = 1, accumulated: int = 1) -> Iterator[int]:
@@ -144,13 +161,17 @@ class SpanData(pl.LightningDataModule):
     def divided(self, step: Sequence[int], devices: int, accumulated: int) -> list[Part]:
         """The parts of a step, in the order in which the devices take them."""
         examples = [i for i in step if i < len(self.examples)]
-        neutral = [i for i in step if i >= len(self.examples)]
+        neutral = [i for i in step if len(self.examples) <= i < self.first_pair]
+        pairs = [i for i in step if i >= self.first_pair]
         # A step has an example for each part, except an epoch's only step, which then has fewer batches.
         parts = devices * max(1, min(accumulated, len(examples) // devices))
         weight = sum(self.weight(self.examples[i]) for i in examples)
         num_context = sum(self.spans[number].num_context for i in step for number in self.numbers[i])
-        # Examples and neutral texts are dealt out separately, so that every part gets its share of both.
-        return [Part(examples[k::parts] + neutral[k::parts], weight, num_context, parts) for k in range(parts)]
+        # Examples, pairs and neutral texts are dealt out separately, so that every part gets its share of each.
+        return [
+            Part(examples[k::parts] + pairs[k::parts] + neutral[k::parts], weight, len(pairs), num_context, parts)
+            for k in range(parts)
+        ]
 
     def lay(self, part: Part) -> Step:
         """A part as tensors."""
@@ -159,22 +180,27 @@ class SpanData(pl.LightningDataModule):
         told = None
         if self.ask is not None:
             batch, told = target(batch, [self.said[number] for number in numbers], kl=self.kl)
-        weight, num_context = (torch.tensor(float(total)) for total in (part.weight, part.num_context))
-        return Step(batch, told, weight, num_context, part.parts)
+        weight, num_context, num_pairs = (
+            torch.tensor(float(total)) for total in (part.weight, part.num_context, part.num_pairs)
+        )
+        mine = sum(index >= self.first_pair for index in part.texts)
+        return Step(batch, told, weight, num_context, part.parts, mine, num_pairs)
 
     def _ask_all(self, chosen: Iterable[int]) -> None:
         """Ask the base about the texts of an epoch that it has not been asked about.
 
-        Examples and neutral texts are asked about apart, and a moderate number of neutral texts as a whole, so that
-        the runs of a sweep find the answers in the cache whatever their seeds draw.
+        Examples, neutral texts and pairs are asked about apart, and a moderate number of neutral texts as a whole, so
+        that the runs of a sweep find the answers in the cache whatever their seeds draw.
         """
         if self.ask is None:
             return
         wanted = {number for index in chosen for number in self.numbers[index]}
-        first_neutral = len(self.spans) - len(self.neutral)
+        first_neutral = sum(len(texts) for texts in self.examples)
+        first_pair = first_neutral + len(self.neutral)
         if len(self.neutral) <= 1024:
-            wanted |= set(range(first_neutral, len(self.spans)))
-        for part in ({n for n in wanted if n < first_neutral}, {n for n in wanted if n >= first_neutral}):
+            wanted |= set(range(first_neutral, first_pair))
+        kinds = (range(first_neutral), range(first_neutral, first_pair), range(first_pair, len(self.spans)))
+        for part in (wanted & set(kind) for kind in kinds):
             if missing := sorted(part - self.said.keys()):
                 self.said |= zip(missing, self.ask([self.spans[n] for n in missing]), strict=True)
 

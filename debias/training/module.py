@@ -2,11 +2,12 @@
 
 Only the adapter is trained; every weight of the base is frozen. The loss of a batch is
 
-    objective(scored tokens) + retention * KL(base || model) per unscored token
+    objective(scored tokens) + retention * KL(base || model) per unscored token + balance * mean over pairs
 
 The first term is what debiases. The second, retention, keeps the model close to its base by the KL term wherever
 nothing is to be learned: on the other tokens of the training sentences and on neutral text. The base's predictions come
-from the same model with its adapter switched off.
+from the same model with its adapter switched off. The third, balance, makes two words equally likely in one place
+(`debias.training.balance`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from debias.models.ranks import launched_processes
 from debias.records import Recipe, UserError, Watch
 from debias.scoring.layouts import Batch
 from debias.scoring.likelihood import beside_base, beside_target, span_logprobs
-from debias.training import sharding
+from debias.training import balance, sharding
+from debias.training.balance import of_pairs
 from debias.training.batches import SpanData, Step
 from debias.training.callbacks import Diverged, LossCurve, SaveOnSignal, StopAfter, WholeFiles
 from debias.training.objectives import Objective
@@ -69,6 +71,7 @@ class Debiaser(pl.LightningModule):
         seed: of the adapter's dropout.
         steps: number of optimiser steps; None trains for the recipe's epochs.
         dev_scores: scores the model on a dev set, as often as `recipe.watch` says.
+        odds: mean log-odds of the pairs under the base, in nats.
     """
 
     def __init__(
@@ -79,12 +82,13 @@ class Debiaser(pl.LightningModule):
         seed: int,
         steps: int | None = None,
         dev_scores: DevScores | None = None,
+        odds: float = 0.0,
     ) -> None:
         super().__init__()
         # Hugging Face loads models in eval mode and Lightning leaves the mode alone, so the base's own dropout stays
         # off, and base predictions are the same in every step. The adapter's new modules are in training mode.
         self.model, self.objective, self.recipe, self.seed, self.steps = model, objective, recipe, seed, steps
-        self.dev_scores = dev_scores
+        self.dev_scores, self.odds = dev_scores, odds
         self.epoch_loss = MeanMetric()
         self.step_losses: list[Tensor] = []  # of the current step's batches on this device
         self.read = 0  # positions computed so far
@@ -113,15 +117,21 @@ class Debiaser(pl.LightningModule):
     def training_step(self, step: Step) -> Tensor:
         """Loss of one part of a step, such that the mean over the parts is the step's loss."""
         batch, retention = step.batch, self.recipe.retention
-        if retention or self.objective.needs_base:
+        if retention or self.objective.needs_base or step.pairs:
             beside = (
                 beside_base(self.model, batch, drift=bool(retention))
                 if step.target is None
                 else beside_target(self.model, batch, step.target)
             )
-            loss_B = self._losses(batch, beside.logprob_S, beside.base_S)
+            loss_B = self._losses(batch, beside.logprob_S, beside.base_S, step.pairs)
             kl = _mean(beside.drift, step.num_context, step.parts)
             loss = _mean(loss_B, step.weight, step.parts) + retention * kl
+            if step.pairs:
+                assert step.num_pairs is not None
+                scored_S = batch.num_tokens_S > 0
+                logprob_P2, base_P2 = (of_pairs(t[scored_S], step.pairs) for t in (beside.logprob_S, beside.base_S))
+                loss_P = balance.losses(logprob_P2, base_P2, self.odds)
+                loss = loss + self.recipe.balance * _mean(loss_P, step.num_pairs, step.parts)
         else:
             logprob_S = span_logprobs(self.model, batch)
             loss_B = self._losses(batch, logprob_S, logprob_S.detach())
@@ -137,9 +147,10 @@ class Debiaser(pl.LightningModule):
         # short step has fewer parts than that.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size / step.parts)
 
-    def _losses(self, batch: Batch, logprob_S: Tensor, base_S: Tensor) -> Tensor:
-        """Loss of each example. Neutral texts have no scored tokens and belong to no example."""
-        scored_S = batch.num_tokens_S > 0
+    def _losses(self, batch: Batch, logprob_S: Tensor, base_S: Tensor, pairs: int = 0) -> Tensor:
+        """Loss of each example. Neutral texts have no scored tokens and belong to no example; pairs come last."""
+        scored_S = (batch.num_tokens_S > 0).nonzero()[:, 0]
+        scored_S = scored_S[: len(scored_S) - 2 * pairs]
         texts = 1 if self.objective.contrast is None else 2
         of_examples = (t[scored_S].view(-1, texts) for t in (logprob_S, base_S, batch.num_tokens_S))
         return self.objective.losses(*of_examples)

@@ -31,6 +31,7 @@ from debias.scoring.protocols import BiasBench
 from debias.scoring.reference import Ask, Said, ask
 from debias.scoring.scorer import Scorer, code_sha256
 from debias.training import module as training
+from debias.training.balance import Balance, Nothing, Pair, mean_odds
 from debias.training.batches import SpanData, Texts
 from debias.training.gate import Gate, GateError
 from debias.training.matching import steps_of_examples, steps_of_tokens
@@ -54,6 +55,7 @@ class Tuning(NamedTuple):
     make_trainer: Callable[..., pl.Trainer]
     seed: int
     logger: Logger | bool = False
+    balance: Balance = Nothing()
 
 
 def train(
@@ -73,21 +75,23 @@ def train(
     adapted = adapters.attach(base, tuning.adapter)
     num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would have no effect
     neutral = tuning.neutral.spans(base, recipe.start_token) if num_neutral else []
-    longest = max(span.num_positions for texts in [*examples, tuple(neutral)] for span in texts)
+    pairs = tuning.balance.pairs(base.tokens) if recipe.balance and recipe.num_pairs else []
+    longest = max(span.num_positions for texts in [*examples, tuple(neutral), *pairs] for span in texts)
     layout = likelihood.choose_layout(adapted, base.kind, longest)
     mix_lengths = tuning.data.match in ("steps", "tokens")
     dev_set = DevSet(base, recipe.watch, tuning.data.bias) if recipe.watch.every else None
-    needs_base = bool(recipe.retention) or tuning.objective.needs_base
+    needs_base = bool(recipe.retention or pairs) or tuning.objective.needs_base
     batches = SpanData(
         examples, layout, recipe.batch_size, tuning.seed, neutral, num_neutral, mix_lengths, dev_set is not None,
         asking(adapted, base, layout, sharded=_option(tuning, "strategy") == "fsdp") if needs_base else None,
-        kl=bool(recipe.retention), weight=tuning.objective.weight,
+        kl=bool(recipe.retention), weight=tuning.objective.weight, pairs=pairs, num_pairs=recipe.num_pairs,
     )  # fmt: skip
+    odds = _odds(adapted, layout, pairs)
     gate = Gate(adapted, [span for texts in examples[:PROBE] for span in texts], layout)
     if recipe.gradient_checkpointing:
         _checkpoint_gradients(adapted)
     steps = _matched_steps(tuning, base, batches)
-    module = training.Debiaser(adapted, tuning.objective, recipe, tuning.seed, steps, dev_set)
+    module = training.Debiaser(adapted, tuning.objective, recipe, tuning.seed, steps, dev_set, odds)
 
     keep = partial(_keep, adapted, base, folder / "adapter.before_divergence")  # picklable, for ddp_spawn
     spent = training.fit(module, batches, tuning.make_trainer, folder, keep, tuning.logger)
@@ -126,6 +130,17 @@ def asking(adapted: peft.PeftModel, base: Base, layout: Layout, sharded: bool = 
 def _said_by_base(adapted: peft.PeftModel, layout: Layout, key: str, spans: Sequence[Scored]) -> list[Said]:
     with adapted.disable_adapter():
         return ask(adapted, spans, layout, likelihood.budget(adapted), assets.cache_dir(), key)
+
+
+def _odds(adapted: peft.PeftModel, layout: Layout, pairs: Sequence[Pair]) -> float:
+    """Mean log-odds of the pairs under the base."""
+    if not pairs:
+        return 0.0
+    with adapted.disable_adapter():
+        found = likelihood.score(adapted, [span for pair in pairs for span in pair], layout=layout)
+    odds = mean_odds(torch.as_tensor(found))
+    log.info("balance: %d pairs, mean log-odds of the base %.2f nats", len(pairs), odds)
+    return odds
 
 
 def _option(tuning: Tuning, name: str) -> str | None:
