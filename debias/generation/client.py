@@ -65,10 +65,10 @@ class Chat:
             self._proven = False  # whether the model has answered a request of this run, now or in an earlier launch
             self._stack = stack.pop_all()
         if self.spent.lost:
+            most = self.spent.lost_dollars
+            price = "at an unknown price" if most is None else f"{most:.4f} dollars at most"
             log.warning(
-                "%d calls of an earlier run got no answer and may have been charged (%.4f dollars at most)",
-                self.spent.lost,
-                self.spent.lost_dollars,
+                "%d calls of an earlier run got no answer and may have been charged (%s)", self.spent.lost, price
             )
         return self
 

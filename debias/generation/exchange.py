@@ -82,7 +82,7 @@ class Spent(NamedTuple):
     dollars: float | None  # None: the price of at least one call is unknown
     bounded: int  # calls without a usage report, counted at their upper bound
     lost: int  # calls that were sent and got no reply; they may have been charged
-    lost_dollars: float  # what those cost at most, in addition to `dollars`
+    lost_dollars: float | None  # what those cost at most, in addition to `dollars`; None: a price is unknown
 
 
 class Outcome(NamedTuple):

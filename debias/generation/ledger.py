@@ -134,7 +134,9 @@ class Memory:
     @property
     def spent(self) -> Spent:
         dollars = None if self.unpriced else self.dollars
-        lost = sum(sent.bound.worst for sent in self.lost.values())
+        bounds = [sent.bound for sent in self.lost.values()]
+        unknown = any(bound.dollars(0, 0) is None for bound in bounds)
+        lost = None if unknown else sum(bound.worst for bound in bounds)
         return Spent(
             self.calls, self.prompt_tokens, self.completion_tokens, dollars, self.bounded, len(self.lost), lost
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import platform
@@ -19,45 +20,52 @@ from debias.files import write_json
 
 
 class Cost:
-    """Tokens, dollars and seconds by stage. cost.json keeps them across interruptions."""
+    """Tokens, dollars and seconds by stage, and peak memory. cost.json keeps them across interruptions.
+
+    A stage that was interrupted or repeated counts every attempt. (A process that is killed outright cannot write what
+    its current stage took.)
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "cost.json"
-        try:
-            self.stages = json.loads(self.path.read_text(encoding="utf-8"))["stages"]
-        except (OSError, ValueError, KeyError):
-            self.stages = {}
+        before: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
+            before = json.loads(self.path.read_text(encoding="utf-8"))
+        self.stages: dict[str, dict[str, Any]] = before.get("stages", {})
+        self.peaks = {name: before.get(name, 0.0) for name in ("peak_memory_gb", "peak_gpu_memory_gb")}
+        if torch.cuda.is_initialized():  # a sweep's jobs may share one process
+            torch.cuda.reset_peak_memory_stats()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Time a stage; the caller writes the number of tokens into the yielded dict."""
+        """Time a stage, also one that fails; the caller writes the number of tokens into the yielded dict."""
         spent: dict[str, Any] = {"tokens": 0}
         start = time.perf_counter()
-        yield spent
-        spent["seconds"] = round(time.perf_counter() - start, 2)
-        self.stages[name] = spent
-        self.write()
+        try:
+            yield spent
+        finally:
+            self.add(name, spent | {"seconds": round(time.perf_counter() - start, 2)})
 
     def add(self, name: str, spent: Mapping[str, Any]) -> None:
-        """Add to a stage's cost from before an interruption. Unknown dollars stay unknown."""
-        pairs = {key: (self.stages.get(name, {}).get(key, 0), value) for key, value in spent.items()}
+        """Add to what a stage has cost so far. Unknown dollars stay unknown."""
+        before = self.stages.get(name, {})
+        pairs = {key: (before.get(key, 0), spent.get(key, 0)) for key in {**before, **spent}}
         self.stages[name] = {key: None if None in pair else sum(pair) for key, pair in pairs.items()}
         self.write()
 
     def write(self) -> None:
         """Write the totals so far."""
         gpu = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
-        dollars = [
-            s.get("dollars", 0.0) for s in self.stages.values()
-        ]  # only a chat model that writes data costs dollars
+        found = {"peak_memory_gb": round(peak_memory_gb(), 3), "peak_gpu_memory_gb": round(gpu, 3)}
+        # Only a chat model that writes data costs dollars.
+        dollars = [stage.get("dollars", 0.0) for stage in self.stages.values()]
         write_json(
             self.path,
             {
-                "tokens": sum(s["tokens"] for s in self.stages.values()),
+                "tokens": sum(stage["tokens"] for stage in self.stages.values()),
                 "dollars": None if None in dollars else sum(dollars),
-                "seconds": round(sum(s["seconds"] for s in self.stages.values()), 2),
-                "peak_memory_gb": round(peak_memory_gb(), 3),
-                "peak_gpu_memory_gb": round(gpu, 3),
+                "seconds": round(sum(stage["seconds"] for stage in self.stages.values()), 2),
+                **{name: max(peak, self.peaks[name]) for name, peak in found.items()},
                 "stages": self.stages,
             },
         )

@@ -67,8 +67,10 @@ def evaluate(
             adapted = adapt(base)
             scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir(), name)
             models = scorer.models()[1:] if frames else scorer.models()
-            frames += [scores_of(scorer, to_score, m) for m in models]
-            spent["tokens"] += scorer.positions
+            try:
+                frames += [scores_of(scorer, to_score, m) for m in models]
+            finally:
+                spent["tokens"] += scorer.positions
             notes |= scorer.notes
             if adapted is not None:
                 adapters.detach(adapted)

@@ -66,8 +66,10 @@ def run(
     place(adapted)  # not the base alone: PEFT keeps prompts and prefixes outside it
     with cost.stage("evaluate") as spent:
         scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir())
-        evaluation = evaluate(scorer, to_score)
-        spent["tokens"] = evaluation.positions
+        try:
+            evaluation = evaluate(scorer, to_score)
+        finally:
+            spent["tokens"] = scorer.positions
     evaluation.write(folder)
     write_reports(folder, evaluation, report, checked, base.name, target)
     return evaluation

@@ -52,9 +52,9 @@ DevScores = Callable[[peft.PeftModel], dict[str, float]]  # figures of a model o
 
 
 class Spent(NamedTuple):
-    """What training took: optimiser steps, and positions that this process computed, neutral text and padding included.
+    """What made the adapter: optimiser steps, and the positions that this process computed for them.
 
-    A resumed run counts only its own positions.
+    Neutral text and padding count too. Both include what was done before the checkpoint that a run resumes from.
     """
 
     steps: int
@@ -92,6 +92,7 @@ class Debiaser(pl.LightningModule):
         self.epoch_loss = MeanMetric()
         self.step_losses: list[Tensor] = []  # of the current step's batches on this device
         self.read = 0  # positions computed so far
+        self.begun = (-1, 0)  # the current step, and the positions computed before it
         self.strict_loading = False  # checkpoints hold the adapter only
         self._gathered: Callable[[], peft.PeftModel] | None = None
 
@@ -180,12 +181,20 @@ class Debiaser(pl.LightningModule):
         accumulated = batch_idx % self.trainer.accumulate_grad_batches  # batches of this step so far
         if accumulated == 0:
             self.step_losses.clear()
+            self.begun = (self.global_step, self.read)
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank + (accumulated << 40))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop the frozen base: it is the same before and after, and would make every checkpoint as large as itself."""
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+        # A step that is cut short between its batches is taken again.
+        step, read = self.begun
+        checkpoint["positions"] = read if step == self.global_step else self.read
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.read = checkpoint.get("positions", 0)
 
 
 def _mean(total: Tensor, weight: Tensor, parts: int) -> Tensor:
@@ -278,7 +287,7 @@ def fit(
     if trainer.is_global_zero and (best := folder / BEST).is_file():
         module.load_state_dict(torch.load(best, weights_only=True)["state_dict"], strict=False)  # adapter only
     found = trainer.callback_metrics  # under ddp_spawn, the only counters that come back from the processes
-    return Spent(int(found.get("steps", trainer.global_step)), int(found.get("positions", 0)))
+    return Spent(int(found.get("steps", trainer.global_step)), int(found.get("positions", module.read)))
 
 
 def remove_checkpoints(folder: Path) -> None:

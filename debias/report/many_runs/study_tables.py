@@ -232,18 +232,20 @@ def _cost_cells(configuration: Configuration) -> Iterator[Cell]:
     trained = [of.get("stages", {}).get("train", {}) for of in costs]
     tokens = _mean(float(stage["tokens"]) for stage in trained if "tokens" in stage)
     seconds = _mean(float(stage["seconds"]) for stage in trained if "seconds" in stage)
-    known = all(of.get("dollars", 0.0) is not None for of in costs)  # else the price of a chat model is unknown
-    dollars = _mean(float(of.get("dollars", 0.0)) for of in costs) if known else None
+    known = all(of.get("dollars") is not None for of in costs)  # else the price of a chat model is unknown
+    dollars = _mean(of["dollars"] for of in costs) if known else None
     row = configuration.row("ICAT")
     gain = row.delta.value if row and row.delta else None
     yield _amount(tokens, ",.0f")
     yield _amount(seconds, ",.1f")
     yield _amount(_mean(float(of["seconds"]) for of in costs if "seconds" in of), ",.1f")
-    yield _amount(dollars, ",.2f") if known else Cell("unknown")
+    yield _amount(dollars, ",.2f") if dollars is not None else Cell("unknown")
     yield _amount(gain, "+.1f")
     for spent, form in ((seconds, ",.2f"), (dollars, ",.4f")):
         if gain is not None and gain <= 0:
             yield Cell("no gain")
+        elif spent is None and form == ",.4f":
+            yield Cell("unknown")
         else:
             yield _amount(spent / gain if gain is not None and spent is not None else None, form)
 
