@@ -1,8 +1,9 @@
 """The README's picture and table, and the pictures in docs/: `python tests/pictures.py [RUN]` makes them.
 
 They show the default run. Without RUN (its folder) the run is started here, which takes as long as `make demo`, or no
-time if it is done. With RUN, today's program writes its page anew. The run's figures are kept in
-docs/default_run.parquet, from which a test makes the table again. The picture of many runs shows the study's figures.
+time if it is done. With RUN, today's program computes its figures and writes its page anew, from its scores. Figures
+and scores are kept in docs/default_run.parquet, from which a test makes the table again. The picture of many runs shows
+the study's figures.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def write_table(figures: Sequence[Figure]) -> None:
 
 
 def write_page(run: Path) -> None:
-    """Write the run's report with today's program, from its scores."""
+    """Write the run's figures and report with today's program, from its scores."""
     text = (run / "config.yaml").read_text(encoding="utf-8")
     status = json.loads((run / "status.json").read_text(encoding="utf-8"))
     cfg = OmegaConf.create(yaml.safe_load(text))
@@ -64,6 +65,7 @@ def write_page(run: Path) -> None:
     to_score = prepared(make_benchmarks(cfg), model.tokens())
     evaluation = evaluation_of(to_score, [read_likelihoods(run)], positions=0, notes=())
     folder = RunFolder(run, text, {key: value for key, value in status.items() if key.endswith("_sha256")})
+    folder.write_figures(evaluation.figures)
     data = make(cfg.data).load(cfg.seed)
     write_reports(folder, evaluation, make_report(cfg), data, MODEL, run / "adapter")
 
@@ -85,7 +87,7 @@ def debias(*words: str | Path) -> None:
 def main(run: Path) -> None:
     """Make everything anew."""
     write_table(read_figures(run))
-    debias("archive", run, "--out", ARCHIVE, "overwrite=true")
+    debias("archive", run, "--out", ARCHIVE, "--records", "overwrite=true")
     with tempfile.TemporaryDirectory() as folder, chromium(Path(folder) / "profile") as page:
         debias("report", "docs/study/data_sources.parquet", "--out", folder)
         picture(page, run / "report.html", "report", 1280, 1180)
