@@ -52,7 +52,11 @@ def complaint(answer: tuple[int, str, str]) -> str:
         (["run", "data=targetd"], "there is no data=targetd (did you mean 'targeted'?)"),
         (["run", "eval=[steroset]"], "there is no eval=steroset (did you mean 'stereoset'?)"),
         (["run", "data=triplets", "data.bias=age"], "data.path must be set: add data.path=VALUE"),
-        (["run", "data.path=none.jsonl"], "none.jsonl: cannot read the triplets (No such file or directory)"),
+        (
+            ["run", "data.path=none.jsonl", "data.bias=age"],
+            "none.jsonl: cannot read this file (No such file or directory)",
+        ),
+        (["run", "data.path=none.jsonl"], "data.path names a file, but not what it is about; add data.bias=gender"),
         (["run", "data.bias=height"], "there is no corpus of ours for data.bias='height'"),
         (["run", "data.policy=lax"], "data.policy='lax' is unknown; choose strict or as_published"),
         (["run", "data.n=0"], "data.n=0 must be 1 or more"),
@@ -74,14 +78,14 @@ def test_bad_words(debias: Run, tmp_path: Path, words: list[str], message: str) 
 
 def test_corrupt_triplets_are_named_by_line(debias: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('["A man wept.", "man", "wept"]\n{"sentence": \n')
-    assert "bad.jsonl:2: not JSON" in complaint(debias("run", "data.path=bad.jsonl"))
+    assert "bad.jsonl:2: not JSON" in complaint(debias("run", "data.path=bad.jsonl", "data.bias=age"))
 
 
 def test_data_empty_after_checks(debias: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('["A man wept.", "man", "cried"]\n')
-    said = complaint(debias("run", "data.path=bad.jsonl"))
+    said = complaint(debias("run", "data.path=bad.jsonl", "data.bias=age"))
     assert "no usable triplet is left (1 attribute not in the sentence)" in said
-    status = json.loads((tmp_path / "outputs/run/path-bad.jsonl/status.json").read_text())
+    status = json.loads((tmp_path / "outputs/run/bias-age+path-bad.jsonl/status.json").read_text())
     assert status["state"] == "failed"
 
 

@@ -202,7 +202,7 @@ def test_leakage_fails_a_file_and_cleaning_removes_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "the file is empty"), (b"\xff\xfe\x00", "not UTF-8 text"), (b'[["a", "b"', "a.json:1: not JSON")],
+    [(b"", "the file is empty"), (b"\xff\xfe\x00", "not UTF-16 text"), (b'[["a", "b"', "a.json:1: not JSON")],
 )
 def test_files_that_cannot_be_read_at_all(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.json").write_bytes(content)
@@ -309,7 +309,7 @@ def test_the_page_has_leakage_and_loss(tmp_path: Path) -> None:
 
 def test_words_that_are_wrong(tmp_path: Path) -> None:
     assert "name at least one file" in run(tmp_path, "doctor").err
-    assert "none.jsonl: cannot read the triplets" in run(tmp_path, "doctor", "none.jsonl").err
+    assert "none.jsonl: cannot read this file" in run(tmp_path, "doctor", "none.jsonl").err
     assert run(tmp_path, "doctor", "none.jsonl").status == 1
     write(tmp_path / "a.json", "[]")
     assert "there is no record in this file" in run(tmp_path, "doctor", "a.json").err

@@ -50,6 +50,20 @@ def counts(checked: Checked) -> dict[str, int]:
 # ---------------------------------------------------------------- mixtures
 
 
+def test_few_sentences_are_a_warning_and_the_log_names_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text('["She is bold.", "She", "bold"]\n' * 10, encoding="utf-8")
+    with caplog.at_level("INFO"):
+        Mixture("gender", {"t": TripletFile("gender", str(few))}).load(1)
+        Mixture("gender", {"t": TripletFile("gender")}, n=10).load(1)  # ten of many, because the user wants ten
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "10 sentences are far too few to train on: expect no effect, or an erratic one"
+    ]
+    assert f"data file: {few}" in caplog.messages
+
+
 def test_a_mixture_is_its_sources_one_after_the_other() -> None:
     checked = mixture().load(1)
     assert counts(checked) == {"a": 10, "b": 4}
@@ -185,7 +199,7 @@ def test_text_from_a_file(tmp_path: Path) -> None:
     )
     source = Counterfactual("gender", str(path), sides="one")
     assert [t.sentence for t in source.load().triplets] == ["The king @-@ to @-@ be saw her father ."]
-    with pytest.raises(UserError, match=r"none\.txt: cannot be read as text"):
+    with pytest.raises(UserError, match=r"none\.txt: cannot read this file"):
         Counterfactual("gender", str(tmp_path / "none.txt")).load()
     path.write_text("It rained all day long.", encoding="utf-8")
     with pytest.raises(UserError, match="no sentence has a word to swap for gender"):

@@ -21,6 +21,7 @@ from debias.records import Recipe, Scoring, UserError, checked
 def run_job(cfg: DictConfig) -> None:
     """Train and score. If a launcher started several processes, the first runs the job and the others help to train."""
     recipe, scoring = checked(Recipe, cfg, "training"), checked(Scoring, cfg, "scoring")
+    _check_bias_is_named()
     data, benchmarks = make(cfg.data), make_benchmarks(cfg)
     folder = run_folder(cfg, [data, *benchmarks])
     if launched_rank() > 0:
@@ -45,6 +46,16 @@ def run_job(cfg: DictConfig) -> None:
                 parts = make_adapter(cfg.adapter), make(cfg.objective), make(cfg.neutral)
                 tuning = Tuning(data, *parts, recipe, make(cfg.trainer), cfg.seed, tracking.logger, make(cfg.balance))
                 tracking.scored(run.run(folder, tuning, make(cfg.model), scoring, benchmarks, make_report(cfg)))
+
+
+def _check_bias_is_named() -> None:
+    """Raises UserError if a file of the user's own would be taken to be about the default bias."""
+    named = {override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task}
+    if "data.path" in named and "data.bias" not in named:
+        raise UserError(
+            "data.path names a file, but not what it is about; add data.bias=gender or another bias, "
+            "which decides what is scored in full"
+        )
 
 
 def evaluate_job(cfg: DictConfig) -> None:

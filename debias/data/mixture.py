@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -9,6 +10,10 @@ from typing import Literal, Protocol
 
 from debias.data.triplets import Checked
 from debias.records import Triplet, UserError
+
+log = logging.getLogger(__name__)
+
+FAR_TOO_FEW = 100  # sentences; the paper trains on 500
 
 Match = Literal["examples", "steps", "tokens"]
 
@@ -76,6 +81,8 @@ class Mixture:
         """All sentences in the given shares, cut to `n` and, with `match=examples`, to `match_to`."""
         parts = {name: source.load(seed) for name, source in self.sources.items()}
         several = len(parts) > 1
+        if (count := sum(len(part.triplets) for part in parts.values())) < FAR_TOO_FEW:
+            log.warning("%d sentences are far too few to train on: expect no effect, or an erratic one", count)
         dropped: Counter[str] = Counter()
         for name, part in parts.items():
             for reason, count in part.dropped.items():

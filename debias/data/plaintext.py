@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from debias import assets
+from debias.data.rows import is_table, read_text, rows
 from debias.records import Triplet, UserError
 
 SHORTEST, LONGEST = 4, 60  # words of a sentence; longer ones would make batches large
@@ -29,7 +30,7 @@ class Text:
 
     Args:
         name: `gap` (Wikipedia passages about women and men), `bold` (Wikipedia sentences about groups of the bias), or
-            the path of a text file; if None, `gap` for gender and `bold` for other biases.
+            the path of a text file, or of rows with a column `text`; if None, `gap` for gender and `bold` for others.
         bias: selects a part of BOLD.
     """
 
@@ -48,22 +49,27 @@ class Text:
     def fingerprint(self) -> str:
         """SHA-256 of the text."""
         digests = [assets.ASSETS[name].sha256 for name in self.assets]
-        return " ".join(digests) or hashlib.sha256(self._read().encode()).hexdigest()
+        return " ".join(digests) or hashlib.sha256("\n".join(self._read()).encode()).hexdigest()
 
     def passages(self) -> Iterator[str]:
         """The passages in order."""
         for name in self.assets:
             yield from read_passages(name)
         if not self.assets:
-            yield self._read()
+            yield from self._read()
 
-    def _read(self) -> str:
-        try:
-            return Path(self.name).expanduser().read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{self.name}: cannot be read as text ({error}); choose gap, bold or a UTF-8 file"
-            ) from error
+    def _read(self) -> list[str]:
+        """Running text as one passage, or the column `text` of a file of rows."""
+        path = Path(self.name).expanduser()
+        if not is_table(path):
+            return [read_text(path)]
+        passages = []
+        for row in rows(path):
+            text = row.content.get("text") if isinstance(row.content, dict) else None
+            if not isinstance(text, str):
+                raise UserError(f"{row.where}: there is no text here; the passages must be in a column `text`")
+            passages.append(text)
+        return passages
 
 
 def read_passages(name: str) -> Iterator[str]:
@@ -71,8 +77,8 @@ def read_passages(name: str) -> Iterator[str]:
     path = assets.locate(name)
     if name.startswith("gap-"):
         with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            yield from (row["Text"] for row in rows)
+            table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            yield from (row["Text"] for row in table)
     else:
         groups = json.loads(path.read_text(encoding="utf-8"))
         yield from (text for articles in groups.values() for texts in articles.values() for text in texts)

@@ -1,18 +1,21 @@
-"""Training triplets: read from JSON Lines or the published JSON lists, checked, and never repaired silently."""
+"""Training triplets: read from a file of any format, checked, and never repaired silently."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from debias.data.rows import FORMATS, Row, rows, sha256
 from debias.data.word_borders import anywhere, same_word, whole_word
 from debias.records import Triplet, UserError
+
+log = logging.getLogger(__name__)
 
 CORPORA = Path(__file__).resolve().parent.parent / "corpora"
 FIELDS = ("sentence", "target", "attribute")
@@ -55,7 +58,7 @@ class TripletFile:
 
     Args:
         bias: the social bias that the sentences address; also picks the corpus when `path` is empty.
-        path: JSON Lines of objects, or one JSON list of `[sentence, target, attribute]`.
+        path: rows with `sentence`, `target` and `attribute`, or lists of these three, in a format of `data.rows`.
         policy: `strict` drops and counts records whose attribute does not follow the target as a whole word;
             `as_published` does what the paper's script did (see `_as_published`).
     """
@@ -68,10 +71,11 @@ class TripletFile:
 
     def fingerprint(self) -> str:
         """SHA-256 of the file's bytes."""
-        return hashlib.sha256(_read(self.path)).hexdigest()
+        return sha256(self.path)
 
     def load(self, seed: int = 0) -> Checked:
         """Read and check. Raises UserError for a broken line, and when nothing is left to train on."""
+        log.info("data file: %s", self.path)
         records, broken = read_records(self.path, self.bias)
         if broken:
             raise UserError(
@@ -113,19 +117,38 @@ def _corpus(bias: str) -> Path:
 def read_records(path: Path, bias: str = "") -> tuple[list[Record], list[Broken]]:
     """All records, with `bias` for those that do not name one, and all places that do not hold a record.
 
-    Raises UserError if nothing can be read: the file is missing, empty or not UTF-8, or its JSON list is not JSON.
+    Raises UserError if nothing can be read: the file is missing, empty or in no known format, or has other columns.
     """
     records: list[Record] = []
     broken: list[Broken] = []
-    for place, where, row in _rows(path, _text(path)):
+    found = list(rows(path))
+    for place, where, row in found:
         read = _record(row, bias, path.name, place)
         if isinstance(read, Record):
             records.append(read)
         else:
             broken.append(Broken(place, where, read))
-    if not records and not broken:
-        raise UserError(f"{path}: there is no record in this file; write one triplet per line, or choose another file")
+    if not records:
+        _check_columns(path, found)
     return records, broken
+
+
+def _check_columns(path: Path, found: Sequence[Row]) -> None:
+    """Raises UserError if there are no rows, or if none of them has the columns of a triplet."""
+    if not found:
+        raise UserError(f"{path}: there is no record in this file; write one triplet per line, or choose another file")
+    if any(not isinstance(row.content, dict) or set(FIELDS) <= set(row.content) for row in found):
+        return
+    names = dict.fromkeys(name for row in found for name in row.content)
+    remedy = f"rename them, or choose another file ({FORMATS})"
+    if {"chosen", "rejected"} <= set(names):
+        remedy = (
+            "of a preference pair, the chosen text is the sentence; add its target, its attribute, and in `stereotype` "
+            "the words that the rejected text has in the attribute's place"
+        )
+    raise UserError(
+        f"{path}: no row has the columns {', '.join(FIELDS)}; found {', '.join(map(str, names)) or 'none'}; {remedy}"
+    )
 
 
 def _record(row: Any, bias: str, source: str, place: int) -> Record | str:
@@ -133,8 +156,10 @@ def _record(row: Any, bias: str, source: str, place: int) -> Record | str:
 
     `debias run` stops at a row that has a reason and `debias doctor` counts it, so they cannot disagree.
     """
+    if isinstance(row, json.JSONDecodeError):
+        return f"not JSON ({row.msg})"
     if isinstance(row, ValueError):
-        return f"not JSON ({row})"
+        return f"cannot be read ({row})"
     if isinstance(row, list) and len(row) == len(FIELDS):
         row = dict(zip(FIELDS, row, strict=True))
     if not isinstance(row, dict):
@@ -173,48 +198,6 @@ def _fault(value: Any) -> str | None:
     if not any(unicodedata.category(character)[0] in "LNPS" for character in value):
         return "has no visible character"
     return None
-
-
-def _rows(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
-    """Number, place in words and decoded content of each row; a line that is not JSON comes as a ValueError."""
-    if text.lstrip().startswith("[") and path.suffix != ".jsonl":
-        try:
-            items = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); fix this line") from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-            raise UserError(f"{path}: not JSON ({error}); save the triplets as JSON Lines") from error
-        yield from ((i, f"{path}: item {i}", item) for i, item in enumerate(items, start=1))
-        return
-    for i, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield i, f"{path}:{i}", _decoded(line)
-
-
-def _decoded(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        return ValueError(error.msg)
-    except (ValueError, RecursionError) as error:
-        return ValueError(error)
-
-
-def _text(path: Path) -> str:
-    try:
-        text = _read(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    if not text.strip():
-        raise UserError(f"{path}: the file is empty; write one triplet per line, or choose another file")
-    return text
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the triplets ({error.strerror}); check the path") from error
 
 
 # ---------------------------------------------------------------- record -> triplet

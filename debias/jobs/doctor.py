@@ -97,7 +97,7 @@ def _write_fixed(target: Path, kept: Sequence[Record], dropped: Mapping[str, int
     if not kept:
         raise UserError(f"nothing is left to write to {target}; choose another file")
     rows = [{**r.row, **{name: getattr(r, name) for name in (*FIELDS, "bias") if getattr(r, name)}} for r in kept]
-    write_text(target, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    write_text(target, "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows))
     return Fixed(str(target), len(kept), dict(dropped))
 
 
