@@ -63,6 +63,12 @@ class Diagnosis:
         """Whether every record can be trained on and none repeats a benchmark."""
         return all(f.level != "error" for f in self.findings) and not any(k.exact or k.near for k in self.leaks)
 
+    def add_refused(self, refused: Sequence[tuple[Record, str]]) -> None:
+        """Add usable records on which a certain model cannot be trained, each with its reason."""
+        found = [(r.place, f"{why}, at {_shown(r)}") for r, why in refused]
+        self.findings.append(_finding("cannot be trained on with this model", "error", found))
+        self.usable -= len(refused)
+
     def as_json(self) -> dict[str, Any]:
         """The diagnosis as plain values."""
         return {**asdict(self), "passes": self.passes}

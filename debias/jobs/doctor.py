@@ -69,7 +69,7 @@ def examine_files(
     for path, (records, broken) in read.items():
         diagnosis = diagnose(str(path), records, broken, indices, unread)
         if model is not None:
-            diagnosis.loss = _losses(model, records)
+            _ask_model(diagnosis, model, records)
         if write_page:
             write_text(_page(path), data_quality.page(diagnosis))
         copy = _write_fixed(_fixed(path), *cleaned(records, broken, indices)) if fix else None
@@ -101,17 +101,23 @@ def _write_fixed(target: Path, kept: Sequence[Record], dropped: Mapping[str, int
     return Fixed(str(target), len(kept), dict(dropped))
 
 
-def _losses(model: BaseModel, records: Sequence[Record]) -> dict[str, Any] | None:
-    """Histogram of the model's loss on the attributes of usable records, in nats per token."""
+def _ask_model(diagnosis: Diagnosis, model: BaseModel, records: Sequence[Record]) -> None:
+    """Add which usable records this model cannot be trained on, and its loss on the attributes of the others."""
     from debias.scoring import likelihood  # seconds of imports that other examinations do not need
-    from debias.scoring.encoding import encode
+    from debias.training.examples import examples
     from debias.training.objectives import Attribute
 
-    triplets = [triplet for r in records if isinstance(triplet := strict(r), Triplet)]
-    if not triplets:
-        return None
-    base, objective = model.load(), Attribute()
-    spans = [objective.span(text) for text in encode(triplets, base.tokens)]
-    layout = likelihood.choose_layout(base.model, base.kind)
+    usable = [(r, triplet) for r in records if isinstance(triplet := strict(r), Triplet)]
+    if not usable:
+        return
+    base = model.load()
+    found = examples([(triplet,) for _, triplet in usable], Attribute(), base.tokens, base.max_positions)
+    refused = [(r, why) for (r, _), why in zip(usable, found, strict=True) if isinstance(why, str)]
+    diagnosis.add_refused(refused)
+    spans = [texts[0] for texts in found if not isinstance(texts, str)]
+    if not spans:
+        return
+    layout = likelihood.choose_layout(base.model, base.kind, max(span.num_positions for span in spans))
     logprob_S = likelihood.score(base.model, spans, layout, progress=bar("scoring attributes"))
-    return histogram([-float(logprob) / span.num_tokens for logprob, span in zip(logprob_S, spans, strict=True)])
+    losses = [-float(logprob) / span.num_tokens for logprob, span in zip(logprob_S, spans, strict=True)]
+    diagnosis.loss = histogram(losses)

@@ -140,7 +140,11 @@ def trainable_parameters(model: nn.Module) -> int:
 
 def virtual_tokens(model: peft.PeftModel) -> int:
     """Number of the model's positions that the adapter's prompt or prefix takes up."""
-    config = model.active_peft_config
+    return prompt_length(model.active_peft_config)
+
+
+def prompt_length(config: peft.PeftConfig) -> int:
+    """Number of positions that an adapter's prompt or prefix takes up."""
     return config.num_virtual_tokens if isinstance(config, peft.PromptLearningConfig) else 0
 
 

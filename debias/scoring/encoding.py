@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from debias.data.word_borders import same_word
 from debias.records import Encoded, Tokens, Triplet
 from debias.scoring.spans import mask_id, start_id
 
@@ -14,7 +15,12 @@ def encode(triplets: Sequence[Triplet], tokens: Tokens, start_token: bool = True
     Args:
         start_token: put the start token in front of every sentence of a causal model; a masked model's texts always
             have their special tokens.
+
+    An attribute for which the tokenizer has no token, such as a control character for BERT's, has an empty span.
     """
+    for t in triplets:
+        attribute = t.sentence[t.start : t.stop]
+        assert not t.attribute or attribute == t.attribute or same_word(attribute, t.attribute), t
     tokenizer, causal = tokens.tokenizer, tokens.kind == "causal"
     encoded = tokenizer(
         [t.sentence for t in triplets],
@@ -27,5 +33,6 @@ def encode(triplets: Sequence[Triplet], tokens: Tokens, start_token: bool = True
     texts = []
     for triplet, ids, offsets in zip(triplets, encoded.input_ids, encoded.offset_mapping, strict=True):
         marked = [k for k, (a, b) in enumerate(offsets) if a < triplet.stop and b > triplet.start]
-        texts.append(Encoded((*front, *ids), len(front) + marked[0], len(front) + marked[-1] + 1, mask))
+        start, stop = (len(front) + marked[0], len(front) + marked[-1] + 1) if marked else (0, 0)
+        texts.append(Encoded((*front, *ids), start, stop, mask))
     return texts

@@ -66,7 +66,7 @@ class SelfGenerated:
 
     Args:
         n: number of samples.
-        longest: most new tokens of a sample.
+        longest: most new tokens of a sample, within the model's context.
         start: text that every sample begins with; None uses the model's start token.
         top_p: nucleus sampling: draw from the likeliest tokens that hold this share of the probability. 1 samples from
             the model's full distribution; less cuts the noise of its tail.
@@ -116,6 +116,8 @@ class SelfGenerated:
         stop = {token for token in (ends if isinstance(ends, list) else [ends]) if token is not None}
         samples: list[list[int]] = []
         size = self.batch_size or (64 if base.model.device.type == "cpu" else self.n)
+        room = base.max_positions  # the last token of a sample is not read
+        longest = self.longest if room is None else max(1, min(self.longest, room + 1 - front.shape[1]))
         batches = range(0, self.n, size)
         with placed(base.model), torch.random.fork_rng():
             torch.manual_seed(self.seed)
@@ -124,7 +126,7 @@ class SelfGenerated:
                 # Temperature and top-k are stated because the model's own generation config may set others.
                 answer_BT = model.generate(
                     begin_BT, attention_mask=torch.ones_like(begin_BT), do_sample=True, temperature=1.0, top_k=0,
-                    top_p=self.top_p, max_new_tokens=self.longest, pad_token_id=min(stop, default=0),
+                    top_p=self.top_p, max_new_tokens=longest, pad_token_id=min(stop, default=0),
                 )  # fmt: skip
                 samples += [_until(ids, front.shape[1], stop) for ids in answer_BT.tolist()]
         return [ids for ids in samples if len(ids) > front.shape[1] + 1]

@@ -23,9 +23,8 @@ from debias.models import adapter as adapters
 from debias.models.base import Base
 from debias.models.placement import place
 from debias.models.ranks import launched_rank
-from debias.records import Masked, Recipe, Scored, Span, Triplet, Watch
+from debias.records import Masked, Recipe, Scored, Span, Triplet, UserError, Watch
 from debias.scoring import likelihood
-from debias.scoring.encoding import encode
 from debias.scoring.layouts import Layout
 from debias.scoring.protocols import BiasBench
 from debias.scoring.reference import Ask, Said, ask
@@ -33,6 +32,7 @@ from debias.scoring.scorer import Scorer, code_sha256
 from debias.training import module as training
 from debias.training.balance import Balance, Nothing, Pair, mean_odds
 from debias.training.batches import SpanData, Texts
+from debias.training.examples import examples, fits
 from debias.training.gate import Gate, GateError
 from debias.training.matching import steps_of_examples, steps_of_tokens
 from debias.training.neutral import NeutralText
@@ -64,30 +64,30 @@ def train(
     """Train an adapter, check it and save it as `target`. Resumes from the folder's checkpoint if there is one.
 
     Raises:
-        UserError: the adapter does not fit the base, no sentence has a counterpart to compare, or training diverged.
+        UserError: the adapter does not fit the base, no sentence can be trained on, or training diverged.
         GateError: the trained adapter failed a check.
     """
     recipe = tuning.recipe
     pl.seed_everything(tuning.seed, verbose=False)
     # Before anything computes: the layout's trial, the base's answers and the gate run where training does.
     place(base.model, torch.device("cpu") if _option(tuning, "accelerator") == "cpu" else None)
-    examples = _examples(tuning, base, triplets)
+    trained_on = _examples(tuning, base, triplets)
     adapted = adapters.attach(base, tuning.adapter)
     num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would have no effect
-    neutral = tuning.neutral.spans(base, recipe.start_token) if num_neutral else []
+    neutral = _neutral(tuning, base) if num_neutral else []
     pairs = tuning.balance.pairs(base.tokens) if recipe.balance and recipe.num_pairs else []
-    longest = max(span.num_positions for texts in [*examples, tuple(neutral), *pairs] for span in texts)
+    longest = max(span.num_positions for texts in [*trained_on, tuple(neutral), *pairs] for span in texts)
     layout = likelihood.choose_layout(adapted, base.kind, longest)
     mix_lengths = tuning.data.match in ("steps", "tokens")
     dev_set = DevSet(base, recipe.watch, tuning.data.bias) if recipe.watch.every else None
     needs_base = bool(recipe.retention or pairs) or tuning.objective.needs_base
     batches = SpanData(
-        examples, layout, recipe.batch_size, tuning.seed, neutral, num_neutral, mix_lengths, dev_set is not None,
+        trained_on, layout, recipe.batch_size, tuning.seed, neutral, num_neutral, mix_lengths, dev_set is not None,
         asking(adapted, base, layout, sharded=_option(tuning, "strategy") == "fsdp") if needs_base else None,
         kl=bool(recipe.retention), weight=tuning.objective.weight, pairs=pairs, num_pairs=recipe.num_pairs,
     )  # fmt: skip
     odds = _odds(adapted, layout, pairs)
-    gate = Gate(adapted, [span for texts in examples[:PROBE] for span in texts], layout)
+    gate = Gate(adapted, [span for texts in trained_on[:PROBE] for span in texts], layout)
     if recipe.gradient_checkpointing:
         _checkpoint_gradients(adapted)
     steps = _matched_steps(tuning, base, batches)
@@ -156,12 +156,34 @@ def _keep(adapted: peft.PeftModel, base: Base, folder: Path) -> Path:
 def _examples(tuning: Tuning, base: Base, triplets: Sequence[Triplet]) -> list[Texts]:
     """The spans that the objective scores in each sentence, and in its counterpart if the objective compares."""
     pairs, dropped = paired(triplets, tuning.objective.contrast)
+    limit = _max_positions(tuning, base)
+    found = examples(pairs, tuning.objective, base.tokens, limit, tuning.recipe.start_token)
+    dropped.update(texts for texts in found if isinstance(texts, str))
     for reason, count in dropped.items():
         log.info("note: %d of %d sentences are not trained on: %s", count, len(triplets), reason)
-    encoded = encode([t for texts in pairs for t in texts], base.tokens, tuning.recipe.start_token)
-    spans = [tuning.objective.span(text) for text in encoded]
-    texts = 1 if tuning.objective.contrast is None else 2
-    return [tuple(spans[k : k + texts]) for k in range(0, len(spans), texts)]
+    kept = [texts for texts in found if not isinstance(texts, str)]
+    if not kept:
+        raise UserError(
+            f"none of {len(triplets)} sentences can be trained on ({', '.join(dropped)}); choose other data"
+        )
+    return kept
+
+
+def _neutral(tuning: Tuning, base: Base) -> list[Scored]:
+    """Neutral texts within the model's context."""
+    spans, limit = tuning.neutral.spans(base, tuning.recipe.start_token), _max_positions(tuning, base)
+    kept = [span for span in spans if fits(span, limit)]
+    if len(kept) < len(spans):
+        log.info("note: %d of %d neutral texts are left out: longer than the model's %d tokens",
+                 len(spans) - len(kept), len(spans), limit)  # fmt: skip
+    if not kept:
+        raise UserError(f"no neutral text is within the model's {limit} tokens; set neutral.longest to fewer")
+    return kept
+
+
+def _max_positions(tuning: Tuning, base: Base) -> int | None:
+    limit = base.max_positions
+    return limit and limit - adapters.prompt_length(tuning.adapter)
 
 
 def _checkpoint_gradients(adapted: peft.PeftModel) -> None:
