@@ -100,7 +100,6 @@ def test_pairs_without_their_group_term_are_scored_and_counted(tiny: Path, tmp_p
     ("change", "message"),
     [
         ({"label_2": "stereotype"}, r"row 1: labels \['stereotype'\] instead of one each of"),
-        ({"alt_sentence": "The man is rich."}, "row 1: both sentences are the same"),
     ],
 )
 def test_bad_rows(change: dict[str, str], message: str, tmp_path: Path) -> None:
@@ -109,6 +108,15 @@ def test_bad_rows(change: dict[str, str], message: str, tmp_path: Path) -> None:
         UserError, match=rf"pairs\.json is not a BiasTestGPT file \({message}.*check eval\.biastestgpt\.path"
     ):
         BiasTestGPT(BiasBench(), path).fingerprint()
+
+
+def test_pairs_of_identical_sentences_are_left_out_and_counted(tmp_path: Path) -> None:
+    pair, same = row("man", "woman", "rich"), row("man", "woman", "rich", alt_sentence="The man is rich.")
+    benchmark = BiasTestGPT(BiasBench(), written(tmp_path, pair, same))
+    assert len(benchmark._pairs) == 1
+    assert benchmark.notes[0] == "biastestgpt: 1 of 2 examples are left out: 1 with two identical sentences"
+    with pytest.raises(UserError, match="has no pair to compare"):
+        BiasTestGPT(BiasBench(), written(tmp_path, same)).fingerprint()
 
 
 def test_files_that_are_not_whole(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, datasets_cache: None) -> Pat
     folder = tmp_path_factory.mktemp("tasks")
     data = folder / "pairs.jsonl"
     pairs = CrowsPairs(Conditional(), limit=2)._pairs[:12]
-    data.write_text("".join(json.dumps({k: p[k] for k in ("sent_more", "sent_less")}) + "\n" for p in pairs))
+    data.write_text("".join(json.dumps({"sent_more": p.more, "sent_less": p.less}) + "\n" for p in pairs))
     for name, text in (("local_pairs", PAIRS), ("local_text", TEXT)):
         (folder / f"{name}.yaml").write_text(text.format(path=data))
     (folder / "absent.yaml").write_text(PAIRS.format(path=folder / "no.jsonl").replace("local_pairs", "absent"))
@@ -95,7 +95,7 @@ def test_accuracy_is_the_stereotype_score_of_the_same_sentences(scorer: Scorer, 
             rows = harness.measure(scorer, harness.candidates(scorer.tokens))
             wanted = scorer.score(ours.candidates(scorer.tokens), ours.protocol, ours.name)
         pairs = metrics.crows_pairs(wanted).set_index("example")["ss"]
-        first = [p[""] for p in ours._pairs[:12]]
+        first = [p.example for p in ours._pairs[:12]]
         assert (100 * rows["score"]).tolist() == pairs.loc[first].tolist()
         assert rows["example"].tolist() == [f"local_pairs:{k}" for k in range(12)]
         assert set(rows["candidate"]) == {"acc"}

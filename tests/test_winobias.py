@@ -96,6 +96,16 @@ def test_pairs_that_differ_in_more_are_counted(tiny: Path, tmp_path: Path) -> No
     assert note == "winobias: 4 of 8 pairs differ in more than gendered words and are scored as published"
 
 
+def test_pairs_of_identical_sentences_are_left_out_and_counted(tmp_path: Path) -> None:
+    """The second line of each of the four pairs of files."""
+    anti = "\n".join([ANTI.split("\n")[0], *PRO.split("\n")[1:]])
+    benchmark = WinoBias(BiasBench(), written(tmp_path, anti=anti))
+    assert [p.occupation for p in benchmark._pairs] == ["developer"] * 4
+    assert benchmark.notes == ["winobias: 4 of 8 examples are left out: 4 with two identical sentences"]
+    with pytest.raises(UserError, match="has no pair to compare"):
+        WinoBias(BiasBench(), written(tmp_path, anti=PRO)).fingerprint()
+
+
 def test_files_that_are_not_whole(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"type1\.txt\.dev has 2 lines, but anti\S+ has 1; .*eval\.winobias\.path"):
         WinoBias(BiasBench(), written(tmp_path, anti=ANTI.splitlines()[0])).fingerprint()

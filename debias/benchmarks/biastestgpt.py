@@ -14,7 +14,7 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import per_bias, strata
+from debias.benchmarks.sampling import left_out, per_bias, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare_means
 from debias.data.word_borders import whole_word
 from debias.records import Candidate, Tokens, UserError
@@ -63,10 +63,11 @@ class BiasTestGPT(LikelihoodBenchmark):
 
     @property
     def notes(self) -> list[str]:
-        """How many pairs have a sentence without its group term."""
+        """How many pairs are left out, and how many have a sentence without its group term."""
+        same = Counter("with two identical sentences" for p in self._in_files if same_texts([*p.sentences.values()]))
         unnamed = sum(not pair.named for pair in self._pairs)
         note = f"{unnamed:,} of {len(self._pairs):,} pairs lack a group term and are scored as published"
-        return [f"{self.name}: {note}"] if unnamed else []
+        return [*left_out(self.name, same, len(self._in_files)), *([f"{self.name}: {note}"] if unnamed else [])]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
         """SS per set and overall; the resampled unit is the attribute word.
@@ -88,6 +89,13 @@ class BiasTestGPT(LikelihoodBenchmark):
 
     @cached_property
     def _all(self) -> list[Pair]:
+        pairs = [p for p in self._in_files if not same_texts([*p.sentences.values()])]
+        if not pairs:
+            raise UserError(f"{self.path} has no pair to compare; check eval.biastestgpt.path")
+        return pairs
+
+    @cached_property
+    def _in_files(self) -> list[Pair]:
         published = [remote for name, remote in assets.REMOTE.items() if name.startswith("biastestgpt-")]
         paths = [self.path] if self.path else [assets.fetch(remote) for remote in published]
         return [p for path in paths for p in _read(path)]
@@ -110,7 +118,5 @@ def _pair(row: dict[str, Any], number: int) -> Pair:
         raise ValueError(f"row {number} has no {error}") from error
     if set(sentences) != set(LABELS):
         raise ValueError(f"row {number}: labels {sorted(sentences)} instead of one each of {list(LABELS)}")
-    if len(set(sentences.values())) < 2:
-        raise ValueError(f"row {number}: both sentences are the same")
     named = all(whole_word(term, sentence) for term, sentence in terms)
     return Pair(f"{bias}-{number}", bias, attribute, sentences, named)

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import per_bias, strata
+from debias.benchmarks.sampling import left_out, per_bias, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare, ratio
+from debias.data.rows import read_table
 from debias.records import Candidate, Tokens, UserError
 from debias.scoring.protocols import Protocol
+
+
+class Pair(NamedTuple):
+    """Two sentences that differ in the group they are about, or in what they say of it."""
+
+    example: str
+    bias: str
+    kind: str  # `stereo` or `antistereo`: whether the first sentence states a stereotype or the second violates one
+    more: str
+    less: str
+
+
+class PairFile(NamedTuple):
+    """The pairs of a file, and how many of its rows are left out for each reason."""
+
+    pairs: list[Pair]
+    left_out: Counter[str]
+    total: int
 
 
 class CrowsPairs(LikelihoodBenchmark):
@@ -22,7 +42,7 @@ class CrowsPairs(LikelihoodBenchmark):
 
     Args:
         protocol: turns a sentence into a likelihood.
-        path: another file in the authors' format; null means the published one.
+        path: another file in the authors' format, also a translation; null means the published one.
         limit: pairs per bias, a fixed sample; null means all.
         whole: biases scored in full, whatever `limit` is.
         n_resamples: bootstrap resamples.
@@ -45,9 +65,9 @@ class CrowsPairs(LikelihoodBenchmark):
     def candidates(self, tokens: Tokens) -> list[Candidate]:
         """Two sentences per pair."""
         return [
-            Candidate(p[""], candidate, p["bias_type"], p["stereo_antistereo"], p[candidate])
+            Candidate(p.example, candidate, p.bias, p.kind, text)
             for p in self._pairs
-            for candidate in ("sent_more", "sent_less")
+            for candidate, text in (("sent_more", p.more), ("sent_less", p.less))
         ]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
@@ -61,7 +81,7 @@ class CrowsPairs(LikelihoodBenchmark):
         groups = {"overall": ("SS", first["ss"].notna())}
         groups |= {bias: ("SS", first["bias"] == bias) for bias in sorted(first["bias"].unique())}
         kinds = {f"overall, {kind}": (f"SS-{kind}", first["target"] == kind) for kind in ("stereo", "antistereo")}
-        sampled = strata(first["bias"].to_numpy(), self.limit, lambda: Counter(p["bias_type"] for p in self._all))
+        sampled = strata(first["bias"].to_numpy(), self.limit, lambda: Counter(p.bias for p in self._file.pairs))
         for name, (metric, chosen) in {**groups, **kinds}.items():
             if not chosen.any():
                 continue
@@ -77,18 +97,54 @@ class CrowsPairs(LikelihoodBenchmark):
                 yield compare(bias, metric, 50.0, n, ratio, one, two, self.n_resamples, strata=sampled)
 
     @property
-    def _pairs(self) -> list[dict[str, str]]:
-        return per_bias(self._all, lambda p: p["bias_type"], lambda p: p[""], self.limit, self.whole)
+    def notes(self) -> list[str]:
+        """How many pairs of the file are left out."""
+        return left_out(self.name, self._file.left_out, self._file.total)
 
     @cached_property
-    def _all(self) -> list[dict[str, str]]:
-        path = self.path or assets.locate("crows_pairs")
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                pairs = list(csv.DictReader(file))
-            for line, pair in enumerate(pairs, start=2):
-                if None in pair.values() or not pair["sent_less"] or not pair["bias_type"]:
-                    raise ValueError(f"row {line} is incomplete")
-            return pairs
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is not a CrowS-Pairs file ({error}); check eval.crows_pairs.path") from error
+    def _pairs(self) -> list[Pair]:
+        return per_bias(self._file.pairs, lambda p: p.bias, lambda p: p.example, self.limit, self.whole)
+
+    @cached_property
+    def _file(self) -> PairFile:
+        return read_pairs(self.path or assets.locate("crows_pairs"))
+
+
+COLUMNS = ("sent_more", "sent_less", "bias_type")
+IDS = ("", "id", "Unnamed: 0", "index")  # names of the first column in the authors' file and in its translations
+
+
+def read_pairs(path: Path) -> PairFile:
+    """The pairs of a file in the authors' format or a translation of it.
+
+    Columns are separated by commas, semicolons or tabs. Where ids are missing or repeat, rows are numbered instead.
+    Raises UserError, which names the column or line, if the file cannot be read.
+    """
+    header, table = read_table(path)
+    if missing := [name for name in COLUMNS if name not in header]:
+        raise UserError(
+            f"{path} is not a CrowS-Pairs file: the column {', '.join(missing)} is missing; it has "
+            f"{', '.join(name or '(no name)' for name in header)}; check eval.crows_pairs.path"
+        )
+    rows = [(row, dict(zip(header, row.content, strict=False))) for row in table]
+    ids = [next((cells[name] for name in IDS if cells.get(name)), "") for _, cells in rows]
+    if len(set(ids)) < len(ids) or "" in ids:
+        ids = [str(number) for number in range(len(rows))]
+    pairs, reasons = [], dict[str, list[int]]()
+    for example, (row, cells) in zip(ids, rows, strict=True):
+        more, less, bias = (cells.get(name, "") for name in COLUMNS)
+        if not (more.strip() and less.strip() and bias.strip()):
+            reasons.setdefault("incomplete", []).append(row.place)
+        elif same_texts((more, less)):
+            reasons.setdefault("with two identical sentences", []).append(row.place)
+        else:
+            pairs.append(Pair(example, bias, cells.get("stereo_antistereo", ""), more, less))
+    counts = Counter({f"{why} ({_lines(places)})": len(places) for why, places in reasons.items()})
+    if not pairs:
+        raise UserError(f"{path} has no pair to compare ({', '.join(counts) or 'it is empty'}); choose another file")
+    return PairFile(pairs, counts, len(rows))
+
+
+def _lines(places: Sequence[int]) -> str:
+    shown = ", ".join(map(str, places[:5]))
+    return f"line{'s' if len(places) > 1 else ''} {shown}{', ...' if len(places) > 5 else ''}"

@@ -1,10 +1,11 @@
-"""Fixed samples of a benchmark: the same examples on every machine and in every run, whatever the file's order."""
+"""The examples of a benchmark: what is left out of a file, and fixed samples, the same on every machine."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -58,6 +59,17 @@ def strata(labels_N: np.ndarray, limit: int | None, population: Callable[[], Map
         return None
     weights_N = weight_G[group_N]
     return Strata(names_G[group_N], weights_N / weights_N.mean())
+
+
+def same_texts(texts: Sequence[str]) -> bool:
+    """Whether two of the texts are the same, which makes their comparison no evidence of anything."""
+    return len({unicodedata.normalize("NFC", text.strip()) for text in texts}) < len(texts)
+
+
+def left_out(name: str, reasons: Counter[str], total: int) -> list[str]:
+    """The note that says how many of a file's examples are left out and why; none if all are used."""
+    why = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    return [f"{name}: {reasons.total():,} of {total:,} examples are left out: {why}"] if reasons else []
 
 
 def fingerprint(texts: Iterable[str]) -> str:

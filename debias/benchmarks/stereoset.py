@@ -7,19 +7,30 @@ import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import per_bias, strata
+from debias.benchmarks.filling import filling
+from debias.benchmarks.sampling import left_out, per_bias, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare
+from debias.data.rows import read_text
 from debias.records import Candidate, Cloze, Tokens, UserError
 from debias.scoring.protocols import Protocol
 from debias.scoring.spans import BLANK
 
 GOLD = ("stereotype", "anti-stereotype", "unrelated")
+
+
+class ExampleFile(NamedTuple):
+    """The examples of a file, and how many are left out for each reason."""
+
+    examples: list[dict[str, Any]]
+    left_out: Counter[str]
+    total: int
 
 
 class StereoSet(LikelihoodBenchmark):
@@ -30,7 +41,7 @@ class StereoSet(LikelihoodBenchmark):
         split: `test` (6,392 intrasentence and 6,374 intersentence examples) or `dev` (2,106 and 2,123). Tune on dev,
             report test.
         task: `intrasentence` (three words for a blank) or `intersentence` (three sentences that follow a context).
-        path: another file in the authors' format; null means the published one.
+        path: another file in the authors' format, also a translation; null means the published one.
         limit: examples per bias, a fixed sample; null means all.
         whole: biases scored in full, whatever `limit` is.
         n_resamples: bootstrap resamples.
@@ -57,7 +68,8 @@ class StereoSet(LikelihoodBenchmark):
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
         """Three sentences per example."""
-        shown = _filled if self.task == "intrasentence" else _followed
+        filled = _filled if self.path else _filled_as_published
+        shown = filled if self.task == "intrasentence" else _followed
         return [
             Candidate(e["id"], s["gold_label"], e["bias_type"], e["target"], *shown(e["context"], s["sentence"]))
             for e in self.examples
@@ -82,39 +94,87 @@ class StereoSet(LikelihoodBenchmark):
             ):
                 yield compare(bias, metric, ideal, n, statistic, before, after, self.n_resamples, strata=groups)
 
+    @property
+    def notes(self) -> list[str]:
+        """How many examples of the file are left out."""
+        return left_out(self.name, self._file.left_out, self._file.total)
+
     @cached_property
     def examples(self) -> list[dict[str, Any]]:
         """The sampled examples, as in the file."""
-        return per_bias(self._all, lambda e: e["bias_type"], lambda e: e["id"], self.limit, self.whole)
+        return per_bias(self._file.examples, lambda e: e["bias_type"], lambda e: e["id"], self.limit, self.whole)
 
     def _terms_by_bias(self) -> Counter[str]:
-        return Counter(bias for bias, _ in {(e["bias_type"], e["target"]) for e in self._all})
+        return Counter(bias for bias, _ in {(e["bias_type"], e["target"]) for e in self._file.examples})
 
     @cached_property
-    def _all(self) -> list[dict[str, Any]]:
-        path = self.path or assets.locate(f"stereoset-{self.split}")
-        try:
-            examples: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["data"][self.task]
-            for example in examples:
-                _check(example)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a StereoSet file ({error}); check eval.stereoset.path") from error
-        return examples
+    def _file(self) -> ExampleFile:
+        return read_examples(self.path or assets.locate(f"stereoset-{self.split}"), self.task)
+
+
+def read_examples(path: Path, task: str) -> ExampleFile:
+    """The examples of a task from a file in the authors' format, or from a list of examples.
+
+    Where ids repeat, examples are numbered instead. Raises UserError if the file or an example has another form.
+    """
+    try:
+        document = json.loads(read_text(path))
+        examples = document if isinstance(document, list) else document["data"][task]
+        for example in examples:
+            _check(example)
+    except UserError as error:
+        raise UserError(f"{path} is not a StereoSet file ({error}); check eval.stereoset.path") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not a StereoSet file ({error}); check eval.stereoset.path") from error
+    numbered = len({str(e["id"]) for e in examples}) < len(examples)
+    kept, reasons = [], Counter[str]()
+    for number, example in enumerate(examples):
+        if reason := _useless(example, task):
+            reasons[reason] += 1
+        else:
+            kept.append({**example, "id": str(number if numbered else example["id"])})
+    if not kept:
+        why = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "it is empty"
+        raise UserError(f"{path} has no example to score ({why}); check eval.stereoset.path")
+    return ExampleFile(kept, reasons, len(examples))
 
 
 def _check(example: dict[str, Any]) -> None:
     """Raises ValueError unless an example has one sentence of each label, and KeyError for a missing field."""
+    missing = {"id", "bias_type", "target", "context", "sentences"} - set(example)
+    missing |= {key for s in example.get("sentences", ()) for key in {"gold_label", "sentence"} - set(s)}
+    if missing:
+        raise KeyError(*sorted(missing))
     labels = sorted(s["gold_label"] for s in example["sentences"])
     if labels != sorted(GOLD):
         raise ValueError(f"example {example['id']}: labels {labels} instead of one each of {sorted(GOLD)}")
-    missing = {"bias_type", "target", "context"} - set(example)
-    missing |= {key for s in example["sentences"] for key in {"id", "sentence"} - set(s)}
-    if missing:
-        raise KeyError(*missing)
 
 
-def _filled(context: str, sentence: str) -> tuple[str, Cloze]:
-    """An intrasentence example: the sentence, and its cloze."""
+def _useless(example: dict[str, Any], task: str) -> str | None:
+    """Why an example cannot be scored; None if it can."""
+    texts = [s["sentence"] for s in example["sentences"]]
+    for name, values in (
+        ("target", [example["target"]]), ("bias", [example["bias_type"]]), ("context", [example["context"]]),
+        ("sentence", texts),
+    ):  # fmt: skip
+        if not all(isinstance(value, str) and value.strip() for value in values):
+            return f"without a {name}"
+    if task == "intrasentence" and BLANK not in example["context"]:
+        return f"without a blank ({BLANK})"
+    if same_texts(texts):
+        return "with two identical sentences"
+    return None
+
+
+def _filled(context: str, sentence: str) -> tuple[str, Cloze | None]:
+    """A sentence of another file, and its cloze; no cloze if it does not show what fills the blank."""
+    span = filling(context, sentence)
+    before, _, after = context.partition(BLANK)
+    return sentence, None if span is None else Cloze(before, sentence[slice(*span)], after)
+
+
+def _filled_as_published(context: str, sentence: str) -> tuple[str, Cloze]:
+    """A sentence of the published file, and its cloze."""
     # As in the published code: the word is taken from the place of the LAST blank, by counting words, loses its
     # punctuation, and fills the FIRST blank. A few contexts have two blanks.
     place = max(k for k, word in enumerate(context.split(" ")) if BLANK in word)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import per_bias, strata
+from debias.benchmarks.sampling import left_out, per_bias, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare_means
 from debias.records import Candidate, Tokens, UserError
 
@@ -63,10 +63,11 @@ class WinoBias(LikelihoodBenchmark):
 
     @property
     def notes(self) -> list[str]:
-        """How many pairs differ in more than gendered words."""
+        """How many pairs are left out, and how many differ in more than gendered words."""
+        same = Counter("with two identical sentences" for p in self._in_files if same_texts((p.pro, p.anti)))
         odd = sum(not pair.minimal for pair in self._pairs)
         note = f"{odd:,} of {len(self._pairs):,} pairs differ in more than gendered words and are scored as published"
-        return [f"{self.name}: {note}"] if odd else []
+        return [*left_out(self.name, same, len(self._in_files)), *([f"{self.name}: {note}"] if odd else [])]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
         """SS of all pairs and of each type; the resampled unit is the occupation."""
@@ -85,6 +86,13 @@ class WinoBias(LikelihoodBenchmark):
 
     @cached_property
     def _all(self) -> list[Pair]:
+        pairs = [p for p in self._in_files if not same_texts((p.pro, p.anti))]
+        if not pairs:
+            raise UserError(f"{self.path} has no pair to compare; check eval.winobias.path")
+        return pairs
+
+    @cached_property
+    def _in_files(self) -> list[Pair]:
         return [pair for kind in (1, 2) for split in ("dev", "test") for pair in self._read(kind, split)]
 
     def _read(self, kind: int, split: str) -> list[Pair]:

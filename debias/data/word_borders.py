@@ -68,6 +68,12 @@ def whole_word(word: str, text: str, start: int = 0, hyphen_joins: bool = True) 
     return next(whole_words(word, text, start, hyphen_joins), None)
 
 
+def is_border(text: str, place: int) -> bool:
+    """Whether no word goes on across this place of a text."""
+    begin, end = _HYPHEN_JOINS[False]
+    return begin.match(text, place) is not None or end.match(text, place) is not None
+
+
 @functools.lru_cache(maxsize=4096)
 def anywhere(word: str) -> regex.Pattern[str]:
     """Pattern of `word`, also inside a longer one, in any case and in composed or decomposed form."""

@@ -123,7 +123,7 @@ class Scorer:
         A candidate that the protocol cannot score, or that is longer than the model's context, has no score; what
         cannot be scored is counted in `notes`. Raises UserError when that is everything.
         """
-        reading = protocol.reading(self.tokens, all(c.cloze for c in candidates))
+        reading = protocol.reading(self.tokens, any(c.cloze for c in candidates))
         spans_of = [list(spans) for spans in reading.spans(candidates, self.tokens.tokenizer)]
         limit = self.max_positions
         long = [limit is not None and any(s.num_positions > limit for s in spans) for spans in spans_of]

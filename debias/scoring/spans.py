@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from debias.records import Candidate, Masked, Span, UserError
+from debias.records import Candidate, Cloze, Masked, Span, UserError
 
 BLANK = "BLANK"  # how StereoSet marks a blank
 
@@ -41,13 +41,13 @@ def first_apart(start: int, ids: tuple[int, ...]) -> list[Span]:
 
 def continued(candidates: Sequence[Candidate], tokenizer: Any, start: int) -> list[list[Span]]:
     """The filling's tokens (a leading space is part of the first one), given the start token and what stands before."""
-    clozes = [_cloze(c) for c in candidates]
-    texts = [c.before + c.filling for c in clozes]
+    blanks = _blanks(candidates)
+    texts = [c.before + c.filling for c in blanks.values()]
     encoded = _encode(tokenizer, texts, add_special_tokens=False, return_offsets_mapping=True)
-    spans = []
-    for cloze, ids, offsets in zip(clozes, encoded.input_ids, encoded.offset_mapping, strict=True):
+    spans: list[list[Span]] = [[] for _ in candidates]
+    for (i, cloze), ids, offsets in zip(blanks.items(), encoded.input_ids, encoded.offset_mapping, strict=True):
         first = next((k for k, (_, stop) in enumerate(offsets) if stop > len(cloze.before)), None)
-        spans.append([] if first is None else [Span((start, *ids), first + 1)])
+        spans[i] = [] if first is None else [Span((start, *ids), first + 1)]
     return spans
 
 
@@ -83,14 +83,14 @@ def different_masked(candidates: Sequence[Candidate], tokenizer: Any) -> list[li
 def filling_masked(candidates: Sequence[Candidate], tokenizer: Any) -> list[list[Masked]]:
     """The filling's pieces, each masked alone, with all that stands before and after the blank."""
     mask = mask_id(tokenizer)
-    clozes = [_cloze(c) for c in candidates]
-    texts = [c.before + c.filling + c.after for c in clozes]
+    blanks = _blanks(candidates)
+    texts = [c.before + c.filling + c.after for c in blanks.values()]
     encoded = _encode(tokenizer, texts, return_offsets_mapping=True)
-    spans = []
-    for cloze, ids, offsets in zip(clozes, encoded.input_ids, encoded.offset_mapping, strict=True):
+    spans: list[list[Masked]] = [[] for _ in candidates]
+    for (i, cloze), ids, offsets in zip(blanks.items(), encoded.input_ids, encoded.offset_mapping, strict=True):
         begin, end = len(cloze.before), len(cloze.before) + len(cloze.filling)
         at = [k for k, (start, stop) in enumerate(offsets) if stop > max(begin, start) and start < end]
-        spans.append([masked(tuple(ids), mask, k) for k in at])
+        spans[i] = [masked(tuple(ids), mask, k) for k in at]
     return spans
 
 
@@ -100,18 +100,18 @@ def filling_pieces(candidates: Sequence[Candidate], tokenizer: Any) -> list[list
     Nadeem et al. 2021, section 4. The filling is tokenised alone, after a space where that makes a difference.
     """
     mask = mask_id(tokenizer)
-    clozes = [_cloze(c) for c in candidates]
+    blanks = _blanks(candidates)
     space = " " if _encode(tokenizer, ["a"]).input_ids != _encode(tokenizer, [" a"]).input_ids else ""
-    pieces = _encode(tokenizer, [space + c.filling for c in clozes], add_special_tokens=False).input_ids
+    pieces = _encode(tokenizer, [space + c.filling for c in blanks.values()], add_special_tokens=False).input_ids
     texts, owner, wanted = [], [], []
-    for i, (cloze, tokens) in enumerate(zip(clozes, pieces, strict=True)):
+    for (i, cloze), tokens in zip(blanks.items(), pieces, strict=True):
         for k, token in enumerate(tokens):
             inserted = tokenizer.decode(tokens[:k]).removeprefix(space) + tokenizer.mask_token
             # A second blank of a context gets the same, as in the published code; the first mask counts.
             texts.append(cloze.before + inserted + cloze.after.replace(BLANK, inserted))
             owner.append(i)
             wanted.append(token)
-    spans: list[list[Masked]] = [[] for _ in clozes]
+    spans: list[list[Masked]] = [[] for _ in candidates]
     for ids, i, token in zip(_encode(tokenizer, texts).input_ids if texts else [], owner, wanted, strict=True):
         spans[i].append(Masked(tuple(ids), (ids.index(mask),), (token,)))
     return spans
@@ -161,10 +161,12 @@ def _aligned(a: tuple[int, ...], b: tuple[int, ...], same: bool) -> list[list[in
     return [[k for o in chosen for k in range(o[1], o[2])], [k for o in chosen for k in range(o[3], o[4])]]
 
 
-def _cloze(candidate: Candidate) -> Any:
-    if candidate.cloze is None:
-        raise UserError(f"example {candidate.example!r} has no blank to fill; choose another protocol")
-    return candidate.cloze
+def _blanks(candidates: Sequence[Candidate]) -> dict[int, Cloze]:
+    """The blanks of candidates by their number; those without one have no spans. Raises UserError if none has one."""
+    blanks = {i: candidate.cloze for i, candidate in enumerate(candidates) if candidate.cloze is not None}
+    if candidates and not blanks:
+        raise UserError(f"example {candidates[0].example!r} has no blank to fill; choose another protocol")
+    return blanks
 
 
 def _encode(tokenizer: Any, texts: Sequence[str], **options: Any) -> Any:
