@@ -114,6 +114,15 @@ def test_the_interval_of_pairs_agrees_with_their_test() -> None:
                     assert result.delta.low <= result.delta.value <= result.delta.high
 
 
+def test_figures_are_plain_numbers() -> None:
+    """Not NumPy's, which a bias card's metadata cannot hold."""
+    for before, after in (pairs_of(8, 1, 50), pairs_of(0, 0, 50)):
+        for pairs in (True, False):
+            found = compare("b", "SS", 50, 50, metrics.mean_of_first, (before,), (after,), 99, pairs=pairs)
+            for line in found.figures("b", "p"):
+                assert {type(value) for value in (*line[5:9], *line[10:13])} <= {float, int, type(None)}
+
+
 Z2 = float(stats.norm.ppf(0.975)) ** 2
 
 

@@ -164,14 +164,14 @@ def _of_pairs(bias: str, metric: str, ideal: float | None, before_N: np.ndarray,
     """Compare the percentages of independent pairs that say "yes" under each model, by score intervals and tests."""
     n, empty = len(before_N), np.empty((3, 0))
     lost, won = int(np.sum(before_N & ~after_N)), int(np.sum(~before_N & after_N))
-    one, two = (Estimate(100 * yes_N.mean(), *wilson(int(yes_N.sum()), n)) for yes_N in (before_N, after_N))
-    value = float(two.value - one.value)
+    one, two = (Estimate(100 * float(yes_N.mean()), *wilson(int(yes_N.sum()), n)) for yes_N in (before_N, after_N))
+    value = two.value - one.value
     if lost + won == 0:  # the spread of the changes is unknown, not zero
         nothing = Estimate(0.0, np.nan, np.nan)
         return Comparison(bias, metric, ideal, n, one, two, nothing, np.nan, None, "none", empty)
     # McNemar (1947), the score test of no change, which Tango's interval inverts.
     p_value = float(2 * stats.norm.sf(abs(won - lost) / np.sqrt(won + lost)))
-    error = 100 * np.sqrt(won + lost - (won - lost) ** 2 / n) / n
+    error = 100 * float(np.sqrt(won + lost - (won - lost) ** 2 / n)) / n
     delta = Estimate(value, *tango(won, lost, n))
     return Comparison(bias, metric, ideal, n, one, two, delta, p_value, _detectable(error, np.inf), "mcnemar", empty)
 
@@ -179,7 +179,7 @@ def _of_pairs(bias: str, metric: str, ideal: float | None, before_N: np.ndarray,
 def wilson(yes: int, n: int) -> tuple[float, float]:
     """The 95% score interval of a percentage (Wilson 1927)."""
     low, high = stats.binomtest(yes, n).proportion_ci(CONFIDENCE, method="wilson")
-    return 100 * low, 100 * high
+    return 100 * float(low), 100 * float(high)
 
 
 def tango(won: int, lost: int, n: int) -> tuple[float, float]:

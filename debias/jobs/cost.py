@@ -38,13 +38,14 @@ class Cost:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Time a stage, also one that fails; the caller writes the number of tokens into the yielded dict."""
+        """Time a stage, also one that fails, into the yielded dict; the caller writes the number of tokens into it."""
         spent: dict[str, Any] = {"tokens": 0}
         start = time.perf_counter()
         try:
             yield spent
         finally:
-            self.add(name, spent | {"seconds": round(time.perf_counter() - start, 2)})
+            spent["seconds"] = round(time.perf_counter() - start, 2)
+            self.add(name, spent)
 
     def add(self, name: str, spent: Mapping[str, Any]) -> None:
         """Add to what a stage has cost so far. Unknown dollars stay unknown."""
