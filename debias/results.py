@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
@@ -37,13 +38,35 @@ LIKELIHOODS = [
 ]  # fmt: skip
 
 
+# The rooms and modules that make figures. Command line, reports, trackers and exports are not among them; what a chat
+# model wrote and what the benchmarks hold are checksums of their own.
+MAKE_FIGURES = (
+    "assets", "benchmarks", "data", "models", "scoring", "training", "records.py", "jobs/evaluate.py", "jobs/run.py",
+)  # fmt: skip
+
+
 @functools.cache  # a long sweep runs the code that it imported first, even if the files change meanwhile
-def code_sha256() -> str:
-    """Checksum of the program's source files. Two runs have the same code version if it is equal."""
+def code_sha256(*rooms: str) -> str:
+    """Checksum of what the program's source files do; by default, of those that make figures.
+
+    Comments, docstrings and layout do not count.
+    """
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(str(path.relative_to(PACKAGE)).encode() + path.read_bytes())
+        name = path.relative_to(PACKAGE).as_posix()
+        if any(name == room or name.startswith(f"{room}/") for room in rooms or MAKE_FIGURES):
+            digest.update(f"{name} {_without_words(path.read_text(encoding='utf-8'))}".encode())
     return digest.hexdigest()
+
+
+def _without_words(source: str) -> str:
+    """The syntax tree of a source text, without docstrings."""
+    tree = ast.parse(source)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def text_sha256(text: str) -> str:
@@ -66,6 +89,10 @@ class InUseError(UserError):
     """Another process is working in the folder."""
 
 
+class OtherCodeError(UserError):
+    """The folder holds a finished run that differs only in the code that made it."""
+
+
 class RunFolder:
     """The folder of one run.
 
@@ -80,15 +107,21 @@ class RunFolder:
     def __init__(self, path: Path, config: str, identity: Mapping[str, str]) -> None:
         self.path, self.config, self.identity = path, without_passwords(config), dict(identity)
         self.started = _now()
+        self.opened = ""  # what was found in the folder, where the log should say so
         self._lock = Lock(path / LOCK)
 
     @contextlib.contextmanager
-    def claim(self, overwrite: bool = False) -> Iterator[bool]:
+    def claim(self, overwrite: bool = False, accept_other_code: bool = False) -> Iterator[bool]:
         """Lock the folder for this process; yields False if the same run is already finished in it.
+
+        Args:
+            overwrite: replace the run in the folder.
+            accept_other_code: a finished run that other code made is the same run.
 
         Raises:
             InUseError: another process has locked the folder.
-            UserError: the folder holds a run with another config, data or code.
+            OtherCodeError: the folder holds this run, finished by other code.
+            UserError: the folder holds a run with another config, data or model.
         """
         # The operating system releases the lock when a process dies, so a killed run never blocks its folder. Wait a
         # second for it: `running` below takes it for an instant.
@@ -101,7 +134,7 @@ class RunFolder:
                 "wait for it, or set name=OTHER"
             ) from error
         try:
-            to_do = self._open(overwrite)
+            to_do = self._open(overwrite, accept_other_code)
             if to_do:  # nobody else can be writing here, so what is unfinished belongs to a killed process
                 remove_unfinished(self.path)
             yield to_do
@@ -110,15 +143,15 @@ class RunFolder:
             if not self._files():  # a refused job leaves no folder behind
                 shutil.rmtree(self.path)
 
-    def _open(self, overwrite: bool) -> bool:
+    def _open(self, overwrite: bool, accept_other_code: bool) -> bool:
         """Decide what to do with what is in the folder; returns whether there is work to do.
 
-        | folder                       | same identity | other data or code | other config |
-        | ---------------------------- | ------------- | ------------------ | ------------ |
-        | finished run                 | skip          | refuse             | refuse       |
-        | unfinished run               | resume        | start again        | refuse       |
-        | files without a run          | refuse        | refuse             | refuse       |
-        | any run, with overwrite=true | start again   | start again        | start again  |
+        | folder                       | same identity | other code only        | other data or model | other config |
+        | ---------------------------- | ------------- | ---------------------- | ------------------- | ------------ |
+        | finished run                 | skip          | refuse; accepted: skip | refuse              | refuse       |
+        | unfinished run               | resume        | start again            | start again         | refuse       |
+        | files without a run          | refuse        | refuse                 | refuse              | refuse       |
+        | any run, with overwrite=true | start again   | start again            | start again         | start again  |
         """
         (self.path / REFUSED).unlink(missing_ok=True)
         before = self._status()
@@ -131,6 +164,14 @@ class RunFolder:
             self._clear()
         elif state == "done" and not differs:
             return False
+        elif state == "done" and differs == ["code_sha256"]:
+            if accept_other_code:
+                self.opened = "made by other code of debias and accepted"
+                return False
+            raise OtherCodeError(
+                f"{self.path} was done by other code of debias; take its figures with accept_other_code=true, or run "
+                "it again with overwrite=true"
+            )
         elif state == "done" or (state is not None and "config_sha256" in differs):
             what = " and ".join(name.removesuffix("_sha256") for name in differs)
             raise UserError(
@@ -138,12 +179,13 @@ class RunFolder:
                 "keep both with name=OTHER, or replace it with overwrite=true"
             )
         elif state is not None and differs:  # its checkpoint would mix two versions in one result
-            log.info("the unfinished run in %s was made by other code or data: starting it afresh", self.path)
+            what = " and ".join(f"other {name.removesuffix('_sha256')}" for name in differs)
+            self.opened = f"the unfinished run in this folder was made by {what}: starting it afresh"
             self._clear()
         elif state is None and self._files():
             raise UserError(f"{self.path} has files in it but no run; empty it, or set name=OTHER")
         elif state is not None:
-            log.info("resuming the unfinished run in %s", self.path)
+            self.opened = "resuming the unfinished run in this folder"
         return True
 
     def is_finished(self) -> bool:
@@ -221,7 +263,7 @@ def _described(error: BaseException) -> dict[str, str]:
 
 
 def record_failure(path: Path, error: Exception) -> None:
-    """Write the error of a sweep's job that failed before it claimed its folder.
+    """Write the error of a sweep's job that did not get its folder.
 
     If the folder holds a run already, its status stays as it is, and the error goes into a file beside it.
     """

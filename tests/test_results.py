@@ -36,12 +36,26 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
         assert to_do
 
 
-@pytest.mark.parametrize("what", list(IDENTITY))
+@pytest.mark.parametrize("what", ["config_sha256", "data_sha256"])
 def test_a_run_of_another_identity_is_not_overwritten(tmp_path: Path, what: str) -> None:
     path = finished(tmp_path)
     before = (path / "status.json").read_bytes()
     expected = f"holds a run with another {what.removesuffix('_sha256')}.*name=OTHER.*overwrite=true"
     with pytest.raises(UserError, match=expected), folder(tmp_path, **{what: "other"}).claim():
+        pass
+    assert (path / "status.json").read_bytes() == before
+
+
+def test_a_run_that_other_code_finished_is_taken_only_when_asked(tmp_path: Path) -> None:
+    path = finished(tmp_path)
+    before = (path / "status.json").read_bytes()
+    expected = r"was done by other code of debias; .*accept_other_code=true, or run it again with overwrite=true"
+    with pytest.raises(results.OtherCodeError, match=expected), folder(tmp_path, code_sha256="x").claim():
+        pass
+    with folder(tmp_path, code_sha256="x").claim(accept_other_code=True) as to_do:
+        assert not to_do
+    other = folder(tmp_path, code_sha256="x", data_sha256="y")
+    with pytest.raises(UserError, match="another data and code"), other.claim(accept_other_code=True):
         pass
     assert (path / "status.json").read_bytes() == before
 
@@ -52,14 +66,18 @@ def test_an_unfinished_run_goes_on_or_starts_afresh(tmp_path: Path) -> None:
     with run.claim():
         run.start()
         (run.path / "train.csv").write_text("step\n")
-    with folder(tmp_path).claim() as to_do:
+    again = folder(tmp_path)
+    with again.claim() as to_do:
         assert to_do
         assert (run.path / "train.csv").exists()
+    assert again.opened == "resuming the unfinished run in this folder"
     with pytest.raises(UserError, match="another config"), folder(tmp_path, config_sha256="x").claim():
         pass
-    with folder(tmp_path, code_sha256="x").claim() as to_do:
+    other = folder(tmp_path, code_sha256="x")
+    with other.claim(accept_other_code=True) as to_do:
         assert to_do
         assert not (run.path / "train.csv").exists()
+    assert other.opened == "the unfinished run in this folder was made by other code: starting it afresh"
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -147,10 +165,8 @@ def test_a_damaged_figure_is_named_by_line(tmp_path: Path) -> None:
         read_figures(tmp_path)
 
 
-def test_code_checksum_covers_every_source_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A change, a new name and a new file count; where the package lies and what Python leaves in it do not."""
+def test_code_checksum_covers_what_makes_figures_and_no_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change, a new name and a new file count there; comments, docstrings, layout and reports do not."""
 
     def checksum(files: dict[str, str]) -> str:
         package = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -160,10 +176,22 @@ def test_code_checksum_covers_every_source_file_and_nothing_else(
         monkeypatch.setattr(results, "PACKAGE", package)
         return results.code_sha256.__wrapped__()
 
-    plain = {"a.py": "x = 1", "room/b.py": "y = 2"}
-    assert checksum(plain) == checksum(plain) == checksum({**plain, "__pycache__/a.pyc": "compiled", "c.md": "text"})
-    changed = [{**plain, "a.py": "x = 2"}, {"a.py": "x = 1", "room/c.py": "y = 2"}, {**plain, "c.py": ""}]
-    assert len({checksum(files) for files in [plain, *changed]}) == 4
+    plain = {"scoring/a.py": "def f():\n    return 1\n", "training/b.py": "y = 2", "report/c.py": "z = 3"}
+    same = [
+        {**plain, "scoring/a.py": '"""What it is."""\n# why\ndef f():\n    """One."""\n    return (1)  # one\n'},
+        {**plain, "report/c.py": "z = 4", "cli/d.py": "", "jobs/export.py": "x = 1"},
+        {**plain, "scoring/__pycache__/a.pyc": "compiled", "scoring/c.md": "text"},
+    ]
+    assert {checksum(files) for files in same} == {checksum(plain)}
+    changed = [
+        {**plain, "scoring/a.py": "def f():\n    return 2\n"},
+        {**plain, "training/b.py": "y = 'two'"},
+        {**plain, "training/b.py": "y = 2\nf('said')"},
+        {**plain, "models/c.py": ""},
+        {**plain, "jobs/run.py": "x = 1"},
+        {"scoring/a.py": plain["scoring/a.py"], "training/c.py": "y = 2", "report/c.py": "z = 3"},
+    ]
+    assert len({checksum(files) for files in [plain, *changed]}) == 7
 
 
 def test_code_checksum_is_that_of_what_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

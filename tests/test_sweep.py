@@ -194,3 +194,46 @@ def test_settings_of_a_benchmark_that_is_left_out_do_no_harm(debias: Run, fast: 
     status, shown, _ = debias("sweep", "mine.yaml", *fast, "data.bias=age")
     assert status == 1
     assert shown.count("there is no corpus of ours for data.bias='age'") == 2  # and nothing about StereoSet
+
+
+def aged(cwd: Path, **changes: object) -> Path:
+    """One run's folder, with another status."""
+    path = sorted((cwd / "outputs/evaluate").rglob("status.json"))[0]
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return path.parent
+
+
+def test_a_run_that_other_code_finished_is_shown_as_done_by_other_code(
+    debias: Run, fast: list[str], tmp_path: Path
+) -> None:
+    """Neither failed nor repeated: the sweep says what it is, and takes it when told to."""
+    words = ["evaluate", "-m", *fast, "scoring.token_budget=256,512"]
+    assert debias(*words)[0] == 0
+    aged(tmp_path, code_sha256="of another day")
+    status, shown, error = debias(*words)
+    assert status == 1
+    assert "2 jobs: 1 skipped, 1 by other code" in shown
+    assert "done, by other code" in shown
+    assert "1 finished by other code of debias: accept_other_code=true takes their figures" in " ".join(shown.split())
+    assert "failed" not in shown + error
+    assert "| done, by other code |" in (tmp_path / "outputs/evaluate/sweep.md").read_text()
+    status, shown, _ = debias(*words, "accept_other_code=true")
+    assert status == 0
+    assert "2 jobs: 1 skipped, 1 by other code" in shown
+    assert "made by other code of debias and accepted" in shown
+
+
+def test_a_run_that_is_started_afresh_says_why(debias: Run, fast: list[str], tmp_path: Path) -> None:
+    """On the terminal and in the new run's log."""
+    words = ["evaluate", *fast]
+    assert debias(*words)[0] == 0
+    folder = aged(tmp_path, code_sha256="of another day", state="running")
+    status, _, error = debias(*words)
+    assert status == 0
+    reason = "the unfinished run in this folder was made by other code: starting it afresh"
+    assert reason in " ".join(error.split())
+    assert reason in (folder / "run.log").read_text()
+    aged(tmp_path, state="running")
+    _, _, error = debias(*words)
+    assert "resuming the unfinished run" in " ".join(error.split())
+    assert "resuming the unfinished run" in (folder / "run.log").read_text()

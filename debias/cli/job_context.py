@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOT_IDENTITY = ("name", "overwrite", "logger")  # keys that do not change what a run computes
+NOT_IDENTITY = ("name", "overwrite", "accept_other_code", "logger")  # keys that do not change what a run computes
 
 
 def run_folder(cfg: DictConfig, inputs: Sequence[Input], adapters: Sequence[str] = ()) -> RunFolder:
@@ -70,9 +70,10 @@ def set_folder(cfg: DictConfig) -> DataFolder:
 def claimed(cfg: DictConfig, folder: RunFolder) -> Iterator[bool]:
     """Hold the folder for this process and show the figures at the end; yields whether there is work to do."""
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-    with folder.claim(cfg.overwrite) as to_do:
+    with folder.claim(cfg.overwrite, cfg.accept_other_code) as to_do:
         if not to_do:
-            console.print(f"done before, nothing to do: {shown(folder.path)}", highlight=False, soft_wrap=True)
+            how = f" ({folder.opened})" if folder.opened else ""
+            console.print(f"done before{how}, nothing to do: {shown(folder.path)}", highlight=False, soft_wrap=True)
         yield to_do
         if to_do or not in_sweep:  # a sweep's own table covers jobs done before
             show(cfg, folder)
@@ -98,6 +99,8 @@ def logged(cfg: DictConfig, folder: RunFolder) -> Iterator[None]:
 def recorded(folder: RunFolder) -> Iterator[None]:
     """Keep status.json and run.log while a job works, also if it fails."""
     with folder.working(), logging_to(folder.path / "run.log"):
+        if folder.opened:
+            log.info("%s", folder.opened)
         try:
             yield
         except BaseException as error:

@@ -42,11 +42,13 @@ def task(cfg: DictConfig) -> None:
 
 def _record(output: Path, error: Exception) -> None:
     """Write the error of a sweep's job to its folder and to the terminal."""
-    from debias.results import InUseError, record_failure
+    from debias.results import InUseError, OtherCodeError, record_failure
 
     if isinstance(error, InUseError):  # another launch of this sweep runs this job
         return
     record_failure(output, error)
+    if isinstance(error, OtherCodeError):  # the sweep's table says so, and what to do about it
+        return
     print(f"failed: {output.name}: {told(error)}", file=sys.stderr)
 
 

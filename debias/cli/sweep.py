@@ -101,10 +101,14 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
     console.print()
     console.print(progress.table(states).terminal())
     console.print(Text(f"\n{progress.summary(states)}", style="bold"))
-    complete = all(s.state in ("done", "skipped") for s in states)
+    other_code = sum(s.state == progress.OTHER_CODE and bool(s.error) for s in states)
+    complete = all(s.state in ("done", "skipped", progress.OTHER_CODE) and not s.error for s in states)
     if stopped:
         console.print(Text(stopped))
-    if not complete:
+    if other_code:
+        advice = f"{other_code} finished by other code of debias: accept_other_code=true takes their figures, "
+        console.print(Text(f"{advice}overwrite=true runs every job again, name=OTHER keeps both"), soft_wrap=True)
+    if any(s.state in ("failed", "missing") for s in states):
         console.print(Text("run the same command again for the jobs that failed or are missing"))
     console.print(f"all figures: debias report {next(iter(jobs)).parent}", highlight=False, soft_wrap=True)
     return max(statuses) if complete else 1
@@ -123,7 +127,7 @@ def _watching(jobs: Mapping[Path, str], title: str, since: datetime, every: floa
         while not over.wait(every):
             now = states_of(jobs, since, probe=False)
             if now != told:
-                ended = sum(s.state in ("done", "skipped", "failed") for s in now)
+                ended = sum(s.state not in ("running", "missing") for s in now)
                 for before, after in zip(told, now, strict=True):
                     if before.state != after.state and after.state in ("done", "failed"):
                         console.print(Text(f"[{ended}/{len(now)}] {after.state}: {after.name}", style="dim"))

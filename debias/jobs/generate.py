@@ -39,7 +39,7 @@ LEDGER = "ledger.jsonl"
 class DataFolder(RunFolder):
     """The folder of a generated set. The set can always grow, and its ledger is never removed."""
 
-    def _open(self, overwrite: bool) -> bool:
+    def _open(self, overwrite: bool, accept_other_code: bool) -> bool:
         before = self._status()
         if before and overwrite:
             self._clear()

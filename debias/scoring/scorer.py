@@ -23,6 +23,7 @@ from debias.models.adapter import adapter_sha256, virtual_tokens
 from debias.models.base import Base, LanguageModel, bf16_is_native
 from debias.progress import bar
 from debias.records import AUTO, Candidate, Scored, Tokens, UserError
+from debias.results import code_sha256
 from debias.scoring import likelihood
 from debias.scoring.layouts import ROW, Layout, padded
 from debias.scoring.protocols import Pieces, Protocol
@@ -205,17 +206,8 @@ class Scorer:
         for name, buffer in sorted(model.named_buffers()):
             buffers.update(f"{name} {tuple(buffer.shape)}".encode() + buffer.detach().cpu().float().numpy().tobytes())
         versions = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft")]
-        how = [self.precision, self.device.type, self.token_budget, *versions, code_sha256()]
+        how = [self.precision, self.device.type, self.token_budget, *versions, code_sha256("scoring")]
         return f"{type(model).__name__} {sorted(config.items(), key=str)!r} {buffers.hexdigest()} {how}"
-
-
-@functools.cache
-def code_sha256() -> str:
-    """Checksum of the code that turns tokens into scores."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _kept(path: Path) -> np.ndarray | None:

@@ -24,11 +24,12 @@ from debias.models.base import Base
 from debias.models.placement import place
 from debias.models.ranks import launched_rank
 from debias.records import Masked, Recipe, Scored, Span, Triplet, UserError, Watch
+from debias.results import code_sha256
 from debias.scoring import likelihood
 from debias.scoring.layouts import Layout
 from debias.scoring.protocols import BiasBench
 from debias.scoring.reference import Ask, Said, ask
-from debias.scoring.scorer import Scorer, code_sha256
+from debias.scoring.scorer import Scorer
 from debias.training import module as training
 from debias.training.balance import Balance, Nothing, Pair, mean_odds
 from debias.training.batches import SpanData, Texts
@@ -117,7 +118,7 @@ def asking(adapted: peft.PeftModel, base: Base, layout: Layout, sharded: bool = 
     """
     if sharded or not likelihood.plain_head(adapted):
         return None
-    key = f"{base.sha256} {likelihood.dtype(adapted)} {code_sha256()}"
+    key = f"{base.sha256} {likelihood.dtype(adapted)} {code_sha256('scoring')}"
     answers = partial(_said_by_base, adapted, layout, key)  # picklable, for ddp_spawn
     try:
         answers([Span((1, 2, 3), 2) if base.kind == "causal" else Masked((1, 2, 3), (1,), (2,))])

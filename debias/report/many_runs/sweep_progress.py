@@ -14,11 +14,20 @@ import yaml
 from debias.records import UserError
 from debias.report.comparison import headline_cells
 from debias.report.grid import Cell, Column, Grid, Line, number_columns, text_columns
-from debias.results import INTERRUPTED, REFUSED, read_figures, read_status, running
+from debias.results import (
+    INTERRUPTED,
+    REFUSED,
+    OtherCodeError,
+    code_sha256,
+    read_figures,
+    read_status,
+    running,
+)  # fmt: skip
 
-STATES = ("done", "skipped", "failed", "running", "missing")
+OTHER_CODE = "by other code"
+STATES = ("done", "skipped", OTHER_CODE, "failed", "running", "missing")
 FIGURES = ("SS", "change of SS", "LMS", "ICAT", "perplexity")
-KINDS = {"done": "good", "failed": "bad", "missing": "warning"}
+KINDS = {"done": "good", OTHER_CODE: "warning", "failed": "bad", "missing": "warning"}
 
 
 class State(NamedTuple):
@@ -39,16 +48,23 @@ def states_of(jobs: Mapping[Path, str], since: datetime, probe: bool = True) -> 
 def state_of(folder: Path, name: str, since: datetime, probe: bool = True) -> State:
     """The state of a job, seen from a launch that began at `since`: a job that ended earlier is `skipped`.
 
+    A finished run that other code made has an error unless the launch accepted it.
+
     Args:
         probe: if status.json says `running`, check that a process really holds the folder.
     """
     status = read_status(folder)
     state, error = status.get("state"), str(status.get("error") or "")
-    if (folder / REFUSED).is_file():
-        return State(folder, name, "failed", error=_last_line((folder / REFUSED).read_text(encoding="utf-8")))
+    refused = (folder / REFUSED).read_text(encoding="utf-8") if (folder / REFUSED).is_file() else ""
+    by_name = f"{OtherCodeError.__name__}: "
+    if refused and not refused.startswith(by_name):
+        return State(folder, name, "failed", error=_last_line(refused))
     if state == "done":
-        ended = datetime.fromisoformat(status["ended"])
-        return State(folder, name, "done" if ended >= since else "skipped", seconds_of(folder))
+        if datetime.fromisoformat(status["ended"]) >= since:
+            return State(folder, name, "done", seconds_of(folder))
+        if status.get("code_sha256") not in (None, code_sha256()):
+            return State(folder, name, OTHER_CODE, seconds_of(folder), _last_line(refused).removeprefix(by_name))
+        return State(folder, name, "skipped", seconds_of(folder))
     if state == "failed" and error != INTERRUPTED:
         return State(folder, name, "failed", error=_last_line(error))
     if state == "running" and (not probe or running(folder)):
@@ -80,7 +96,7 @@ def table(states: Sequence[State], figures: bool = False) -> Grid:
     """A line per job, on request with the figures of those that are done."""
     lines = []
     for s in states:
-        state = Cell(s.state, kind=KINDS.get(s.state, ""))
+        state = Cell(f"done, {s.state}" if s.state == OTHER_CODE else s.state, kind=KINDS.get(s.state, ""))
         texts = (duration(s.seconds), *(_figures(s) if figures else ()), s.error)
         lines.append(Line((Cell(s.name), state, *map(Cell, texts))))
     columns = [
@@ -97,7 +113,7 @@ def markdown(title: str, states: Sequence[State]) -> str:
 
 
 def _figures(state: State) -> Sequence[str]:
-    if state.state in ("done", "skipped"):
+    if state.state in ("done", "skipped", OTHER_CODE):
         try:
             config: Mapping[str, Any] = yaml.safe_load((state.folder / "config.yaml").read_text(encoding="utf-8"))
             bias = config["data"]["bias"]
