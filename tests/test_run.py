@@ -63,8 +63,9 @@ def test_every_figure_has_n_interval_and_ideal(finished: tuple[Path, str]) -> No
     assert {f.benchmark for f in figures} == {"stereoset", "crows_pairs", "perplexity"}
     for f in figures:
         assert f.n > 0
-        assert f.ci_low <= f.value <= f.ci_high
-        assert (f.p_value is not None) == (f.model == "delta")
+        known = f.ci_low == f.ci_low  # NaN where nothing changed, which eight examples of a tiny model make likely
+        assert f.ci_low <= f.value <= f.ci_high if known else f.model == "delta"
+        assert (f.p_value is not None) == (f.model == "delta" and known)
         assert (f.ideal is None) == (f.model == "delta")
     values = {(f.benchmark, f.bias, f.metric, f.model): f.value for f in figures}
     for benchmark, bias, metric, model in values:
