@@ -108,8 +108,8 @@ def test_what_cannot_be_scored_is_counted(tmp_path: Path) -> None:
         ([], "has no example to score (it is empty)"),
         ({"data": {}}, "is not a StereoSet file ('intrasentence')"),
         ([{**example(), "sentences": example()["sentences"][:2]}], "labels ['anti-stereotype', 'stereotype'] instead"),
-        ([{"id": "e1"}], "is not a StereoSet file ('bias_type', 'context', 'sentences', 'target')"),
-        (["x"], "is not a StereoSet file"),
+        ([{"id": "e1"}], "is not a StereoSet file (example e1: without bias_type, context, sentences, target)"),
+        (["x"], "is not a StereoSet file (expected examples, found 'x')"),
     ],
 )
 def test_a_file_without_examples_is_one_line(tmp_path: Path, document: Any, message: str) -> None:
@@ -195,7 +195,7 @@ def test_rows_that_are_no_evidence_are_counted(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"id,sent_more,sent_less\n0,a,b\n", "the column bias_type is missing; it has id, sent_more, sent_less"),
-        ("id,sent_more,sent_less,bias_type\n0,a,b,âge\n".encode("cp1252"), "a.csv:2: not UTF-8 text (byte 41)"),
+        ("id,sent_more,sent_less,bias_type\n0,a,b,âge\n".encode("cp1252"), "a.csv:2: not UTF-8 text (byte 39)"),
         (
             b"id,sent_more,sent_less,bias_type\n0,a,a,age\n",
             "has no pair to compare (with two identical sentences (line 2))",

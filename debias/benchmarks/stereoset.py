@@ -140,11 +140,13 @@ def read_examples(path: Path, task: str) -> ExampleFile:
 
 
 def _check(example: dict[str, Any]) -> None:
-    """Raises ValueError unless an example has one sentence of each label, and KeyError for a missing field."""
+    """Raises ValueError unless an example has all fields, and one sentence of each label."""
+    if not isinstance(example, dict):
+        raise ValueError(f"expected examples, found {str(example)[:60]!r}")
     missing = {"id", "bias_type", "target", "context", "sentences"} - set(example)
     missing |= {key for s in example.get("sentences", ()) for key in {"gold_label", "sentence"} - set(s)}
     if missing:
-        raise KeyError(*sorted(missing))
+        raise ValueError(f"example {example.get('id')}: without {', '.join(sorted(missing))}")
     labels = sorted(s["gold_label"] for s in example["sentences"])
     if labels != sorted(GOLD):
         raise ValueError(f"example {example['id']}: labels {labels} instead of one each of {sorted(GOLD)}")
