@@ -7,7 +7,22 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from zoo import CAUSAL, FAST, FAST_MASKED, LONG, MASKED, build, plain, spans, worst
+from zoo import (
+    CAUSAL,
+    FAST,
+    FAST_ADAPTERS,
+    FAST_ADAPTERS_MASKED,
+    FAST_MASKED,
+    LONG,
+    MASKED,
+    build,
+    cells_of,
+    documented,
+    plain,
+    spans,
+    worst,
+)  # fmt: skip
+from zoo_adapters import refused
 
 from debias.records import UserError
 from debias.scoring import likelihood
@@ -72,3 +87,20 @@ def check_or_refused(name: str, kind: str) -> None:
         pytest.skip(f"cannot be built small: {type(error).__name__}: {str(error)[:80]}")
     with contextlib.suppress(UserError):
         check(name, kind)
+
+
+FEW = [*((name, "causal") for name in FAST_ADAPTERS), *((name, "masked") for name in FAST_ADAPTERS_MASKED)]
+
+
+@pytest.mark.parametrize(("name", "kind"), FEW)
+def test_every_adapter_works_or_is_refused_as_the_table_says(name: str, kind: str) -> None:
+    """Attached, trained for a step, saved, read back, merged: all of it, or one line."""
+    reasons = refused(name, kind)
+    assert cells_of(reasons) == documented()[name, kind], reasons
+    assert not any("\n" in reason for reason in reasons.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind"), [row for row in documented() if row not in FEW])
+def test_every_adapter_does_on_every_architecture_what_the_table_says(name: str, kind: str) -> None:
+    test_every_adapter_works_or_is_refused_as_the_table_says(name, kind)

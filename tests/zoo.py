@@ -9,6 +9,7 @@ import inspect
 import textwrap
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,11 @@ FAST = """
     mpt olmo3 opt phi phi3 qwen2 qwen3 roformer smollm3 starcoder2 xglm
 """.split()  # noqa: SIM905
 FAST_MASKED = ["albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta"]
+# A few architectures on which every adapter is tried: plain ones, experts, state spaces, tied and scaled output layers.
+FAST_ADAPTERS = """
+    apertus deepseek_v3 falcon gemma3_text gpt_oss hy_v4 laguna lfm2 mamba mixtral mpt opt recurrent_gemma
+""".split()  # noqa: SIM905
+FAST_ADAPTERS_MASKED = ["albert", "deberta-v2", "modernbert", "mpnet"]
 # Their recurrences take a minute or more on a CPU without kernels of their own.
 LONG = ("bailing_hybrid", "deepseek_v4", "falcon_h1", "inkling2_text", "inkling_text", "nemotron_h", "qwen3_5_moe_text")
 
@@ -153,21 +159,35 @@ def worst(model: Any, layout: Any, budget: int, texts: Sequence[Any], expected: 
     return float((np.abs(found - expected) / [span.num_tokens for span in texts]).max())
 
 
-def main() -> None:
-    """Print docs/models.md."""
-    from debias.records import UserError
-    from debias.scoring import likelihood
+def introduction() -> str:
+    """The head of docs/models.md."""
+    from zoo_adapters import ROWS
 
-    print("# Architectures\n")
-    text = (
+    layouts = (
         "Written by `python tests/zoo.py > docs/models.md`: every architecture of transformers "
         f"{transformers.__version__} that can be built with a few thousand parameters. Sixty texts of 6 to 300 tokens "
         f"are scored in the layout that `choose_layout` finds (windows of {WINDOW} tokens), and compared with one "
         "forward pass per text: the largest difference in nats per token. A refused architecture is told in one line "
         f"before anything is scored. Not tried, because they take minutes here: {', '.join(LONG)}."
     )
-    print(textwrap.fill(text, 100, break_on_hyphens=False) + "\n")
-    print("| architecture | kind | layout | largest difference |\n| --- | --- | --- | --- |")
+    adapters = (
+        f"Each adapter ({', '.join(ROWS)}) is attached, trained for a step, saved, read back and merged: the loss is "
+        "finite, the base stays as it is, and what is read back or merged answers as the trained one does. The others "
+        f"are refused in one line. {', '.join(NEVER_MERGED)} have no merged form."
+    )
+    paragraphs = [textwrap.fill(text, 100, break_on_hyphens=False) for text in (layouts, adapters)]
+    header = "| architecture | kind | layout | largest difference | refused adapters | not merged |"
+    return "\n\n".join(["# Architectures", *paragraphs, f"{header}\n| --- | --- | --- | --- | --- | --- |"])
+
+
+def main() -> None:
+    """Print docs/models.md."""
+    from zoo_adapters import refused
+
+    from debias.records import UserError
+    from debias.scoring import likelihood
+
+    print(introduction())
     for kind in ("causal", "masked"):
         texts = spans(kind)
         for name in buildable(kind):
@@ -176,9 +196,28 @@ def main() -> None:
                 layout = likelihood.choose_layout(model, kind, longest=300)
                 expected = np.array([plain(model, span) for span in texts])
                 figure = f"{max(worst(model, layout, budget, texts, expected) for budget in (300, 1024)):.0e}"
-                print(f"| {name} | {kind} | {layout.name} | {figure} |", flush=True)
+                cells = [layout.name, figure, *cells_of(refused(name, kind))]
             except UserError as error:
-                print(f"| {name} | {kind} | refused | {str(error).split(', so')[0].partition(' (')[0]} |", flush=True)
+                cells = ["refused", str(error).split(", so")[0].partition(" (")[0], "", ""]
+            print(f"| {' | '.join([name, kind, *cells])} |", flush=True)
+
+
+NEVER_MERGED = ("bottleneck", "prefix", "prompt")
+
+
+def cells_of(reasons: dict[str, str]) -> tuple[str, str]:
+    """The table's last cells: which adapters are refused, and which of the others cannot be merged."""
+    refused = [name for name in reasons if " " not in name]
+    unmerged = [name.split()[0] for name in reasons if " " in name and name.split()[0] not in NEVER_MERGED]
+    return ", ".join(refused), ", ".join(unmerged)
+
+
+def documented() -> dict[tuple[str, str], tuple[str, ...]]:
+    """Those cells in the committed table, by architecture and kind."""
+    table = Path(__file__).resolve().parents[1] / "docs/models.md"
+    lines = [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {(name, kind): tuple(cells) for name, kind, layout, _, *cells in rows[2:] if layout != "refused"}
 
 
 if __name__ == "__main__":

@@ -121,16 +121,16 @@ def _check_base_kept(model: peft.PeftModel, before: torch.Tensor) -> None:
 
 
 def _check_effect(model: peft.PeftModel) -> None:
-    """Fail early if the model ignores the adapter (zero gradient)."""
+    """Fail early if the model ignores the adapter (zero gradient), or if a second step of training would fail."""
     ids = torch.arange(1, 5, device=next(model.parameters()).device)[None]
     trainable = [p for p in model.parameters() if p.requires_grad]
-    total = (
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float().logsumexp(-1).sum()
-    )
-    gradients = torch.autograd.grad(total, trainable, allow_unused=True) if total.requires_grad else ()
-    # Any non-zero gradient will do: a fresh LoRA has B = 0, so dL/dA is zero, but dL/dB is not.
-    if not any(g is not None and g.any() for g in gradients):
-        raise ValueError("the model ignores it")
+    for _ in range(2):  # a recurrent model may keep its state, and with it the graph of the step before
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        total = logits.float().logsumexp(-1).sum()
+        gradients = torch.autograd.grad(total, trainable, allow_unused=True) if total.requires_grad else ()
+        # Any non-zero gradient will do: a fresh LoRA has B = 0, so dL/dA is zero, but dL/dB is not.
+        if not any(g is not None and g.any() for g in gradients):
+            raise ValueError("the model ignores it")
 
 
 def trainable_parameters(model: nn.Module) -> int:
@@ -305,6 +305,10 @@ def detach(model: peft.PeftModel) -> None:
     base = model.get_base_model()
     # PEFT leaves the trained copy of a module (`modules_to_save`, a prediction head) in the base's place.
     originals = {name: m.original_module for name, m in base.named_modules() if isinstance(m, ModulesToSaveWrapper)}
+    # Its copies of modules without a `weight`, such as an activation with parameters, make `unload` fail.
+    copied = {name: m.get_base_layer() for name, m in base.named_modules() if isinstance(m, LNTuningLayer)}
+    for name, module in copied.items():
+        base.set_submodule(name, module)
     model.base_model.unload()  # type: ignore[operator]
     for name, module in originals.items():
         base.set_submodule(name, module)

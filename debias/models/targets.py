@@ -60,8 +60,12 @@ def all_linear(model: PreTrainedModel) -> Modules:
 
 
 def norms(model: PreTrainedModel) -> Modules:
-    """Every layer norm or RMS norm outside the prediction head."""
-    return ((name, module) for name, module in _body(model) if "norm" in type(module).__name__.lower())
+    """Every layer norm or RMS norm with weights outside the prediction head."""
+    return (
+        (name, module)
+        for name, module in _body(model)
+        if "norm" in type(module).__name__.lower() and any(True for _ in module.parameters(recurse=False))
+    )
 
 
 def everything(model: PreTrainedModel) -> Modules:
