@@ -19,6 +19,7 @@ from typing import Any
 
 from debias.generation.client import Chat
 from debias.generation.exchange import LLM, Answer, Message, Outcome, Request, Spent
+from debias.generation.ledger import Ledger
 
 PATIENCE = 60  # seconds after which a test that waits has failed
 TRIPLET = {"sentence": "The nurse fixed his own motorbike.", "target": "nurse", "attribute": "motorbike"}
@@ -386,8 +387,11 @@ def ask(llm: LLM, ledger: Path, requests: Sequence[Request]) -> tuple[Outcome, l
     arrived: list[Answer] = []
 
     async def run() -> tuple[Outcome, Spent]:
-        async with Chat(llm, ledger, first_delay=0.01) as chat:
-            return await chat.ask(requests, arrived.append), chat.spent
+        shared = Ledger(ledger)
+        chat = Chat(llm, shared, first_delay=0.01)
+        with shared:
+            async with chat:
+                return await chat.ask(requests, arrived.append), chat.spent
 
     outcome, spent = asyncio.run(run())
     return outcome, arrived, spent

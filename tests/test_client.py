@@ -17,6 +17,7 @@ from debias.generation import live
 from debias.generation.client import Chat
 from debias.generation.complaints import wait_of
 from debias.generation.exchange import question_of
+from debias.generation.ledger import Ledger
 from debias.records import UserError
 
 KEY = "sk-test-0123456789abcdef"
@@ -368,8 +369,9 @@ def test_what_is_in_flight_is_recorded_before_a_mistake_is_told(ledger: Path) ->
 
 def test_a_failing_reader_of_answers_ends_the_run_with_its_own_error(ledger: Path) -> None:
     async def run(base_url: str) -> None:
-        async with Chat(settings(base_url), ledger) as chat:
-            await chat.ask([question(str(i)) for i in range(9)], lambda answer: 1 / 0)  # type: ignore[arg-type, return-value]
+        with Ledger(ledger) as opened:
+            async with Chat(settings(base_url), opened) as chat:
+                await chat.ask([question(str(i)) for i in range(9)], lambda answer: 1 / 0)  # type: ignore[arg-type, return-value]
 
     with serving() as server, pytest.raises(ZeroDivisionError):
         asyncio.run(run(server.base_url))

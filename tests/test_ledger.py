@@ -149,7 +149,7 @@ except UserError as error:
 
 def test_a_batch_is_open_until_it_has_ended(path: Path) -> None:
     with Ledger(path) as ledger:
-        tag = ledger.sent_batch({"a": BOUND, "b": BOUND})
+        tag = ledger.sent_batch({"a": BOUND, "b": BOUND}, "a server")
     assert read_ledger(path).batches == {tag: None}  # its id was never written
     with Ledger(path) as ledger:
         ledger.batch(tag, "batch-7")

@@ -14,6 +14,7 @@ from chat_server import ask, settings
 
 from debias.generation.client import Chat
 from debias.generation.exchange import Message, Request
+from debias.generation.ledger import Ledger
 from debias.generation.local import LlamaServer
 from debias.records import UserError
 
@@ -49,15 +50,16 @@ def test_a_real_model_answers_within_the_schema_and_the_port_closes(tmp_path: Pa
 
 
 @pytest.mark.assets
-def test_chat_starts_and_stops_it(tmp_path: Path) -> None:
+def test_chat_asks_it_while_it_runs(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
 
     async def run() -> tuple[str, str]:
         llm = settings(None, timeout=60, structured="text")
-        async with Chat(llm, tmp_path / "ledger", server()) as chat:
-            outcome = await chat.ask([Request((Message("user", "Say yes."),), None, 8)], lambda _: None)
-            assert outcome.answers[0] is not None
-            return outcome.answers[0].text, chat.address
+        with server() as address, Ledger(tmp_path / "ledger") as ledger:
+            async with Chat(llm, ledger, address) as chat:
+                outcome = await chat.ask([Request((Message("user", "Say yes."),), None, 8)], lambda _: None)
+                assert outcome.answers[0] is not None
+                return outcome.answers[0].text, address
 
     text, address = asyncio.run(run())
     assert text

@@ -23,7 +23,7 @@ from command import FORKED, gets
 from debias.generation import live
 from debias.generation.client import Chat
 from debias.generation.exchange import question_of
-from debias.generation.ledger import read_ledger
+from debias.generation.ledger import Ledger, read_ledger
 
 
 @pytest.fixture
@@ -97,8 +97,9 @@ def asking(
 
     async def ask_all() -> None:
         llm = settings(base_url, concurrency=concurrency, timeout=10 * PATIENCE)
-        async with Chat(llm, ledger, first_delay=0.01) as chat:
-            await chat.ask([question(f"number {i}") for i in range(n)], lambda answer: None)
+        with Ledger(ledger) as opened:
+            async with Chat(llm, opened, first_delay=0.01) as chat:
+                await chat.ask([question(f"number {i}") for i in range(n)], lambda answer: None)
 
     logging.getLogger("debias").addHandler(Tells())
     signal.signal(signal.SIGINT, signal.default_int_handler)

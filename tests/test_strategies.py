@@ -138,7 +138,7 @@ class Silent:
 
 def harvested(partner: Partner, **changes: Any) -> Any:
     job = task(**changes)
-    loop = Loop(partner, Acceptance(job.wanted, {}), job, "test", Silent())
+    loop = Loop(partner, Acceptance(job.wanted, {}), job, lambda _: "test", Silent())
     return asyncio.run(loop.run(built("strategy.terms=[nurse]")))
 
 

@@ -42,6 +42,14 @@ def whole_values(overrides: Sequence[str]) -> list[str]:
     return words
 
 
+def chat_models(overrides: Sequence[str]) -> list[str]:
+    """Expand `judge.llm=NAME`: the settings of a config of the group `llm`, for the judge.
+
+    Hydra knows the group by its place in the config, and adds to it only what is marked by a plus.
+    """
+    return [f"+llm@{word}" if re.match(r"judge\.llm=\w", word) else word for word in overrides]
+
+
 def groups() -> set[str]:
     """The names of the config groups."""
     return {path.name for path in config_dir().iterdir() if path.is_dir()}
@@ -60,6 +68,7 @@ def job_name(overrides: Sequence[str], verb: str = "run") -> str:
     beside = {"name", "overwrite", "accept_other_code", "logger"}
     if verb == "generate":  # a set that is to grow stays in its folder
         beside |= {f"{section}.{name}" for section, names in BESIDE.items() for name in names}
+        beside |= {f"judge.llm.{name}" for name in BESIDE["llm"]}
     kept = sorted(without_passwords(word) for word in overrides if word.lstrip("+").partition("=")[0] not in beside)
     short = [re.sub(r"^\+*\w+\.(?=[\w.]+=)", "", word) for word in kept]  # training.lr=1e-3 -> lr=1e-3
     short = [b if short.count(b) == 1 else a for a, b in zip(kept, short, strict=True)]

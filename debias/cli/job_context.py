@@ -55,13 +55,11 @@ def run_folder(cfg: DictConfig, inputs: Sequence[Input], adapters: Sequence[str]
 
 def set_folder(cfg: DictConfig) -> DataFolder:
     """The folder of the generated set that Hydra named; settings that let the same set grow are not its identity."""
-    from debias.generation.wanted import BESIDE
+    from debias.generation.wanted import lasting
     from debias.jobs.generate import DataFolder
 
     OmegaConf.resolve(cfg)
-    same = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("name", "overwrite", "threads")])
-    for section, names in BESIDE.items():
-        same[section] = OmegaConf.masked_copy(same[section], [key for key in same[section] if key not in names])
+    same = OmegaConf.create(lasting(OmegaConf.to_container(cfg)))  # type: ignore[arg-type]
     identity = {"config_sha256": text_sha256(OmegaConf.to_yaml(same)), "code_sha256": code_sha256()}
     return DataFolder(Path(HydraConfig.get().runtime.output_dir), OmegaConf.to_yaml(cfg), identity)
 

@@ -86,21 +86,22 @@ def evaluate_job(cfg: DictConfig) -> None:
 
 def generate_job(cfg: DictConfig) -> int:
     """Have a chat model write triplets; returns 3 if money, patience or server ended it, 4 if a batch is pending."""
-    from debias.generation.exchange import LLM
     from debias.generation.wanted import Wanted
+    from debias.generation.writers import writers_of
     from debias.jobs import generate
     from debias.report.one_run import generated_set
 
     folder = set_folder(cfg)
-    llm, wanted = checked(LLM, cfg, "llm"), checked(Wanted, cfg, "generate")
+    wanted = checked(Wanted, cfg, "generate")
+    writers = writers_of(make(cfg.llm, _convert_="all"))
     generation = generate.Generation(
         name=cfg.name,
-        llm=llm,
-        server=make(cfg.llm.server) if cfg.llm.server else None,
+        writers=writers,
         strategy=make(cfg.strategy, _convert_="all"),
         wanted=wanted,
         biases=generate.biases(list(cfg.bias) if OmegaConf.is_list(cfg.bias) else str(cfg.bias)),
         seed=cfg.seed,
+        judge=make(cfg.judge, _convert_="all").beside(writers[0]) if cfg.judge.llm else None,
     )
     if not generation.strategy.biased and any(w.startswith("bias=") for w in HydraConfig.get().overrides.task):
         raise UserError(f"strategy={generation.strategy.name} chooses the biases by itself: leave bias out")
@@ -109,7 +110,7 @@ def generate_job(cfg: DictConfig) -> int:
             for path in (folder.path, *list(folder.path.parents)[:2]):
                 path.rmdir()
         estimate = generate.estimate(generation, folder.path / generate.LEDGER)
-        console.print(generated_set.estimate(estimate), highlight=False)
+        console.print(generated_set.dry_run(estimate), highlight=False)
         return 0
     with folder.claim(cfg.overwrite), recorded(folder):
         if cfg.threads:

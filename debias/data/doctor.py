@@ -18,6 +18,7 @@ Level = Literal["error", "warning", "ok"]
 MOST_OFTEN = {"target": 0.03, "attribute": 0.03, "opening": 0.01}  # largest share of the records that may have the same
 FEW = 500  # a share of fewer records says little, so small files are allowed as many repeats as a file of this size
 EXAMPLES = 5  # shown for each finding
+CRITERIA = ("fluency", "breaks_stereotype", "respectful")  # columns with a judge's scores, 1 to 5
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Diagnosis:
     leaks: list[Leak]
     unread: list[str] = field(default_factory=list)  # benchmarks that could not be read
     loss: dict[str, Any] | None = None
+    scores: dict[str, dict[int, int]] = field(default_factory=dict)  # by criterion: score -> records
 
     @property
     def passes(self) -> bool:
@@ -112,6 +114,7 @@ def diagnose(
         common={what: _common(records, what) for what in ("target", "attribute", "bias", "opening")},
         leaks=[_leak(records, index) for index in indices],
         unread=list(unread),
+        scores=_scores(records),
     )
 
 
@@ -245,6 +248,16 @@ def _leak(records: Sequence[Record], index: Index) -> Leak:
         examples=[f"{r.place}: {r.sentence} ~ {near.sentence}" for r, near in found[:EXAMPLES]],
         target_overlap=asked if index.targets else None,
     )
+
+
+def _scores(records: Sequence[Record]) -> dict[str, dict[int, int]]:
+    """How many records have each score, for the criteria that a judge scored."""
+    found = {}
+    for name in CRITERIA:
+        counts = Counter(score for r in records if isinstance(score := r.row.get(name), int) and 1 <= score <= 5)
+        if counts:
+            found[name] = {score: counts[score] for score in range(1, 6)}
+    return found
 
 
 # ---------------------------------------------------------------- a cleaned copy, and losses

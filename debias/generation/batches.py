@@ -53,7 +53,7 @@ class Batches:
     ) -> tuple[str, str]:
         complaints: list[Complaint] = []
         bodies = {key: self.adaptations.sent(question.body) for key, question in missing.items()}
-        for tag, batch_id in list(self.ledger.memory.batches.items()):
+        for tag, batch_id in self.ledger.memory.batches_at(shown(self.base_url)).items():
             batch = await self._find(tag, batch_id)
             if batch is not None and batch.status not in ENDED:
                 return "batch", f"batch {batch.id} is {batch.status}{_progress(batch)}; run the same command later"
@@ -167,7 +167,7 @@ class Batches:
             json.dumps({"custom_id": key, "method": "POST", "url": ENDPOINT, "body": body}) + "\n"
             for key, body in ((key, self.adaptations.sent(questions[key].body)) for key in chosen)
         ]
-        tag = self.ledger.sent_batch({key: questions[key].bound for key in chosen})
+        tag = self.ledger.sent_batch({key: questions[key].bound for key in chosen}, shown(self.base_url))
         file = await self.patient.files.create(file=("batch.jsonl", "".join(lines).encode()), purpose="batch")
         batch = await self._create(tag, file.id)
         self.ledger.batch(tag, batch.id)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import httpx2
 import openai
 
 from debias.generation.batches import Batches
+from debias.generation.complaints import shown
 from debias.generation.exchange import LLM, Answer, Outcome, Request, Spent, question_of
 from debias.generation.ledger import Ledger
 from debias.generation.live import Live
 from debias.records import UserError
-
-log = logging.getLogger(__name__)
 
 
 class Chat:
@@ -25,56 +22,38 @@ class Chat:
 
     Args:
         llm: the model and its settings.
-        ledger: file that receives every raw answer before anything reads it.
-        server: a context manager that starts a server and yields its address; None means llm.base_url.
+        ledger: an open ledger; it receives every raw answer before anything reads it. Several models may share one.
+        address: of the server; None means llm.base_url.
         first_delay: seconds before the first retry of a failed call.
     """
 
-    def __init__(
-        self,
-        llm: LLM,
-        ledger: Path,
-        server: contextlib.AbstractContextManager[str] | None = None,
-        first_delay: float = 0.5,
-    ) -> None:
-        self.llm, self.server, self.first_delay = llm, server, first_delay
-        self.ledger = Ledger(ledger)
+    def __init__(self, llm: LLM, ledger: Ledger, address: str | None = None, first_delay: float = 0.5) -> None:
+        self.llm, self.ledger, self.first_delay = llm, ledger, first_delay
+        self.address, self._secret = address or llm.base_url, self._key_from_environment()
 
     async def __aenter__(self) -> Chat:
-        llm, secret = self.llm, self._key_from_environment()
+        llm, address, secret = self.llm, self.address, self._secret
         for name in ("openai", "httpx2", "httpcore2"):  # below WARNING they log headers, and a server may echo the key
             logging.getLogger(name).setLevel(logging.WARNING)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.ledger)
-            base_url = stack.enter_context(self.server) if self.server is not None else llm.base_url
-            if base_url is None or not base_url.startswith(("http://", "https://")):
-                raise UserError(f"llm.base_url={base_url} must be an address such as http://localhost:8000/v1")
-            self._client = openai.AsyncOpenAI(
-                api_key=secret or "none",  # without one the client would send OPENAI_API_KEY to any server
-                base_url=base_url,
-                max_retries=0,
-                timeout=httpx2.Timeout(llm.timeout, connect=min(10.0, llm.timeout)),
-            )
-            self.address = base_url
-            if self.ledger.memory.batches and not llm.batch:
-                raise UserError(f"{self.ledger.path} is waiting for a batch; fetch it with llm.batch=true")
-            if llm.batch:
-                self._asker: Batches | Live = Batches(self._client, llm, self.ledger, base_url, secret)
-            else:
-                self._asker = Live(self._client, llm, self.ledger, base_url, secret, self.first_delay)
-            self._proven = False  # whether the model has answered a request of this run, now or in an earlier launch
-            self._stack = stack.pop_all()
-        if self.spent.lost:
-            most = self.spent.lost_dollars
-            price = "at an unknown price" if most is None else f"{most:.4f} dollars at most"
-            log.warning(
-                "%d calls of an earlier run got no answer and may have been charged (%s)", self.spent.lost, price
-            )
+        if address is None or not address.startswith(("http://", "https://")):
+            raise UserError(f"llm.base_url={address} must be an address such as http://localhost:8000/v1")
+        self._client = openai.AsyncOpenAI(
+            api_key=secret or "none",  # without one the client would send OPENAI_API_KEY to any server
+            base_url=address,
+            max_retries=0,
+            timeout=httpx2.Timeout(llm.timeout, connect=min(10.0, llm.timeout)),
+        )
+        self._proven = False  # whether the model has answered a request of this run, now or in an earlier launch
+        if llm.batch:
+            self._asker: Batches | Live = Batches(self._client, llm, self.ledger, address, secret)
+            return self
+        if self.ledger.memory.batches_at(shown(address)):
+            raise UserError(f"{self.ledger.path} is waiting for a batch; fetch it with llm.batch=true")
+        self._asker = Live(self._client, llm, self.ledger, address, secret, self.first_delay)
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        with self._stack:
-            await self._client.close()
+        await self._client.close()
 
     async def ask(self, requests: Sequence[Request], on_answer: Callable[[Answer], None]) -> Outcome:
         """Answer requests, from the ledger where possible; `on_answer` gets every answer once, in order of arrival.

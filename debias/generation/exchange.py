@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
-from debias.records import UserError
+from debias.records import UserError, checked
 
 FILTERED = "filtered"  # finish reason of a request that a content filter refused
 THINKING = "thinking"  # finish reason of an answer that is nothing but reasoning
@@ -97,6 +100,23 @@ class Outcome(NamedTuple):
     reason: str  # in words
 
 
+class Partner(Protocol):
+    """A chat client, or something that knows its answers."""
+
+    async def ask(self, requests: Sequence[Request], on_answer: Callable[[Answer], None]) -> Outcome:
+        """Answers in the order of the requests, and why it stopped early."""
+
+    def known(self, requests: Sequence[Request]) -> list[Answer | None]:
+        """Answers that were paid for, in the order of the requests."""
+
+    def give_up(self, requests: Sequence[Request]) -> None:
+        """Never ask these again: later requests treat them as unanswered."""
+
+    @property
+    def spent(self) -> Spent:
+        """What was paid so far."""
+
+
 @dataclass
 class LLM:
     """A chat model and its settings; `conf/llm_defaults.yaml` explains the keys, and these types check them."""
@@ -126,6 +146,8 @@ class LLM:
     priced_on: str | None
     prices: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model: prompt, completion, date
     server: Any = field(default=None)  # config of our own server, see conf/llm/local.yaml
+    share: float = 1.0
+    others: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.structured not in ("json_schema", "json_object", "text"):
@@ -136,7 +158,7 @@ class LLM:
             )
         if self.system_role not in ("system", "user"):
             raise UserError(f"llm.system_role={self.system_role!r} is unknown; choose system or user")
-        for name in ("max_tokens", "timeout", "concurrency"):
+        for name in ("max_tokens", "timeout", "concurrency", "share"):
             if not getattr(self, name) > 0:
                 raise UserError(f"llm.{name}={getattr(self, name)} must be more than 0")
         for name in ("max_retries", "max_cost_usd", "batch_price_factor", "price_prompt", "price_completion"):
@@ -160,6 +182,41 @@ class LLM:
     @property
     def priced(self) -> bool:
         return self.price_prompt is not None and self.price_completion is not None
+
+
+class ChatModel(NamedTuple):
+    """A chat model's settings, where they are in the config, and what starts its server if the program does."""
+
+    llm: LLM
+    section: str = "llm"
+    server: AbstractContextManager[str] | None = None  # yields the server's address
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], section: str) -> ChatModel:
+        """A section of the config, whose `server` has been built. Raises UserError, which names the section."""
+        plain = {name: value for name, value in settings.items() if name != "server"}
+        with _named(section):
+            return cls(checked(LLM, {section: plain}, section), section, settings.get("server"))
+
+    def beside(self, writer: ChatModel) -> ChatModel:
+        """This model with the writer's budget, and with the writer's prices if it is the same or the server is free."""
+        llm, of_writer = self.llm, writer.llm
+        free = of_writer.price_prompt == of_writer.price_completion == 0
+        prices = {name: getattr(llm, name) for name in ("price_prompt", "price_completion", "priced_on")}
+        if not llm.priced and llm.base_url == of_writer.base_url and (llm.model == of_writer.model or free):
+            prices = {name: getattr(of_writer, name) for name in prices}
+        budgets = [limit for limit in (llm.max_cost_usd, of_writer.max_cost_usd) if limit is not None]
+        with _named(self.section):
+            return self._replace(llm=replace(llm, **prices, max_cost_usd=min(budgets, default=None)))
+
+
+@contextmanager
+def _named(section: str) -> Iterator[None]:
+    """Errors about a section `llm` name this section."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"(?<![\w.])llm\.", f"{section}.", str(error))) from error
 
 
 def body_of(request: Request, llm: LLM) -> dict[str, Any]:

@@ -10,29 +10,14 @@ from typing import Any, NamedTuple, Protocol
 
 from debias.generation import parser
 from debias.generation.acceptance import Acceptance, Rejection
-from debias.generation.exchange import FILTERED, THINKING, Answer, Outcome, Request, Spent
+from debias.generation.exchange import FILTERED, THINKING, Answer, Outcome, Partner, Request, Spent
+from debias.generation.judge import Judging, Scores
+from debias.generation.per_triplet import Reply
 from debias.generation.prompts import prompt_sha256
 from debias.generation.strategies import Strategy, Task, Wave
 from debias.records import Triplet
 
 ATTEMPTS = 3  # at a request that stays unanswered, each with the client's own retries
-
-
-class Partner(Protocol):
-    """The part of `debias.generation.client.Chat` that the loop uses."""
-
-    async def ask(self, requests: Sequence[Request], on_answer: Callable[[Answer], None]) -> Outcome:
-        """Answers in the order of the requests, and why it stopped early."""
-
-    def known(self, requests: Sequence[Request]) -> list[Answer | None]:
-        """Answers that were paid for, in the order of the requests."""
-
-    def give_up(self, requests: Sequence[Request]) -> None:
-        """Never ask these again: later requests treat them as unanswered."""
-
-    @property
-    def spent(self) -> Spent:
-        """What was paid so far."""
 
 
 class Watcher(Protocol):
@@ -51,6 +36,7 @@ class Kept(NamedTuple):
     triplet: Triplet
     answer: Answer
     prompt_sha256: str
+    scores: Scores | None  # the judge's
 
 
 class Rejected(NamedTuple):
@@ -59,6 +45,7 @@ class Rejected(NamedTuple):
     item: dict[str, Any]
     reason: Rejection
     answer: Answer
+    scores: Scores | None = None  # the judge's, if it got that far
 
 
 @dataclass
@@ -76,8 +63,17 @@ class Harvest:
     filtered_in_a_row: int = 0
     thinking: int = 0  # answers that are nothing but reasoning
     cut_off: int = 0  # answers that a token limit ended, whether or not they hold triplets
-    stopped: str = ""  # n, budget, patience, filtered, failed or batch; empty while the loop runs
+    unjudged: int = 0  # triplets that wait for the judge, because asking stopped
+    stopped: str = ""  # n, budget, patience, filtered, failed, batch or preview; empty while the loop runs
     reason: str = ""
+
+
+class Examined(NamedTuple):
+    """A settled request, and what the acceptance says of each triplet in its answer."""
+
+    request: Request
+    answer: Answer | None
+    items: list[tuple[dict[str, Any], Triplet | Rejection]]
 
 
 class Loop:
@@ -87,13 +83,21 @@ class Loop:
         partner: the chat client.
         acceptance: decides what is accepted.
         task: what is wanted.
-        source: value of the triplets' `source`.
+        source: value of the `source` of a request's triplets.
         watcher: shows the progress.
+        judging: scores what is accepted, if there is a judge.
+        one_call: stop after the first request for triplets, and take in its whole answer.
     """
 
-    def __init__(self, partner: Partner, acceptance: Acceptance, task: Task, source: str, watcher: Watcher) -> None:
+    def __init__(
+        self, partner: Partner, acceptance: Acceptance, task: Task, source: Callable[[Request], str],
+        watcher: Watcher, judging: Judging | None = None, one_call: bool = False,
+    ) -> None:  # fmt: skip
         self.partner, self.acceptance, self.task, self.source, self.watcher = partner, acceptance, task, source, watcher
+        self.judging, self.one_call = judging, one_call
         self.harvest = Harvest()
+        self._scored: dict[Triplet, Reply[Scores]] = {}
+        self._judge_stopped: tuple[str, str] | None = None
 
     async def run(self, strategy: Strategy) -> Harvest:
         """Run to the end. After an exception, `self.harvest` holds the result so far."""
@@ -123,16 +127,23 @@ class Loop:
             # Answers are judged in the order of the requests, not of arrival, and a request is either answered or given
             # up before a later one is judged. So replaying the ledger accepts the same triplets and makes the same
             # requests, which are then found in the ledger: a repeated command pays for nothing twice.
-            for request, answer in zip(part, outcome.answers, strict=True):
-                if answer is None and not outcome.stopped:
-                    if failures[len(texts)] < ATTEMPTS:
-                        break  # ask again, unless what was judged before it is enough
-                    self.partner.give_up([request])
-                texts.append(answer.text if answer else "")
-                if answer is not None or not outcome.stopped:  # otherwise it was not asked
-                    self._take_in(request, answer, wave.holds)
+            settled: list[Examined] = []
+            for i, (request, answer) in enumerate(zip(part, outcome.answers, strict=True), start=len(texts)):
+                if answer is None and not outcome.stopped and failures[i] < ATTEMPTS:
+                    break  # ask again, unless what was judged before it is enough
+                settled.append(self._examined(request, answer, wave.holds))
+            for place, one in enumerate(settled):
+                if one.answer is None and not outcome.stopped:
+                    self.partner.give_up([one.request])
+                texts.append(one.answer.text if one.answer else "")
+                if one.answer is not None or not outcome.stopped:  # otherwise it was not asked
+                    await self._take_in(one, settled[place:], wave.holds, only_known=failure is not None)
                 if self.harvest.stopped:
                     break
+            if self._judge_stopped is not None and not self.harvest.stopped:
+                self.harvest.stopped, self.harvest.reason = self._judge_stopped
+            if self.one_call and wave.holds == "triplets" and texts:
+                self.harvest.stopped = self.harvest.stopped or "preview"
             if outcome.stopped and not self.harvest.stopped:
                 self.harvest.stopped, self.harvest.reason = outcome.stopped, outcome.reason
             self.watcher.paused(self.harvest, self.partner.spent)
@@ -144,6 +155,8 @@ class Loop:
         """Number of calls to make next: what is missing at the yield so far, but no more than patience allows."""
         if wave.holds != "triplets":
             return len(wave.requests)
+        if self.one_call:
+            return 1
         wanted, harvest = self.task.wanted, self.harvest
         bearable = min(wanted.patience - harvest.barren, wanted.max_filtered - harvest.filtered_in_a_row)
         return max(1, min(self.to_come(), bearable))
@@ -160,24 +173,46 @@ class Loop:
         self.harvest.bought += not answer.cached
         self.watcher.arrived(self.harvest, self.partner.spent)
 
-    def _take_in(self, request: Request, answer: Answer | None, holds: str) -> None:
-        """Judge the triplets of an answer, until there are enough."""
-        harvest, wanted = self.harvest, self.task.wanted
+    def _examined(self, request: Request, answer: Answer | None, holds: str) -> Examined:
+        """What the acceptance says of an answer. It knows nothing of the judge, so a judged set replays alike."""
+        items = parser.triplets(answer.text) if answer and holds == "triplets" else []
+        label, source = self.task.label, self.source(request)
+        return Examined(request, answer, [(item, self.acceptance.judge(item, label, source)) for item in items])
+
+    async def _take_in(self, one: Examined, ahead: Sequence[Examined], holds: str, only_known: bool) -> None:
+        """Take in the triplets of an answer, until there are enough.
+
+        Args:
+            ahead: this answer and those after it, whose triplets are judged together.
+            only_known: whether to use only those of the judge's answers that are in the ledger.
+        """
+        harvest, wanted, answer = self.harvest, self.task.wanted, one.answer
         before = len(harvest.kept)
         harvest.calls += 1
-        items = parser.triplets(answer.text) if answer and holds == "triplets" else []
-        if not items and holds == "triplets":
+        if not one.items and holds == "triplets":
             harvest.poor[_kind(answer)] += 1
-        checksum = prompt_sha256(request.messages)
-        for item in items:
+        checksum = prompt_sha256(one.request.messages)
+        for item, found in one.items:
             assert answer is not None
-            found = self.acceptance.judge(item, self.task.label, self.source)
             if isinstance(found, Rejection):
                 harvest.rejected.append(Rejected(item, found, answer))
-            else:
-                harvest.kept.append(Kept(found, answer, checksum))
-            if len(harvest.kept) == wanted.n:
+                continue
+            scores = None
+            if self.judging is not None:
+                if found not in self._scored:
+                    await self._score(self.judging, ahead, only_known)
+                reply = self._scored[found]
+                if not reply.settled:
+                    harvest.unjudged += 1
+                    continue
+                scores = reply.value
+                if why := self.judging.judge.rejects(scores):
+                    harvest.rejected.append(Rejected(item, Rejection(why), answer, scores))
+                    continue
+            harvest.kept.append(Kept(found, answer, checksum, scores))
+            if len(harvest.kept) == wanted.n and not self.one_call:
                 harvest.stopped = "n"
+                harvest.unjudged = 0
                 break
         fruitful = len(harvest.kept) > before or (holds == "terms" and answer is not None and parser.terms(answer.text))
         harvest.barren = 0 if fruitful else harvest.barren + 1
@@ -195,6 +230,17 @@ class Loop:
             harvest.stopped = "patience"
             harvest.reason = f"{harvest.barren} calls in a row brought nothing that was accepted"
         self.watcher.arrived(harvest, self.partner.spent)
+
+    async def _score(self, judging: Judging, ahead: Sequence[Examined], only_known: bool) -> None:
+        """Have the judge score the next triplets: as many as are missing, or all of them if they cost a batch."""
+        found = [found for one in ahead for _, found in one.items if isinstance(found, Triplet)]
+        waiting = [triplet for triplet in found if triplet not in self._scored]
+        if not judging.judge.llm.batch:
+            waiting = waiting[: max(1, self.task.wanted.n - len(self.harvest.kept))]
+        replies = await judging.ask(waiting, only_known or self._judge_stopped is not None)
+        self._scored.update(zip(waiting, replies.each, strict=True))
+        if replies.stopped and self._judge_stopped is None:
+            self._judge_stopped = replies.stopped, f"the judge: {replies.reason}"
 
 
 def _kind(answer: Answer | None) -> str:

@@ -10,8 +10,9 @@ Each call has a `sent` line, written before the call is made, and one line for i
     given_up  key                                          (failed for good: later requests were made without it)
     adapted   server, part, instead                        (later bodies are sent without what the server refuses)
 
-An attempt without a second line was in flight when the process died. A batch adds `batch` (submitted, with the server's
-id) and `batch_ended`, and `unread` for a line of its results that belongs to no request.
+An attempt without a second line was in flight when the process died. The calls of a batch are sent with its tag and
+its server. A batch adds `batch` (submitted, with the server's id) and `batch_ended`, and `unread` for a line of its
+results that belongs to no request.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Memory:
     pending: dict[str, Sent] = field(default_factory=dict)  # by attempt: sent, not ended
     lost: dict[str, Sent] = field(default_factory=dict)  # by attempt
     batches: dict[str, str | None] = field(default_factory=dict)  # open ones: tag -> the server's id
+    servers: dict[str, str] = field(default_factory=dict)  # of batches, by tag; older ledgers do not name them
     given_up: set[str] = field(default_factory=set)  # keys
     adapted: dict[str, list[Adaptation]] = field(default_factory=dict)  # by server: what it refuses
     calls: int = 0
@@ -75,6 +77,7 @@ class Memory:
                 self.pending[sent.attempt] = sent
                 if sent.batch is not None:
                     self.batches.setdefault(sent.batch, None)
+                    self.servers[sent.batch] = line.get("server", "")
             case "answered":
                 self._answered(self.pending.pop(line["attempt"]), line)
             case "declined":
@@ -125,6 +128,10 @@ class Memory:
             line["request_id"] or reading.id, line["time"], reading.model, cached=True,
         )  # fmt: skip
         self.answers.setdefault(sent.key, answer)
+
+    def batches_at(self, server: str) -> dict[str, str | None]:
+        """Open batches of a server, as tag -> its id; a ledger may be shared by the models of several servers."""
+        return {tag: name for tag, name in self.batches.items() if self.servers.get(tag, "") in ("", server)}
 
     @property
     def committed(self) -> float:
@@ -183,6 +190,11 @@ class Ledger:
             self.memory = read_ledger(self.path)
             self._file = self.path.open("ab", buffering=0)
             self._begin_line()
+            spent = self.memory.spent
+            if spent.lost:
+                most = spent.lost_dollars
+                price = "at an unknown price" if most is None else f"{most:.4f} dollars at most"
+                log.warning("%d calls of an earlier run got no answer and may have been charged (%s)", spent.lost, price)
         except BaseException:
             self._lock.release()
             raise
@@ -208,11 +220,11 @@ class Ledger:
         self._append([{"kind": "sent", "attempt": attempt, "key": key, "bound": bound, "batch": None}])
         return attempt
 
-    def sent_batch(self, bounds: dict[str, Bound]) -> str:
-        """Record that a batch of calls (by key) is about to be submitted; returns its tag."""
+    def sent_batch(self, bounds: dict[str, Bound], server: str) -> str:
+        """Record that a batch of calls (by key) is about to be submitted to a server; returns its tag."""
         tag = uuid.uuid4().hex
         sent = [{"kind": "sent", "attempt": uuid.uuid4().hex, "key": k, "bound": b} for k, b in bounds.items()]
-        self._append([{**line, "batch": tag} for line in sent])
+        self._append([{**line, "batch": tag, "server": server} for line in sent])
         return tag
 
     def answered(self, attempt: str, body: str, request_id: str) -> None:

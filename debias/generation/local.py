@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,6 +11,7 @@ from debias import assets
 from debias.records import UserError
 
 
+@dataclass
 class LlamaServer:
     """A context manager that starts llama.cpp's OpenAI-compatible server on a free local port and yields its address.
 
@@ -20,9 +22,11 @@ class LlamaServer:
         parallel: calls computed at the same time.
     """
 
-    def __init__(self, model: str, threads: int, context: int, parallel: int) -> None:
-        self.model, self.threads, self.context, self.parallel = model, threads, context, parallel
-        self._server: Any = None
+    model: str
+    threads: int
+    context: int
+    parallel: int
+    _server: Any = field(default=None, init=False, compare=False)
 
     def __enter__(self) -> str:
         try:

@@ -41,6 +41,11 @@ def terms(text: str) -> dict[str, list[str]]:
     return dict(found.values())
 
 
+def objects(text: str) -> list[Item]:
+    """Every complete JSON object in the text, at any depth."""
+    return [item for value in _values(text) for item in _objects_in(value)]
+
+
 # ---------------------------------------------------------------- JSON anywhere in a text
 
 
@@ -92,6 +97,13 @@ def _triplets_in(value: Any) -> Iterator[Item]:
             yield {key: _clean(item[key]) for key in (*FIELDS, "bias") if key in item}
         else:
             yield from (inner for part in value.values() for inner in _triplets_in(part))
+
+
+def _objects_in(value: Any) -> Iterator[Item]:
+    if isinstance(value, dict):
+        yield value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    yield from (item for part in parts for item in _objects_in(part))
 
 
 def _terms_in(value: Any) -> Iterator[tuple[str, list[str]]]:

@@ -43,6 +43,13 @@ def as_json(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(json.dumps(dict(zip(keys, row, strict=False)), ensure_ascii=False) for row in rows)
 
 
+def quoted(data: Mapping[str, object]) -> str:
+    """Text that a model wrote, as one line of JSON for another model to read: it cannot end its own quotation."""
+    # A tag or a fence of ours could be closed by the data; without these characters it can imitate neither.
+    text = json.dumps(data, ensure_ascii=False)
+    return "".join(f"\\u{ord(c):04x}" if c in "<>`\u2028\u2029\x85" else c for c in text)
+
+
 def triplet_schema(most: int, labelled: bool) -> dict[str, Any]:
     """JSON schema of an answer with triplets, which name their bias if `labelled`."""
     lengths = {"sentence": LONGEST_SENTENCE, "target": LONGEST_WORD, "attribute": LONGEST_WORD}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from debias.records import UserError
 
@@ -14,6 +16,23 @@ BESIDE = {
     ),
     "generate": ("n", "patience", "max_filtered", "expected_yield", "licence", "dry_run"),
 }  # fmt: skip
+
+
+def lasting_llm(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a chat model that affect the identity of a set."""
+    kept = {name: value for name, value in settings.items() if name not in BESIDE["llm"]}
+    others = {name: lasting_llm(other) for name, other in (kept.pop("others", None) or {}).items()}
+    share = kept.pop("share", 1)
+    return kept | ({"share": share, "others": others} if others else {})
+
+
+def lasting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `debias generate` that affect the identity of a set."""
+    kept = {name: part for name, part in config.items() if name not in ("name", "overwrite", "threads", "preview")}
+    kept["llm"] = lasting_llm(config["llm"])
+    kept["generate"] = {k: value for k, value in config["generate"].items() if k not in BESIDE["generate"]}
+    judge = kept.pop("judge")
+    return kept | ({"judge": {**judge, "llm": lasting_llm(judge["llm"])}} if judge["llm"] else {})
 
 
 @dataclass

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import re
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,18 +16,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from debias.data import doctor, leakage
+from debias.data.doctor import CRITERIA
 from debias.data.quality import NearDuplicates
 from debias.data.triplets import TripletFile
 from debias.files import write_json, write_text
 from debias.generation.acceptance import Acceptance
 from debias.generation.client import Chat
-from debias.generation.exchange import LLM, Answer, Outcome, Request, Spent, question_of
-from debias.generation.harvest import Harvest, Loop
-from debias.generation.ledger import Memory, read_ledger
+from debias.generation.exchange import LLM, Answer, ChatModel, Outcome, Partner, Request, Spent, question_of
+from debias.generation.harvest import Harvest, Loop, Watcher
+from debias.generation.judge import Judge, Judging, Scores
+from debias.generation.ledger import Ledger, Memory, read_ledger
 from debias.generation.strategies import Strategy, Task
 from debias.generation.wanted import Wanted
+from debias.generation.writers import Turns, Writers
 from debias.progress import bar, tally
-from debias.records import UserError
+from debias.records import Triplet, UserError
 from debias.report.one_run import generated_set as report
 from debias.report.one_run.data_quality import page
 from debias.report.templating import dollars
@@ -66,22 +71,27 @@ class Generation(NamedTuple):
     """Everything that determines a set, and its budget."""
 
     name: str
-    llm: LLM
-    server: AbstractContextManager[str] | None  # starts a server and yields its address
+    writers: tuple[ChatModel, ...]
     strategy: Strategy
     wanted: Wanted
     biases: tuple[str, ...]
     seed: int
+    judge: Judge | None = None
+
+    @property
+    def llms(self) -> list[LLM]:
+        """The settings of the writers."""
+        return [writer.llm for writer in self.writers]
+
+    @property
+    def models(self) -> list[ChatModel]:
+        """All models that are asked: the writers, then the judge."""
+        return [*self.writers, *([self.judge.model] if self.judge else [])]
 
     @property
     def task(self) -> Task:
         biases = self.biases if self.strategy.biased else ("general",)
-        return Task(biases, self.seed, self.llm.max_tokens, self.wanted)
-
-    @property
-    def source(self) -> str:
-        """The `source` of the triplets."""
-        return f"{self.strategy.name}/{self.llm.model}"
+        return Task(biases, self.seed, self.writers[0].llm.max_tokens, self.wanted)
 
 
 # ---------------------------------------------------------------- what it would cost
@@ -89,20 +99,27 @@ class Generation(NamedTuple):
 
 def estimate(generation: Generation, ledger: Path) -> report.Estimate:
     """Likely and largest calls, tokens and dollars. Nothing is sent or written."""
-    llm, wanted = generation.llm, generation.wanted
+    llms, wanted = generation.llms, generation.wanted
     first, typical = generation.strategy.preview(generation.task)
     memory = read_ledger(ledger)
     loop = _replayed(generation, memory)
     ended = loop.harvest.stopped in ("n", "patience", "filtered")  # the ledger already holds the whole run
+    writer = Turns([llm.share for llm in llms])
     requests = [] if ended else [*(first if not memory.answers else []), *[typical] * loop.to_come()]
-    bounds = [question_of(request, llm).bound for request in requests]
-    prompt = sum(bound.prompt_tokens for bound in bounds)
-    answer = sum(bound.completion_tokens for bound in bounds)
-    likely = prompt // 4, min(answer, len(bounds) * wanted.per_call * report.TOKENS_A_TRIPLET)
-    price = question_of(typical, llm).bound.dollars
+    sized = [(request, llms[writer[call]]) for call, request in enumerate(requests)]
+    bounds = [question_of(request._replace(max_tokens=llm.max_tokens), llm).bound for request, llm in sized]
+    writing = report.costs(bounds, wanted.per_call * report.TOKENS_A_TRIPLET)
+    judging = None
+    if generation.judge is not None:
+        scored = len(loop.harvest.kept) + sum(one.scores is not None for one in loop.harvest.rejected)
+        passed = len(loop.harvest.kept) / scored if scored else 1.0
+        judged = math.ceil((wanted.n - len(loop.harvest.kept)) / max(passed, 0.1)) if not ended else 0
+        sentence = " ".join(["letters"] * wanted.max_words)
+        asked = generation.judge.request(Triplet(sentence, "a dozen letters", "letters", "a dozen", "", 0, 0), 0)
+        judging = report.costs([question_of(asked, generation.judge.llm).bound] * judged, report.TOKENS_A_VERDICT)
     return report.Estimate(
-        len(bounds), len(memory.answers), len(loop.harvest.kept), wanted.n, likely, (prompt, answer), price(*likely),
-        price(prompt, answer), llm.max_cost_usd, llm.model, llm.priced_on, loop.harvest.stopped if ended else "",
+        writing, judging, len(memory.answers), len(loop.harvest.kept), wanted.n, llms[0].max_cost_usd, llms,
+        loop.harvest.stopped if ended else "",
     )  # fmt: skip
 
 
@@ -130,11 +147,25 @@ class _Replay:
 def _replayed(generation: Generation, memory: Memory) -> Loop:
     """The loop, run as far as the answers in the ledger go."""
     indices = _benchmarks(generation.wanted) if memory.answers else []
-    acceptance = Acceptance(generation.wanted, _known(generation, indices))
-    loop = Loop(_Replay(generation.llm, memory), acceptance, generation.task, generation.source, _Silent())
+    partners = [_Replay(model.llm, memory) for model in generation.models]
+    loop = _loop(generation, partners, _Silent(), indices)
     if memory.answers:
         asyncio.run(loop.run(generation.strategy))
     return loop
+
+
+def _loop(
+    generation: Generation, partners: Sequence[Partner], watcher: Watcher, indices: Sequence[leakage.Index]
+) -> Loop:  # fmt: skip
+    """The loop of a set; `partners` are the chat clients of its models, in their order."""
+    writers = Writers(generation.llms, partners[: len(generation.writers)])
+    judging = None if generation.judge is None else Judging(generation.judge, partners[-1])
+    acceptance = Acceptance(generation.wanted, _known(generation, indices))
+
+    def source(request: Request) -> str:
+        return f"{generation.strategy.name}/{generation.llms[writers.writer(request)].model}"
+
+    return Loop(writers, acceptance, generation.task, source, watcher, judging)
 
 
 class _Silent:
@@ -153,26 +184,42 @@ def generate(folder: DataFolder, generation: Generation) -> report.Product:
     """
     start = time.monotonic()
     indices = _benchmarks(generation.wanted)
-    acceptance = Acceptance(generation.wanted, _known(generation, indices))
-    chat = Chat(generation.llm, folder.path / LEDGER, generation.server)
-    with _Live(generation.wanted.n) as live:
-        loop = Loop(chat, acceptance, generation.task, generation.source, live)
+    ledger = Ledger(folder.path / LEDGER)
+    with _Live(generation.wanted.n) as live, _chats(generation.models, ledger) as chats, ledger:
+        loop = _loop(generation, chats, live, indices)
         try:
-            asyncio.run(_run(chat, loop, generation.strategy))
+            asyncio.run(_run(chats, loop, generation.strategy))
         except BaseException as error:
             loop.harvest.stopped, loop.harvest.reason = "interrupted", str(error)
             with contextlib.suppress(OSError):
                 if loop.harvest.calls:
-                    _write(folder, generation, loop.harvest, chat.spent, indices, time.monotonic() - start)
+                    _write(folder, generation, loop, ledger.memory.spent, indices, time.monotonic() - start)
             raise
-    product = _write(folder, generation, loop.harvest, chat.spent, indices, time.monotonic() - start)
+    product = _write(folder, generation, loop, ledger.memory.spent, indices, time.monotonic() - start)
     folder.end(loop.harvest)
     return product
 
 
-async def _run(chat: Chat, loop: Loop, strategy: Strategy) -> None:
-    async with chat:
-        if known := len(chat.ledger.memory.answers):
+@contextlib.contextmanager
+def _chats(models: Sequence[ChatModel], ledger: Ledger) -> Iterator[list[Chat]]:
+    """A client for each model; models with the same server of ours share it."""
+    with contextlib.ExitStack() as stack:
+        started: list[tuple[AbstractContextManager[str], str]] = []
+        chats = []
+        for model in models:
+            address = next((address for server, address in started if server == model.server), None)
+            if model.server is not None and address is None:
+                address = stack.enter_context(model.server)
+                started.append((model.server, address))
+            chats.append(Chat(model.llm, ledger, address))
+        yield chats
+
+
+async def _run(chats: Sequence[Chat], loop: Loop, strategy: Strategy) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for chat in chats:
+            await stack.enter_async_context(chat)
+        if known := len(chats[0].ledger.memory.answers):
             log.info("reusing %d answers from the ledger", known)
         await loop.run(strategy)
 
@@ -232,10 +279,11 @@ def _summary(harvest: Harvest, spent: Spent, total: int) -> str:
 
 
 def _write(
-    folder: DataFolder, generation: Generation, harvest: Harvest, spent: Spent, indices: Sequence[leakage.Index],
+    folder: DataFolder, generation: Generation, loop: Loop, spent: Spent, indices: Sequence[leakage.Index],
     seconds: float,
 ) -> report.Product:  # fmt: skip
     """Write the set, the rejected triplets, the card, the cost and the quality report."""
+    harvest = loop.harvest
     path = folder.path / f"{_file_name(generation.name)}.jsonl"
     rows = list(_rows(harvest, generation.strategy.name))
     _write_lines(path, rows)
@@ -247,11 +295,24 @@ def _write(
     if harvest.losses:
         write_json(folder.path / "losses.json", {"rounds": harvest.losses})
     product = report.Product(
-        path, generation.strategy, generation.llm, generation.task, harvest, spent, diagnosis, len(rows), seconds
-    )
+        path, generation.strategy, generation.llms, generation.task, harvest, spent, diagnosis, len(rows), seconds,
+        _verdicts(loop),
+    )  # fmt: skip
     write_json(folder.path / "cost.json", report.cost(product))
     write_text(folder.path / "README.md", report.card(product))
     return product
+
+
+def _verdicts(loop: Loop) -> report.Verdicts | None:
+    """What the judge did; None if there is none."""
+    if (judging := loop.judging) is None:
+        return None
+    every = [*(one.scores for one in loop.harvest.kept), *(one.scores for one in loop.harvest.rejected)]
+    scored = [scores for scores in every if scores is not None]
+    means = {name: statistics.mean(getattr(s, name) for s in scored) for name in CRITERIA} if scored else {}
+    return report.Verdicts(
+        judging.judge.llm, judging.judge.least, len(judging.used), len(scored), means, judging.dollars
+    )
 
 
 def _unread(wanted: Wanted) -> list[str]:
@@ -263,7 +324,7 @@ def _file_name(name: str) -> str:
 
 
 def _rows(harvest: Harvest, strategy: str) -> Iterator[dict[str, Any]]:
-    for triplet, answer, prompt_sha256 in harvest.kept:
+    for triplet, answer, prompt_sha256, scores in harvest.kept:
         yield {
             "sentence": triplet.sentence,
             "target": triplet.target,
@@ -275,18 +336,24 @@ def _rows(harvest: Harvest, strategy: str) -> Iterator[dict[str, Any]]:
             "prompt_sha256": prompt_sha256,
             "request_id": answer.request_id,
             "time": answer.time,
+            **_score_columns(scores),
         }
 
 
 def _rejected(harvest: Harvest) -> Iterator[dict[str, Any]]:
-    for item, reason, answer in harvest.rejected:
+    for item, reason, answer, scores in harvest.rejected:
         yield {
             **item,
             "reason": reason,
             "like": reason.like,
             "model": _model_name(answer.model),
             "request_id": answer.request_id,
+            **_score_columns(scores),
         }
+
+
+def _score_columns(scores: Scores | None) -> dict[str, Any]:
+    return {} if scores is None else {**scores._asdict(), "judge": _model_name(scores.judge)}
 
 
 def _model_name(name: str) -> str:

@@ -15,10 +15,12 @@ from typing import Any
 import yaml
 
 from debias.data.triplets import Checked, TripletFile
-from debias.generation.exchange import LLM, Spent
+from debias.generation.exchange import Spent
+from debias.generation.judge import Judge
 from debias.generation.ledger import read_ledger
 from debias.generation.strategies import Strategy
-from debias.generation.wanted import BESIDE, Wanted
+from debias.generation.wanted import BESIDE, Wanted, lasting_llm
+from debias.generation.writers import writers_of
 from debias.jobs.generate import LEDGER, DataFolder, Generation, biases, generate
 from debias.records import UserError, checked
 from debias.report.templating import dollars
@@ -30,27 +32,30 @@ class Generated:
 
     Args:
         bias: what the sentences are about.
-        llm, strategy, generate: as in `debias generate`.
+        llm, strategy, judge, generate: as in `debias generate`.
         seed: of the order of terms and scenes. Not the run's seed, so that a sweep over seeds pays once.
         root: folder of generated sets.
     """
 
     def __init__(
-        self, bias: str | list[str], llm: Mapping[str, Any], strategy: Strategy, generate: Mapping[str, Any], seed: int,
-        root: str,
+        self, bias: str | list[str], llm: Mapping[str, Any], strategy: Strategy, judge: Judge | Mapping[str, Any],
+        generate: Mapping[str, Any], seed: int, root: str,
     ) -> None:  # fmt: skip
-        settings = {name: value for name, value in llm.items() if name != "server"}
-        sections = {"llm": settings, "generate": dict(generate)}
-        typed, wanted = checked(LLM, sections, "llm"), checked(Wanted, sections, "generate")
-        self.generation = Generation("generated", typed, llm.get("server"), strategy, wanted, biases(bias), seed)
+        wanted, writers = checked(Wanted, {"generate": dict(generate)}, "generate"), writers_of(llm)
+        scoring = judge.beside(writers[0]) if isinstance(judge, Judge) else None
+        self.generation = Generation("generated", writers, strategy, wanted, biases(bias), seed, scoring)
         if wanted.dry_run:
             raise UserError(
                 "generate.dry_run=true works only in `debias generate`; use it there with the same settings"
             )
         keep = {k: v for k, v in generate.items() if k not in BESIDE["generate"]}
-        asked = {k: v for k, v in settings.items() if k not in BESIDE["llm"]}
-        self.identity = _plain([self.generation.biases, asked, strategy, keep, seed])
-        name = "-".join([self.generation.task.label, strategy.name, self.generation.llm.model])
+        asked = lasting_llm({name: value for name, value in llm.items() if name != "server"})
+        settings = {"bias": self.generation.biases, "llm": asked, "strategy": strategy, "generate": keep, "seed": seed}
+        if scoring is not None:
+            settings["judge"] = {**vars(scoring), "model": lasting_llm(vars(scoring.llm))}
+        self.settings = _plain(settings)
+        self.identity = _plain(list(settings.values()))
+        name = "-".join([self.generation.task.label, strategy.name, self.generation.llms[0].model])
         short = re.sub(r"[^\w.+-]+", "_", name)[:80]
         self.folder = Path(root) / f"{short}-{text_sha256(self.identity)[:8]}"
         self.path = self.folder / f"{self.generation.name}.jsonl"
@@ -76,8 +81,7 @@ class Generated:
     def load(self, seed: int) -> Checked:
         """Generate or replay. Raises UserError if there is nothing to train on, or a batch is still being processed."""
         before = read_ledger(self.folder / LEDGER).spent
-        config = dict(zip(("bias", "llm", "strategy", "generate", "seed"), json.loads(self.identity), strict=True))
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(json.loads(self.settings), sort_keys=False, allow_unicode=True)
         folder = DataFolder(self.folder, text, {"config_sha256": text_sha256(self.identity)})
         with folder.claim(), folder.working():
             product = generate(folder, self.generation)
@@ -89,7 +93,7 @@ class Generated:
         checked = TripletFile(self.generation.task.label, str(product.path)).load(seed)
         dropped = Counter({f"generated, but {r.reason}": 0 for r in product.harvest.rejected})
         dropped.update(f"generated, but {r.reason}" for r in product.harvest.rejected)
-        note = f"written by {self.generation.llm.model} for {dollars(product.spent.dollars)}: {product.ending}"
+        note = f"written by {product.models} for {dollars(product.spent.dollars)}: {product.ending}"
         spent = _between(before, product.spent) | {"seconds": round(product.seconds, 2)}
         return Checked(checked.triplets, dropped + checked.dropped, (f"{note} (see {self.folder})",), spent)
 

@@ -26,9 +26,7 @@ def facts(diagnosis: Diagnosis | None) -> dict[str, Any]:
 
     return {
         "quality": diagnosis,
-        "quality_grids": [grid for grid in (findings(diagnosis), measures(diagnosis), leaks(diagnosis)) if grid.lines]
-        if diagnosis
-        else [],
+        "quality_grids": [grid for grid in _grids(diagnosis) if grid.lines] if diagnosis else [],
         "loss_plot": plots.histogram(diagnosis.loss) if diagnosis and diagnosis.loss else None,
     }
 
@@ -59,6 +57,16 @@ def measures(diagnosis: Diagnosis) -> Grid:
     return Grid(text_columns("measure", "value"), lines, name="Training data: measures")
 
 
+def scores(diagnosis: Diagnosis) -> Grid:
+    """How many records have each of a judge's scores."""
+    columns = [*text_columns("judge"), *number_columns("1", "2", "3", "4", "5", "mean")]
+    lines = []
+    for name, counts in diagnosis.scores.items():
+        mean = sum(score * count for score, count in counts.items()) / sum(counts.values())
+        lines.append(row(name, *(f"{count:,}" for count in counts.values()), f"{mean:.2f}"))
+    return Grid(columns, lines, name="Training data: a judge's scores, 1 (bad) to 5 (good)")
+
+
 def leaks(diagnosis: Diagnosis) -> Grid:
     """How many sentences each benchmark shares with the training data."""
     columns = [
@@ -83,6 +91,10 @@ def leaks(diagnosis: Diagnosis) -> Grid:
     return Grid(columns, lines, name="Training data: sentences of benchmarks")
 
 
+def _grids(diagnosis: Diagnosis) -> list[Grid]:
+    return [findings(diagnosis), scores(diagnosis), measures(diagnosis), leaks(diagnosis)]
+
+
 # ---------------------------------------------------------------- the terminal
 
 
@@ -97,6 +109,9 @@ def _blocks(diagnosis: Diagnosis) -> Iterator[RenderableType]:
             yield Text(f"\n{finding.name}", style=STYLES[KINDS[finding.level]])
             yield from (Text(f"  {example}") for example in finding.examples[:3])
     yield Text()
+    if diagnosis.scores:
+        yield scores(diagnosis).terminal()
+        yield Text()
     yield _side_by_side(diagnosis).terminal()
     if diagnosis.leaks:
         yield Text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,14 @@ from rich.text import Text
 
 from debias import __version__
 from debias.data.doctor import Diagnosis
-from debias.generation.exchange import LLM, Spent
+from debias.generation.exchange import LLM, Bound, Spent
 from debias.generation.harvest import Harvest
 from debias.generation.strategies import Strategy, Task
 from debias.report.grid import Cell, Grid, number_columns, row, text_columns
 from debias.report.templating import dollars, fill
 
 TOKENS_A_TRIPLET = 45  # of an answer: 15 words, three field names, brackets and quotes
+TOKENS_A_VERDICT = 30  # of an answer: three names and three scores
 
 ENDINGS = {
     "n": "complete",
@@ -43,21 +44,58 @@ LESS_REASONING = (
 )
 
 
-class Estimate(NamedTuple):
-    """The cost of a set: `likely` at the expected yield, `most` with every call at its upper bound."""
+class Costs(NamedTuple):
+    """The cost of calls: `likely` if answers are as long as usual, `most` with every call at its upper bound."""
 
     calls: int
-    paid: int  # answers already in the ledger
-    kept: int  # triplets accepted from them
-    wanted: int
     likely: tuple[int, int]  # prompt and completion tokens
     most: tuple[int, int]
     likely_dollars: float | None  # None if the price is unknown
     most_dollars: float | None
+
+
+def costs(bounds: Sequence[Bound], answer_tokens: int) -> Costs:
+    """The cost of calls with these upper bounds; answers usually have `answer_tokens`."""
+    likely = [(bound.prompt_tokens // 4, min(bound.completion_tokens, answer_tokens)) for bound in bounds]
+    prices = [bound.dollars(*tokens) for bound, tokens in zip(bounds, likely, strict=True)]
+    largest = [bound.dollars(bound.prompt_tokens, bound.completion_tokens) for bound in bounds]
+    return Costs(
+        len(bounds),
+        (sum(prompt for prompt, _ in likely), sum(answer for _, answer in likely)),
+        (sum(bound.prompt_tokens for bound in bounds), sum(bound.completion_tokens for bound in bounds)),
+        total(prices),
+        total(largest),
+    )
+
+
+def total(prices: Sequence[float | None]) -> float | None:
+    """The sum; None if one price is unknown."""
+    known = [price for price in prices if price is not None]
+    return sum(known) if len(known) == len(prices) else None
+
+
+class Estimate(NamedTuple):
+    """The cost of what is missing in a set."""
+
+    writing: Costs
+    judging: Costs | None  # None: there is no judge
+    paid: int  # answers already in the ledger
+    kept: int  # triplets accepted from them
+    wanted: int
     limit: float | None
-    model: str
-    priced_on: str | None
+    llms: list[LLM]  # of the writers
     stopped: str  # why the answers in the ledger end the run, as in `Harvest`; empty if they do not
+
+
+class Verdicts(NamedTuple):
+    """What a judge did for a set."""
+
+    llm: LLM
+    least: dict[str, int]  # the lowest scores that were accepted
+    calls: int  # answers, in this run or before it
+    scored: int  # triplets with readable scores
+    means: dict[str, float]  # of their scores
+    dollars: float | None
 
 
 class Product(NamedTuple):
@@ -65,13 +103,14 @@ class Product(NamedTuple):
 
     path: Path
     strategy: Strategy
-    llm: LLM
+    llms: list[LLM]  # of the writers
     task: Task
     harvest: Harvest
     spent: Spent
     diagnosis: Diagnosis | None  # None if nothing was accepted
     n: int
     seconds: float
+    verdicts: Verdicts | None = None
 
     @property
     def ending(self) -> str:
@@ -83,6 +122,26 @@ class Product(NamedTuple):
     def reasons(self) -> list[tuple[str, int]]:
         """Rejected triplets by reason, the most frequent first."""
         return Counter(str(r.reason) for r in self.harvest.rejected).most_common()
+
+    @property
+    def models(self) -> str:
+        """The models that were asked to write."""
+        return " and ".join(dict.fromkeys(llm.model for llm in self.llms))
+
+    @property
+    def priced_on(self) -> str:
+        """The dates of the prices that are known."""
+        return ", ".join(dict.fromkeys(llm.priced_on for llm in self.llms if llm.priced_on))
+
+    @property
+    def temperatures(self) -> str:
+        """The temperatures of the writers."""
+        return " and ".join(dict.fromkeys(str(llm.temperature) for llm in self.llms))
+
+    @property
+    def replaces_system_prompt(self) -> bool:
+        """Whether a writer has a system prompt of its own."""
+        return any(llm.system_prompt is not None for llm in self.llms)
 
     @property
     def accepted_share(self) -> float:
@@ -100,6 +159,14 @@ def counts(product: Product) -> Grid:
     return Grid([*text_columns("triplets"), *number_columns("count")], lines)
 
 
+def writers(product: Product) -> Grid:
+    """Triplets accepted and rejected by the model that wrote them, as the server names it."""
+    kept = Counter(one.answer.model for one in product.harvest.kept)
+    rejected = Counter(one.answer.model for one in product.harvest.rejected)
+    lines = [row(name, f"{kept[name]:,}", f"{rejected[name]:,}") for name in sorted(kept | rejected)]
+    return Grid([*text_columns("model"), *number_columns("accepted", "rejected")], lines)
+
+
 def measures(product: Product) -> Grid:
     """Size, diversity, and overlap with benchmarks."""
     lines = [row("triplets", f"{product.n} of {product.task.wanted.n} wanted")]
@@ -114,20 +181,35 @@ def measures(product: Product) -> Grid:
 
 def estimate(e: Estimate) -> RenderableType:
     """The estimate as a table with notes."""
+    writing = e.writing
     lines = [
-        row("calls", f"{e.calls:,}", "as many as it takes"),
-        row("prompt tokens", f"{e.likely[0]:,}", f"{e.most[0]:,}"),
-        row("answer tokens", f"{e.likely[1]:,}", f"{e.most[1]:,}"),
-        row("cost", dollars(e.likely_dollars), dollars(e.most_dollars)),
+        row("calls", f"{writing.calls:,}", "as many as it takes"),
+        row("prompt tokens", f"{writing.likely[0]:,}", f"{writing.most[0]:,}"),
+        row("answer tokens", f"{writing.likely[1]:,}", f"{writing.most[1]:,}"),
+        row("cost", dollars(writing.likely_dollars), dollars(writing.most_dollars)),
     ]
+    if e.judging is not None:
+        likely = total([writing.likely_dollars, e.judging.likely_dollars])
+        most = total([writing.most_dollars, e.judging.most_dollars])
+        lines += [
+            row("the judge's calls", f"{e.judging.calls:,}", "as many as it takes"),
+            row("the judge's cost", dollars(e.judging.likely_dollars), dollars(e.judging.most_dollars)),
+            row("cost in all", dollars(likely), dollars(most)),
+        ]
     grid = Grid([*text_columns(""), *number_columns("expected", "at most")], lines)
-    when = f" (prices of {e.model} on {e.priced_on})" if e.priced_on else ""
+    dated = [f"{llm.model} on {llm.priced_on}" for llm in e.llms if llm.priced_on]
+    when = f" (prices of {', '.join(dict.fromkeys(dated))})" if dated else ""
     limit = f"llm.max_cost_usd stops the run at {e.limit:g} dollars" if e.limit is not None else "no limit is set"
     notes = f'"At most" is for these calls; if fewer triplets are accepted, more calls follow: {limit}{when}.'
     paid = f"{e.paid} answers are in the ledger and cost nothing; {e.kept} of {e.wanted} triplets came from them."
     if e.stopped in REMEDIES:
         paid += f" They end the run, because {ENDINGS[e.stopped]}: {REMEDIES[e.stopped]}."
-    return Group(Text("Nothing was sent.", style="bold"), grid.terminal(), Text(f"{notes} {paid}" if e.paid else notes))
+    return Group(grid.terminal(), Text(f"{notes} {paid}" if e.paid else notes))
+
+
+def dry_run(e: Estimate) -> RenderableType:
+    """What would be paid."""
+    return Group(Text("Nothing was sent.", style="bold"), estimate(e))
 
 
 def terminal(product: Product) -> RenderableType:
@@ -152,6 +234,10 @@ def _blocks(product: Product) -> Iterator[RenderableType]:
     if harvest.thinking:
         share = f"{harvest.thinking} of {harvest.calls} answers"
         yield Text(f"{share} are nothing but reasoning, which used up their tokens: {LESS_REASONING}")
+    if product.verdicts is not None:
+        yield _judged(product.verdicts)
+    if harvest.unjudged:
+        yield Text(f"{harvest.unjudged} triplets wait for the judge and are not in the set yet")
     if spent.bounded:
         yield Text(f"{spent.bounded} calls came without a usage report and count at their upper bound")
     if product.diagnosis is not None:
@@ -172,11 +258,19 @@ def _blocks(product: Product) -> Iterator[RenderableType]:
         yield Text("next: run the same command again to continue")
 
 
+def _judged(verdicts: Verdicts) -> Text:
+    means = ", ".join(f"{name} {mean:.1f}" for name, mean in verdicts.means.items())
+    scored = f"{verdicts.scored} triplets scored in {verdicts.calls} calls, {dollars(verdicts.dollars)} of the above"
+    return Text(f"judge {verdicts.llm.model}: {scored}" + (f"; mean scores of 5: {means}" if means else ""))
+
+
 def cost(product: Product) -> dict[str, Any]:
     """Content of cost.json; dollars are null if the price is unknown."""
     spent = product.spent
     tokens = spent.prompt_tokens + spent.completion_tokens
     stage = {"seconds": round(product.seconds, 2), "tokens": tokens, **spent._asdict()}
+    if product.verdicts is not None:  # a part of the above
+        stage["judge"] = {"calls": product.verdicts.calls, "dollars": product.verdicts.dollars}
     return {
         "tokens": tokens,
         "dollars": spent.dollars,
@@ -199,7 +293,10 @@ def card(product: Product) -> str:
     }
     header = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000)
     facts = {"head": header, "p": product, "labels": labels, "version": __version__}
-    return fill("data_card.md.j2", facts | {"measures": measures(product), "counts": counts(product)})
+    return fill(
+        "data_card.md.j2",
+        facts | {"measures": measures(product), "counts": counts(product), "writers": writers(product)},
+    )
 
 
 def _quoted(word: str) -> str:
