@@ -328,6 +328,40 @@ def test_dry_run_costs_nothing(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_preview_is_one_call_that_the_set_begins_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows the prompt, triplets of both kinds and the price in 80 columns, and leaves nothing but the ledger."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with serving(reply=writer) as server:
+        more = ["generate.n=20", "generate.min_words=6"]
+        shown = generate(server, tmp_path, "preview=2", *more).out
+        assert server.counts.calls == 1
+        assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name[0] != "."] == ["ledger.jsonl"]
+        (body,) = server.counts.bodies
+        together = " ".join(shown.split())
+        for message in body["messages"]:
+            assert " ".join(message["content"].split()) in together
+        items = json.loads(server.counts.texts[0])["triplets"]
+        assert "Accepted: 5, of which 2 are shown" in shown
+        assert [item["sentence"] in together for item in items[:5]] == [True, True, False, False, False]
+        assert "Rejected: 1, of which 1 are shown" in shown
+        assert "attribute not in the sentence" in shown
+        assert re.search(r"cost +\d+\.\d+ dollars +\d+\.\d+ dollars", shown)
+        assert max(map(len, shown.splitlines())) <= 80
+        assert generate(server, tmp_path, "preview=2", *more).out == shown
+        assert server.counts.calls == 1  # again, for nothing
+        generate(server, tmp_path, *more)
+        assert max(Counter(server.counts.keys).values()) == 1  # the set did not pay for it again
+        assert [row["sentence"] for row in triplets(tmp_path)[:5]] == [item["sentence"] for item in items[:5]]
+        cost = json.loads((folder_of(tmp_path) / "cost.json").read_text())
+        assert cost["dollars"] == pytest.approx(server.counts.dollars(2, 10))
+
+
+def test_a_preview_that_brings_nothing_says_so(tmp_path: Path) -> None:
+    with serving([Fault(text="I cannot do that.")]) as server:
+        assert "The call brought no triplet (no triplet in it)" in generate(server, tmp_path, "preview=5").out
+        assert "preview=0 must be 1 or more" in generate(server, tmp_path, "preview=0", status=1).err
+
+
 def test_the_key_reaches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where the server sends it back, in an error or in an answer."""
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)

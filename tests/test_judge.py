@@ -305,6 +305,17 @@ def test_a_batch_is_fetched_and_the_judge_submits_its_own(tmp_path: Path) -> Non
         assert cost["dollars"] == pytest.approx(server.counts.dollars(2, 10) / 2)
 
 
+def test_a_preview_judges_what_it_shows(tmp_path: Path) -> None:
+    with serving(reply=both) as server:
+        shown = generate(server, tmp_path, "generate.n=20", "preview=2")
+        asked = [triplet for body in server.counts.bodies if (triplet := about(body))]
+        assert len(asked) == 2
+        assert server.counts.calls == 3
+        assert len(re.findall(r"judge: fluency \d breaks_stereotype \d respectful 5", " ".join(shown.split()))) == 2
+        generate(server, tmp_path, "generate.n=20")
+        assert max(Counter(server.counts.keys).values()) == 1
+
+
 def test_a_dry_run_prices_the_judge(tmp_path: Path) -> None:
     with serving() as server:
         shown = generate(server, tmp_path, "generate.n=500", "generate.dry_run=true")

@@ -65,7 +65,7 @@ def job_name(overrides: Sequence[str], verb: str = "run") -> str:
 
     It contains nothing that Hydra or a shell would want quoted, so that `adapter.path=FOLDER` can be typed as it is.
     """
-    beside = {"name", "overwrite", "accept_other_code", "logger"}
+    beside = {"name", "overwrite", "accept_other_code", "logger", "preview"}
     if verb == "generate":  # a set that is to grow stays in its folder
         beside |= {f"{section}.{name}" for section, names in BESIDE.items() for name in names}
         beside |= {f"judge.llm.{name}" for name in BESIDE["llm"]}

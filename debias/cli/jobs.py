@@ -112,6 +112,11 @@ def generate_job(cfg: DictConfig) -> int:
         estimate = generate.estimate(generation, folder.path / generate.LEDGER)
         console.print(generated_set.dry_run(estimate), highlight=False)
         return 0
+    if cfg.preview is not None:
+        with folder.claim():
+            seen = generate.preview(folder, generation, cfg.preview)
+        console.print(generated_set.preview(seen._replace(ledger=shown(seen.ledger))), highlight=False)
+        return 0 if seen.harvest.stopped in ("preview", "patience", "filtered") else 3
     with folder.claim(cfg.overwrite), recorded(folder):
         if cfg.threads:
             from debias.jobs import cost

@@ -96,6 +96,7 @@ class Loop:
         self.partner, self.acceptance, self.task, self.source, self.watcher = partner, acceptance, task, source, watcher
         self.judging, self.one_call = judging, one_call
         self.harvest = Harvest()
+        self.last_request: Request | None = None  # for triplets, of those whose answers were taken in
         self._scored: dict[Triplet, Reply[Scores]] = {}
         self._judge_stopped: tuple[str, str] | None = None
 
@@ -192,6 +193,8 @@ class Loop:
         if not one.items and holds == "triplets":
             harvest.poor[_kind(answer)] += 1
         checksum = prompt_sha256(one.request.messages)
+        if holds == "triplets":
+            self.last_request = one.request
         for item, found in one.items:
             assert answer is not None
             if isinstance(found, Rejection):

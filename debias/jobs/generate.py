@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from debias.generation.exchange import LLM, Answer, ChatModel, Outcome, Partner,
 from debias.generation.harvest import Harvest, Loop, Watcher
 from debias.generation.judge import Judge, Judging, Scores
 from debias.generation.ledger import Ledger, Memory, read_ledger
+from debias.generation.per_triplet import Replies
 from debias.generation.strategies import Strategy, Task
 from debias.generation.wanted import Wanted
 from debias.generation.writers import Turns, Writers
@@ -155,7 +157,8 @@ def _replayed(generation: Generation, memory: Memory) -> Loop:
 
 
 def _loop(
-    generation: Generation, partners: Sequence[Partner], watcher: Watcher, indices: Sequence[leakage.Index]
+    generation: Generation, partners: Sequence[Partner], watcher: Watcher, indices: Sequence[leakage.Index],
+    one_call: bool = False,
 ) -> Loop:  # fmt: skip
     """The loop of a set; `partners` are the chat clients of its models, in their order."""
     writers = Writers(generation.llms, partners[: len(generation.writers)])
@@ -165,13 +168,48 @@ def _loop(
     def source(request: Request) -> str:
         return f"{generation.strategy.name}/{generation.llms[writers.writer(request)].model}"
 
-    return Loop(writers, acceptance, generation.task, source, watcher, judging)
+    return Loop(writers, acceptance, generation.task, source, watcher, judging, one_call)
 
 
 class _Silent:
     def arrived(self, harvest: Harvest, spent: Spent) -> None: ...
 
     def paused(self, harvest: Harvest, spent: Spent) -> None: ...
+
+
+# ---------------------------------------------------------------- a preview
+
+
+def preview(folder: DataFolder, generation: Generation, size: int) -> report.Preview:
+    """What the first call for triplets brings, and what the set would cost. Only the ledger is written.
+
+    The calls are those that the set begins with, so the set finds their answers in the ledger.
+
+    Args:
+        size: triplets to show, of those accepted and of those rejected; a judge scores no more than these.
+    """
+    writers = tuple(writer._replace(llm=replace(writer.llm, batch=False)) for writer in generation.writers)
+    now = generation._replace(writers=writers)  # nobody waits a day for a preview
+    if size < 1:
+        raise UserError(f"preview={size} must be 1 or more")
+    indices = _benchmarks(generation.wanted)
+    ledger = Ledger(folder.path / LEDGER)
+    with _chats(now.models, ledger) as chats, ledger:
+        loop = _loop(now._replace(judge=None), chats, _Silent(), indices, one_call=True)
+        asyncio.run(_run(chats[: len(writers)], loop, generation.strategy))
+        kept = loop.harvest.kept[:size]
+        replies: Replies[Scores] | None = None
+        if generation.judge is not None:
+            replies = asyncio.run(_scored(generation.judge, chats[-1], [one.triplet for one in kept]))
+    return report.Preview(
+        size, loop.harvest, loop.last_request, replies, generation.judge, ledger.memory.spent,
+        estimate(generation, ledger.path), ledger.path,
+    )  # fmt: skip
+
+
+async def _scored(judge: Judge, chat: Chat, triplets: Sequence[Triplet]) -> Replies[Scores]:
+    async with chat:
+        return await Judging(judge, chat).ask(triplets)
 
 
 # ---------------------------------------------------------------- the job

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 import yaml
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from debias import __version__
-from debias.data.doctor import Diagnosis
-from debias.generation.exchange import LLM, Bound, Spent
+from debias.data.doctor import CRITERIA, Diagnosis
+from debias.generation.exchange import LLM, Bound, Request, Spent
 from debias.generation.harvest import Harvest
+from debias.generation.judge import Judge, Scores
+from debias.generation.per_triplet import Replies
 from debias.generation.strategies import Strategy, Task
 from debias.report.grid import Cell, Grid, number_columns, row, text_columns
 from debias.report.templating import dollars, fill
@@ -29,6 +32,7 @@ ENDINGS = {
     "filtered": "the server's content filter refuses the prompts",
     "failed": "the server failed",
     "batch": "a batch is still being processed",
+    "preview": "a preview",
     "interrupted": "interrupted",
 }
 REMEDIES = {  # what must change before the same command can continue
@@ -96,6 +100,19 @@ class Verdicts(NamedTuple):
     scored: int  # triplets with readable scores
     means: dict[str, float]  # of their scores
     dollars: float | None
+
+
+class Preview(NamedTuple):
+    """What the first call for triplets brought."""
+
+    size: int  # triplets to show of each kind
+    harvest: Harvest
+    request: Request | None  # None: no call was made, or it was not answered
+    replies: Replies[Scores] | None  # of the judge, to the accepted triplets that are shown; None without a judge
+    judge: Judge | None
+    spent: Spent
+    estimate: Estimate
+    ledger: Path
 
 
 class Product(NamedTuple):
@@ -210,6 +227,59 @@ def estimate(e: Estimate) -> RenderableType:
 def dry_run(e: Estimate) -> RenderableType:
     """What would be paid."""
     return Group(Text("Nothing was sent.", style="bold"), estimate(e))
+
+
+def preview(p: Preview) -> RenderableType:
+    """The prompt, some accepted and some rejected triplets, and the price of the set."""
+    return Group(*_preview(p))
+
+
+def _preview(p: Preview) -> Iterator[RenderableType]:
+    harvest = p.harvest
+    head = f"One call to {' and '.join(dict.fromkeys(llm.model for llm in p.estimate.llms))}"
+    if harvest.calls > 1:
+        head += f", after {harvest.calls - 1} for the terms"
+    yield Text(f"{head}. Nothing is written but the answers, in", style="bold")
+    yield Text(f"{p.ledger}", overflow="fold")
+    yield Text(f"The set begins with them: they are paid once. Paid so far: {dollars(p.spent.dollars)}.")
+    for message in p.request.messages if p.request else ():
+        yield Text(f"\nThe prompt, {message.role}", style="bold")
+        yield Padding(Text(message.content), (0, 0, 0, 2))
+    verdicts = [] if p.judge is None or p.replies is None else _verdicts(p.judge, p.replies)
+    few = min(p.size, len(harvest.kept))
+    yield Text(f"\nAccepted: {len(harvest.kept)}, of which {few} are shown", style="bold")
+    for i, (triplet, *_) in enumerate(harvest.kept[:few]):
+        yield _triplet(triplet.sentence, triplet.target, triplet.attribute)
+        if verdicts:
+            yield Padding(Text(verdicts[i], style="dim"), (0, 0, 0, 4))
+    few = min(p.size, len(harvest.rejected))
+    yield Text(f"\nRejected: {len(harvest.rejected)}, of which {few} are shown", style="bold")
+    for one in harvest.rejected[:few]:
+        yield _triplet(*(str(one.item.get(name, "(missing)")) for name in ("sentence", "target", "attribute")))
+        like = f": {one.reason.like}" if one.reason.like else ""
+        yield Padding(Text(f"{one.reason}{like}", style="yellow"), (0, 0, 0, 4))
+    if not harvest.kept and not harvest.rejected:
+        why = ", ".join([*harvest.poor, *filter(None, [harvest.reason])])
+        yield Text(f"The call brought no triplet ({why})")
+    yield Text(
+        f"\nThe whole set of {p.estimate.wanted:,}: what it still costs, at the yield of this call", style="bold"
+    )
+    yield estimate(p.estimate)
+    yield Text("next: the same command without preview")
+
+
+def _verdicts(judge: Judge, replies: Replies[Scores]) -> list[str]:
+    """A line for each triplet that the judge was to score."""
+    lines = []
+    for scores, settled in replies.each:
+        told = " ".join(f"{name} {getattr(scores, name)}" for name in CRITERIA) if scores else "no readable scores"
+        why = judge.rejects(scores)
+        lines.append(f"judge: {told}{f'; rejected ({why})' if why else ''}" if settled else f"judge: {replies.reason}")
+    return lines
+
+
+def _triplet(sentence: str, target: str, attribute: str) -> RenderableType:
+    return Padding(Text(sentence).append(f"  [{target} / {attribute}]", style="cyan"), (0, 0, 0, 2))
 
 
 def terminal(product: Product) -> RenderableType:
