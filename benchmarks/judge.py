@@ -23,7 +23,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
-from debias.cli.config import chat_models, config_dir, make
+from debias.cli.config import config_dir, make, shorthands
 from debias.data.doctor import CRITERIA
 from debias.data.triplets import read_records, strict
 from debias.generation.client import Chat
@@ -40,7 +40,7 @@ LABELS = Path(__file__).with_name("judge_labels.jsonl")
 def judge_of(overrides: Sequence[str]) -> Judge:
     """The judge that `debias generate judge=llm` would use."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("generate", ["judge=llm", *chat_models(overrides)])
+        cfg = compose("generate", ["judge=llm", *shorthands(overrides)])
     judge: Judge = make(cfg.judge, _convert_="all")
     return judge.beside(writers_of(make(cfg.llm, _convert_="all"))[0])
 

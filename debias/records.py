@@ -36,6 +36,7 @@ class Triplet(NamedTuple):
     start: int  # character span of the attribute in the sentence
     stop: int
     stereotype: str | None = None  # the stereotype's words in place of the attribute, if the source has them
+    unrelated: str | None = None  # words that make no sense there, if the source has them
 
 
 class Encoded(NamedTuple):

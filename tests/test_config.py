@@ -25,7 +25,7 @@ REQUIRED = {
     ("llm", "compatible"): ["llm.model=x", "llm.base_url=http://x"],
 }
 ADDED = {"llm", "strategy"}  # groups that `run` does not have of its own
-OF_GENERATE = {"judge"}
+OF_GENERATE = {"judge", "counterparts"}
 
 
 def composed(verb: str, *overrides: str) -> DictConfig:

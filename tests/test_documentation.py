@@ -19,7 +19,7 @@ from PIL import Image
 
 from debias import cli
 from debias.cli import launch  # noqa: F401 (the resolver of job names)
-from debias.cli.config import any_model, chat_models, config_dir
+from debias.cli.config import config_dir, shorthands
 from debias.cli.jobs import JOBS
 from debias.jobs.archive import Archived
 from debias.report.many_runs.collection import collect
@@ -74,7 +74,7 @@ def test_the_program_accepts_every_command(
             for word in cli._plain_words(verb, rest)
             if word not in ("-m", "--cfg", "job", "--resolve", "--dry-run")
         ]
-        grid = [list(choices(o)) for o in OverridesParser.create().parse_overrides(chat_models(any_model(rest)))]
+        grid = [list(choices(o)) for o in OverridesParser.create().parse_overrides(shorthands(rest))]
         for i in range(max(map(len, grid), default=1)):
             GlobalHydra.instance().clear()
             with initialize_config_dir(str(config_dir()), version_base="1.3"):

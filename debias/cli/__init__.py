@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from debias import __version__
 from debias.cli import build, jobs, sweep, sweepfiles
-from debias.cli.config import any_model, chat_models, config_dir, explain, nearest, whole_values
+from debias.cli.config import config_dir, explain, nearest, shorthands
 from debias.cli.terminal import console
 from debias.files import disk_error
 from debias.records import UserError
@@ -154,9 +154,7 @@ def _hydra(verb: str, overrides: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    words = whole_values(
-        chat_models(any_model(_plain_words(verb, [word for word in overrides if word != "--dry-run"])))
-    )
+    words = shorthands(_plain_words(verb, [word for word in overrides if word != "--dry-run"]))
     if sweep.flagged(words, "-m", "--multirun") and sweep.flagged(words, "-c", "--cfg", "-i", "--info"):
         raise UserError("--cfg and --info show one config; leave -m out")
     if "--dry-run" in overrides and not sweep.is_multirun(words):
@@ -183,7 +181,7 @@ def _sweep(words: list[str]) -> int:
         return 0
     path = sweepfiles.find(words[0])
     sweepfiles.check(path)
-    told = sweepfiles.words_for(chat_models(any_model([word for word in words[1:] if word != "--dry-run"])))
+    told = sweepfiles.words_for(shorthands([word for word in words[1:] if word != "--dry-run"]))
     start = partial(_start, path.stem, path.parent, told)
     try:
         if sweep.looks(told):

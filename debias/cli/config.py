@@ -47,7 +47,38 @@ def chat_models(overrides: Sequence[str]) -> list[str]:
 
     Hydra knows the group by its place in the config, and adds to it only what is marked by a plus.
     """
-    return [f"+llm@{word}" if re.match(r"judge\.llm=\w", word) else word for word in overrides]
+    return [f"+llm@{word}" if re.match(r"(judge|counterparts)\.llm=\w", word) else word for word in overrides]
+
+
+def several_models(overrides: Sequence[str]) -> list[str]:
+    """Expand `llm=[A:3,B]`, the models that write and their shares, to `llm=A`, its share, and `llm.others.B`."""
+    words = []
+    for word in overrides:
+        if not (several := re.fullmatch(r"llm=\[(.+)\]", word)):
+            words.append(word)
+            continue
+        names = [name.strip().partition(":") for name in several[1].split(",")]
+        for i, (name, _, share) in enumerate(names):
+            twice = sum(other == name for other, _, _ in names[1:i])
+            place = f"llm.others.{name}{twice + 1 if twice else ''}" if i else "llm"
+            words.append(f"+llm@{place}={name}" if i else f"llm={name}")
+            words += [f"{place}.share={share}"] if share else []
+    return words
+
+
+def counterparts_of(overrides: Sequence[str]) -> list[str]:
+    """Expand `counterparts=FILE` to `counterparts=llm counterparts.file=FILE` unless FILE is a config of the group."""
+    words = []
+    for word in overrides:
+        key, _, value = word.partition("=")
+        of_file = key == "counterparts" and value not in options("counterparts")
+        words += ["counterparts=llm", f"counterparts.file={value}"] if of_file else [word]
+    return words
+
+
+def shorthands(overrides: Sequence[str]) -> list[str]:
+    """Overrides as Hydra understands them."""
+    return whole_values(chat_models(several_models(counterparts_of(any_model(overrides)))))
 
 
 def groups() -> set[str]:
@@ -68,7 +99,8 @@ def job_name(overrides: Sequence[str], verb: str = "run") -> str:
     beside = {"name", "overwrite", "accept_other_code", "logger", "preview"}
     if verb == "generate":  # a set that is to grow stays in its folder
         beside |= {f"{section}.{name}" for section, names in BESIDE.items() for name in names}
-        beside |= {f"judge.llm.{name}" for name in BESIDE["llm"]}
+        beside |= {f"{job}.llm.{name}" for job in ("judge", "counterparts") for name in BESIDE["llm"]}
+        beside |= {"counterparts"}
     kept = sorted(without_passwords(word) for word in overrides if word.lstrip("+").partition("=")[0] not in beside)
     short = [re.sub(r"^\+*\w+\.(?=[\w.]+=)", "", word) for word in kept]  # training.lr=1e-3 -> lr=1e-3
     short = [b if short.count(b) == 1 else a for a, b in zip(kept, short, strict=True)]

@@ -102,6 +102,7 @@ def generate_job(cfg: DictConfig) -> int:
         biases=generate.biases(list(cfg.bias) if OmegaConf.is_list(cfg.bias) else str(cfg.bias)),
         seed=cfg.seed,
         judge=make(cfg.judge, _convert_="all").beside(writers[0]) if cfg.judge.llm else None,
+        counterparts=make(cfg.counterparts, _convert_="all").beside(writers[0]) if cfg.counterparts.llm else None,
     )
     if not generation.strategy.biased and any(w.startswith("bias=") for w in HydraConfig.get().overrides.task):
         raise UserError(f"strategy={generation.strategy.name} chooses the biases by itself: leave bias out")
@@ -117,6 +118,13 @@ def generate_job(cfg: DictConfig) -> int:
             seen = generate.preview(folder, generation, cfg.preview)
         console.print(generated_set.preview(seen._replace(ledger=shown(seen.ledger))), highlight=False)
         return 0 if seen.harvest.stopped in ("preview", "patience", "filtered") else 3
+    if generation.counterparts is not None and generation.counterparts.file is not None:
+        source = Path(generation.counterparts.file).expanduser()
+        with folder.claim(cfg.overwrite), recorded(folder):
+            path, named = generate.add_counterparts(folder, generation.counterparts, source)
+        console.print(generated_set.named(named), highlight=False, soft_wrap=True)
+        console.print(f"file: {shown(path)}", highlight=False, soft_wrap=True)
+        return {"": 0, "batch": 4}.get(named.stopped, 3)
     with folder.claim(cfg.overwrite), recorded(folder):
         if cfg.threads:
             from debias.jobs import cost
@@ -125,7 +133,10 @@ def generate_job(cfg: DictConfig) -> int:
         product = generate.generate(folder, generation)
     product = product._replace(path=shown(product.path))
     console.print(generated_set.terminal(product), highlight=False, soft_wrap=True)
-    return {"n": 0, "batch": 4}.get(product.harvest.stopped, 3)
+    stopped = product.harvest.stopped
+    if stopped == "n" and product.counterparts is not None:
+        stopped = product.counterparts.stopped or stopped
+    return {"n": 0, "batch": 4}.get(stopped, 3)
 
 
 def doctor_job(cfg: DictConfig) -> int:

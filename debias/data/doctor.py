@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from debias.data import quality
+from debias.data.counterparts import COUNTERPARTS, misfits
 from debias.data.leakage import Index
 from debias.data.triplets import Broken, Record, read_records, strict
 from debias.data.word_borders import anywhere, composed, whole_word
@@ -107,6 +108,7 @@ def diagnose(
             _finding("not a record", "error", [(b.place, f"{b.place}: {b.reason}") for b in broken]),
             _finding("cannot be trained on", "error", [(r.place, f"{why}, at {_shown(r)}") for r, why in unusable]),
             *(_of_records(name, level, records, test) for name, level, test in CHECKS),
+            *_counterparts(records),
             *_repeats(records),
             *_too_often(records),
         ],
@@ -178,6 +180,14 @@ def _shown(r: Record) -> str:
     return f"{r.place}: {r.sentence} [{r.target} / {r.attribute}]"
 
 
+def _counterparts(records: Sequence[Record]) -> Iterator[Finding]:
+    """Counterparts that do not fit in the attribute's place, if there are any counterparts."""
+    if any(r.stereotype or r.unrelated for r in records):
+        wrong = [(r, "; ".join(misfits(t))) for r in records if isinstance(t := strict(r), Triplet) and misfits(t)]
+        shown = [(r.place, f"{why}, at {_shown(r)} ({r.stereotype} / {r.unrelated})") for r, why in wrong]
+        yield _finding("counterpart does not fit", "warning", shown)
+
+
 def _finding(name: str, level: Level, found: Sequence[tuple[int, str]]) -> Finding:
     """A finding from places and their descriptions, of which the first few become examples."""
     places = [place for place, _ in found]
@@ -232,6 +242,11 @@ def _measures(records: Sequence[Record]) -> dict[str, float]:
         "different attributes": float(len({r.attribute.lower() for r in records})),
         "concessive": sum(kind.concessive for kind in kinds) / n,
         "negated": sum(kind.negated for kind in kinds) / n,
+        **{
+            f"with {name}": count / n
+            for name in COUNTERPARTS
+            if (count := sum(bool(getattr(r, name)) for r in records))
+        },
     }
 
 

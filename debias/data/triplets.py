@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from debias.data.counterparts import COUNTERPARTS
 from debias.data.rows import FORMATS, Row, rows, sha256
 from debias.data.word_borders import anywhere, same_word, whole_word
 from debias.records import Triplet, UserError
@@ -32,6 +33,7 @@ class Record(NamedTuple):
     bias: str
     source: str = ""
     stereotype: str | None = None
+    unrelated: str | None = None
     place: int = 0  # line of JSON Lines or item of a JSON list, from 1
     row: Mapping[str, Any] = MappingProxyType({})  # everything the file says about it, including fields that we ignore
 
@@ -168,16 +170,17 @@ def _record(row: Any, bias: str, source: str, place: int) -> Record | str:
         if fault := _fault(row.get(key)):
             return f"{key!r} {fault}"
     sentence, target, attribute = (row[key].strip() for key in FIELDS)
-    stereotype = row.get("stereotype")
-    if stereotype is not None and (fault := _fault(stereotype)):
-        return f"'stereotype' {fault}"
+    counterparts = {name: row.get(name) for name in COUNTERPARTS}
+    for name, word in counterparts.items():
+        if word is not None and (fault := _fault(word)):
+            return f"{name!r} {fault}"
     return Record(
         sentence,
         target,
         attribute,
         bias=str(row.get("bias") or bias),
         source=str(row.get("source") or source),
-        stereotype=stereotype.strip() if stereotype else None,
+        **{name: word and word.strip() for name, word in counterparts.items()},
         place=place,
         row=row,
     )
@@ -236,5 +239,6 @@ def _as_published(record: Record) -> Triplet | str:
 def _triplet(record: Record, sentence: str, start: int, stop: int) -> Triplet:
     assert same_word(sentence[start:stop], record.attribute), (sentence, record.attribute)
     return Triplet(
-        sentence, record.target, record.attribute, record.bias, record.source, start, stop, record.stereotype
-    )
+        sentence, record.target, record.attribute, record.bias, record.source, start, stop, record.stereotype,
+        record.unrelated,
+    )  # fmt: skip

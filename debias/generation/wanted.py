@@ -31,7 +31,9 @@ def lasting(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: part for name, part in config.items() if name not in ("name", "overwrite", "threads", "preview")}
     kept["llm"] = lasting_llm(config["llm"])
     kept["generate"] = {k: value for k, value in config["generate"].items() if k not in BESIDE["generate"]}
-    judge = kept.pop("judge")
+    judge, counterparts = kept.pop("judge"), kept.pop("counterparts")
+    if counterparts["file"]:  # otherwise they are more columns of the same set
+        kept["counterparts"] = {**counterparts, "llm": lasting_llm(counterparts["llm"])}
     return kept | ({"judge": {**judge, "llm": lasting_llm(judge["llm"])}} if judge["llm"] else {})
 
 

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 from debias.data import doctor, leakage
 from debias.data.doctor import CRITERIA
 from debias.data.quality import NearDuplicates
-from debias.data.triplets import TripletFile
+from debias.data.triplets import FIELDS, Record, TripletFile, read_records, strict
 from debias.files import write_json, write_text
 from debias.generation.acceptance import Acceptance
 from debias.generation.client import Chat
+from debias.generation.counterparts import Counterparts, Naming, Pair
 from debias.generation.exchange import LLM, Answer, ChatModel, Outcome, Partner, Request, Spent, question_of
 from debias.generation.harvest import Harvest, Loop, Watcher
 from debias.generation.judge import Judge, Judging, Scores
@@ -64,9 +65,9 @@ class DataFolder(RunFolder):
             if path.name != LEDGER:
                 path.unlink()
 
-    def end(self, harvest: Harvest) -> None:
+    def end(self, triplets: int, stopped: str, reason: str) -> None:
         """Write the state `done`, with the size of the set and the reason why it is not larger."""
-        self._write_status("done", triplets=len(harvest.kept), stopped=harvest.stopped, reason=harvest.reason)
+        self._write_status("done", triplets=triplets, stopped=stopped, reason=reason)
 
 
 class Generation(NamedTuple):
@@ -79,6 +80,7 @@ class Generation(NamedTuple):
     biases: tuple[str, ...]
     seed: int
     judge: Judge | None = None
+    counterparts: Counterparts | None = None
 
     @property
     def llms(self) -> list[LLM]:
@@ -87,8 +89,8 @@ class Generation(NamedTuple):
 
     @property
     def models(self) -> list[ChatModel]:
-        """All models that are asked: the writers, then the judge."""
-        return [*self.writers, *([self.judge.model] if self.judge else [])]
+        """All models that are asked: the writers, the judge, the one that names counterparts."""
+        return [*self.writers, *(job.model for job in (self.judge, self.counterparts) if job is not None)]
 
     @property
     def task(self) -> Task:
@@ -119,8 +121,14 @@ def estimate(generation: Generation, ledger: Path) -> report.Estimate:
         sentence = " ".join(["letters"] * wanted.max_words)
         asked = generation.judge.request(Triplet(sentence, "a dozen letters", "letters", "a dozen", "", 0, 0), 0)
         judging = report.costs([question_of(asked, generation.judge.llm).bound] * judged, report.TOKENS_A_VERDICT)
+    naming = None
+    if generation.counterparts is not None:
+        sentence = " ".join(["letters"] * wanted.max_words)
+        asked = generation.counterparts.request(Triplet(sentence, "a dozen letters", "letters", "a dozen", "", 0, 7), 0)
+        bound = question_of(asked, generation.counterparts.model.llm).bound
+        naming = report.costs([bound] * wanted.n, report.TOKENS_A_VERDICT)
     return report.Estimate(
-        writing, judging, len(memory.answers), len(loop.harvest.kept), wanted.n, llms[0].max_cost_usd, llms,
+        writing, judging, naming, len(memory.answers), len(loop.harvest.kept), wanted.n, llms[0].max_cost_usd, llms,
         loop.harvest.stopped if ended else "",
     )  # fmt: skip
 
@@ -162,7 +170,7 @@ def _loop(
 ) -> Loop:  # fmt: skip
     """The loop of a set; `partners` are the chat clients of its models, in their order."""
     writers = Writers(generation.llms, partners[: len(generation.writers)])
-    judging = None if generation.judge is None else Judging(generation.judge, partners[-1])
+    judging = None if generation.judge is None else Judging(generation.judge, partners[len(generation.writers)])
     acceptance = Acceptance(generation.wanted, _known(generation, indices))
 
     def source(request: Request) -> str:
@@ -200,7 +208,7 @@ def preview(folder: DataFolder, generation: Generation, size: int) -> report.Pre
         kept = loop.harvest.kept[:size]
         replies: Replies[Scores] | None = None
         if generation.judge is not None:
-            replies = asyncio.run(_scored(generation.judge, chats[-1], [one.triplet for one in kept]))
+            replies = asyncio.run(_scored(generation.judge, chats[len(writers)], [one.triplet for one in kept]))
     return report.Preview(
         size, loop.harvest, loop.last_request, replies, generation.judge, ledger.memory.spent,
         estimate(generation, ledger.path), ledger.path,
@@ -225,17 +233,81 @@ def generate(folder: DataFolder, generation: Generation) -> report.Product:
     ledger = Ledger(folder.path / LEDGER)
     with _Live(generation.wanted.n) as live, _chats(generation.models, ledger) as chats, ledger:
         loop = _loop(generation, chats, live, indices)
+
+        def write(asker: Naming | None, pairs: Replies[Pair] | None) -> report.Product:
+            seconds = time.monotonic() - start
+            return _write(folder, generation, loop, asker, pairs, ledger.memory.spent, indices, seconds)
+
+        asker = None if generation.counterparts is None else Naming(generation.counterparts, chats[-1])
+        pairs: Replies[Pair] | None = None
         try:
             asyncio.run(_run(chats, loop, generation.strategy))
+            if asker is not None:
+                waits = loop.harvest.stopped in ("failed", "batch")
+                pairs = asyncio.run(_asked(asker, chats[-1], [one.triplet for one in loop.harvest.kept], waits))
         except BaseException as error:
             loop.harvest.stopped, loop.harvest.reason = "interrupted", str(error)
+            if asker is not None:
+                pairs = asyncio.run(asker.ask([one.triplet for one in loop.harvest.kept], only_known=True))
             with contextlib.suppress(OSError):
                 if loop.harvest.calls:
-                    _write(folder, generation, loop, ledger.memory.spent, indices, time.monotonic() - start)
+                    write(asker, pairs)
             raise
-    product = _write(folder, generation, loop, ledger.memory.spent, indices, time.monotonic() - start)
-    folder.end(loop.harvest)
+    product = write(asker, pairs)
+    folder.end(len(loop.harvest.kept), loop.harvest.stopped, loop.harvest.reason)
     return product
+
+
+async def _asked(asker: Naming, chat: Chat, triplets: Sequence[Triplet], only_known: bool = False) -> Replies[Pair]:
+    async with chat:
+        return await asker.ask(triplets, only_known)
+
+
+def _named(asker: Naming, pairs: Replies[Pair]) -> report.Named:
+    """What came of asking for counterparts."""
+    found = sum(reply.value is not None for reply in pairs.each)
+    waiting = sum(not reply.settled for reply in pairs.each)
+    refused = dict(asker.counterparts.refused)
+    return report.Named(len(pairs.each), found, waiting, pairs.stopped, pairs.reason, refused, asker.dollars)
+
+
+# ---------------------------------------------------------------- counterparts of a file
+
+
+def add_counterparts(
+    folder: DataFolder, counterparts: Counterparts, source: Path
+) -> tuple[Path, report.Named]:  # fmt: skip
+    """Write a copy of a file of triplets with counterparts, into the folder.
+
+    Records that have both keep them, records that cannot be used keep what they have, and no record is lost.
+    """
+    records, broken = read_records(source)
+    if broken:
+        raise UserError(f"{broken[0].where}: {broken[0].reason}; fix or delete it (`debias doctor` lists all faults)")
+    found = [strict(record) for record in records]
+    asked = [i for i, t in enumerate(found) if isinstance(t, Triplet) and not (t.stereotype and t.unrelated)]
+    ledger = Ledger(folder.path / LEDGER)
+    with _chats([counterparts.model], ledger) as (chat,), ledger:
+        asker = Naming(counterparts, chat)
+        triplets = [t for i in asked if isinstance(t := found[i], Triplet)]
+        pairs = asyncio.run(_asked(asker, chat, triplets))
+    added = dict(zip(asked, (reply.value for reply in pairs.each), strict=True))
+    path = folder.path / f"{_file_name(source.name.partition('.')[0])}.jsonl"
+    rows = ({**_row(record), **_pair_columns(added.get(i))} for i, record in enumerate(records))
+    _write_lines(path, rows)
+    named, spent = _named(asker, pairs), ledger.memory.spent
+    tokens = spent.prompt_tokens + spent.completion_tokens
+    write_json(
+        folder.path / "cost.json",
+        {"tokens": tokens, "dollars": spent.dollars, "stages": {"counterparts": spent._asdict()}},
+    )
+    folder.end(len(records), named.stopped, named.reason)
+    return path, named
+
+
+def _row(record: Record) -> dict[str, Any]:
+    """All that the file says about a record, with its texts as columns."""
+    return {**record.row, **{name: getattr(record, name) for name in (*FIELDS, "bias") if getattr(record, name)}}
 
 
 @contextlib.contextmanager
@@ -317,13 +389,16 @@ def _summary(harvest: Harvest, spent: Spent, total: int) -> str:
 
 
 def _write(
-    folder: DataFolder, generation: Generation, loop: Loop, spent: Spent, indices: Sequence[leakage.Index],
-    seconds: float,
+    folder: DataFolder, generation: Generation, loop: Loop, asker: Naming | None,
+    pairs: Replies[Pair] | None, spent: Spent,
+    indices: Sequence[leakage.Index], seconds: float,
 ) -> report.Product:  # fmt: skip
     """Write the set, the rejected triplets, the card, the cost and the quality report."""
     harvest = loop.harvest
     path = folder.path / f"{_file_name(generation.name)}.jsonl"
     rows = list(_rows(harvest, generation.strategy.name))
+    if pairs is not None:
+        rows = [row | _pair_columns(reply.value) for row, reply in zip(rows, pairs.each, strict=True)]
     _write_lines(path, rows)
     _write_lines(folder.path / "rejected.jsonl", _rejected(harvest))
     diagnosis = doctor.examine(path, generation.task.label, indices, _unread(generation.wanted)) if rows else None
@@ -334,7 +409,7 @@ def _write(
         write_json(folder.path / "losses.json", {"rounds": harvest.losses})
     product = report.Product(
         path, generation.strategy, generation.llms, generation.task, harvest, spent, diagnosis, len(rows), seconds,
-        _verdicts(loop),
+        _verdicts(loop), None if asker is None or pairs is None else _named(asker, pairs),
     )  # fmt: skip
     write_json(folder.path / "cost.json", report.cost(product))
     write_text(folder.path / "README.md", report.card(product))
@@ -392,6 +467,12 @@ def _rejected(harvest: Harvest) -> Iterator[dict[str, Any]]:
 
 def _score_columns(scores: Scores | None) -> dict[str, Any]:
     return {} if scores is None else {**scores._asdict(), "judge": _model_name(scores.judge)}
+
+
+def _pair_columns(pair: Pair | None) -> dict[str, Any]:
+    if pair is None:
+        return {}
+    return {"stereotype": pair.stereotype, "unrelated": pair.unrelated, "counterparts": _model_name(pair.model)}
 
 
 def _model_name(name: str) -> str:

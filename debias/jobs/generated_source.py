@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from debias.data.triplets import Checked, TripletFile
+from debias.generation.counterparts import Counterparts
 from debias.generation.exchange import Spent
 from debias.generation.judge import Judge
 from debias.generation.ledger import read_ledger
@@ -23,6 +24,7 @@ from debias.generation.wanted import BESIDE, Wanted, lasting_llm
 from debias.generation.writers import writers_of
 from debias.jobs.generate import LEDGER, DataFolder, Generation, biases, generate
 from debias.records import UserError, checked
+from debias.report.one_run.generated_set import named
 from debias.report.templating import dollars
 from debias.results import text_sha256
 
@@ -32,18 +34,23 @@ class Generated:
 
     Args:
         bias: what the sentences are about.
-        llm, strategy, judge, generate: as in `debias generate`.
+        llm, strategy, judge, counterparts, generate: as in `debias generate`.
         seed: of the order of terms and scenes. Not the run's seed, so that a sweep over seeds pays once.
         root: folder of generated sets.
     """
 
     def __init__(
         self, bias: str | list[str], llm: Mapping[str, Any], strategy: Strategy, judge: Judge | Mapping[str, Any],
-        generate: Mapping[str, Any], seed: int, root: str,
+        counterparts: Counterparts | Mapping[str, Any], generate: Mapping[str, Any], seed: int, root: str,
     ) -> None:  # fmt: skip
         wanted, writers = checked(Wanted, {"generate": dict(generate)}, "generate"), writers_of(llm)
         scoring = judge.beside(writers[0]) if isinstance(judge, Judge) else None
-        self.generation = Generation("generated", writers, strategy, wanted, biases(bias), seed, scoring)
+        naming = counterparts.beside(writers[0]) if isinstance(counterparts, Counterparts) else None
+        if naming is not None and naming.file is not None:
+            raise UserError(
+                "counterparts=FILE works only in `debias generate`; use data.path=FILE with the file it writes"
+            )
+        self.generation = Generation("generated", writers, strategy, wanted, biases(bias), seed, scoring, naming)
         if wanted.dry_run:
             raise UserError(
                 "generate.dry_run=true works only in `debias generate`; use it there with the same settings"
@@ -53,6 +60,10 @@ class Generated:
         settings = {"bias": self.generation.biases, "llm": asked, "strategy": strategy, "generate": keep, "seed": seed}
         if scoring is not None:
             settings["judge"] = {**vars(scoring), "model": lasting_llm(vars(scoring.llm))}
+        self.columns = ""  # of what is beside the identity of the set and yet part of the data
+        if naming is not None:
+            asked = {name: value for name, value in vars(naming).items() if name not in ("model", "refused")}
+            self.columns = _plain({**asked, "model": lasting_llm(vars(naming.model.llm))})
         self.settings = _plain(settings)
         self.identity = _plain(list(settings.values()))
         name = "-".join([self.generation.task.label, strategy.name, self.generation.llms[0].model])
@@ -72,7 +83,7 @@ class Generated:
             with contextlib.suppress(OSError, ValueError):  # there is no set yet, or `load` will say what is wrong
                 stopped = json.loads((self.folder / "status.json").read_text(encoding="utf-8")).get("stopped")
             extra = self._early(stopped) if stopped in ("budget", "patience", "filtered") else ""
-        return hashlib.sha256(f"{self.identity} {self.generation.wanted.n}{extra}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.identity} {self.generation.wanted.n}{self.columns}{extra}".encode()).hexdigest()
 
     def _early(self, stopped: str) -> str:
         """The triplets of a set that ended for another reason than its size."""
@@ -87,6 +98,8 @@ class Generated:
             product = generate(folder, self.generation)
         if product.harvest.stopped == "batch":
             raise UserError(f"{product.harvest.reason}; run the same command again to continue")
+        if product.counterparts is not None and product.counterparts.stopped:
+            raise UserError(f"{self.folder}: {named(product.counterparts)}; run the same command again to continue")
         if not product.harvest.kept:
             raise UserError(f"{self.folder}: nothing was accepted ({product.ending}); see rejected.jsonl there")
         self._loaded = self._early(product.harvest.stopped)

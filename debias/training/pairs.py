@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from debias.data.swapping import Swapper
-from debias.data.word_borders import whole_words
+from debias.data.word_borders import same_word, whole_words
 from debias.records import Triplet, UserError
 
 Texts = tuple[Triplet, ...]  # the training sentence, then its counterpart if there is one
@@ -59,6 +59,8 @@ def stereotype(triplet: Triplet) -> Triplet | str:
     """The sentence with the stereotype in the attribute's place, or the reason why there is none."""
     if triplet.stereotype is None:
         return "no stereotype in the record"
+    if same_word(triplet.stereotype, triplet.attribute):
+        return "the stereotype is the attribute"
     before, after = triplet.sentence[: triplet.start], triplet.sentence[triplet.stop :]
     return triplet._replace(
         sentence=f"{before}{triplet.stereotype}{after}",

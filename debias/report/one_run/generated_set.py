@@ -83,6 +83,7 @@ class Estimate(NamedTuple):
 
     writing: Costs
     judging: Costs | None  # None: there is no judge
+    naming: Costs | None  # of counterparts, for the whole set; None: they are not asked for
     paid: int  # answers already in the ledger
     kept: int  # triplets accepted from them
     wanted: int
@@ -99,6 +100,18 @@ class Verdicts(NamedTuple):
     calls: int  # answers, in this run or before it
     scored: int  # triplets with readable scores
     means: dict[str, float]  # of their scores
+    dollars: float | None
+
+
+class Named(NamedTuple):
+    """What came of asking for counterparts."""
+
+    asked: int  # triplets
+    found: int  # of them, those that got counterparts
+    waiting: int  # those that were not asked about, because asking stopped
+    stopped: str  # as in `Outcome`
+    reason: str
+    refused: dict[str, int]  # answers without two fitting words, by reason
     dollars: float | None
 
 
@@ -128,6 +141,7 @@ class Product(NamedTuple):
     n: int
     seconds: float
     verdicts: Verdicts | None = None
+    counterparts: Named | None = None
 
     @property
     def ending(self) -> str:
@@ -205,14 +219,15 @@ def estimate(e: Estimate) -> RenderableType:
         row("answer tokens", f"{writing.likely[1]:,}", f"{writing.most[1]:,}"),
         row("cost", dollars(writing.likely_dollars), dollars(writing.most_dollars)),
     ]
-    if e.judging is not None:
-        likely = total([writing.likely_dollars, e.judging.likely_dollars])
-        most = total([writing.most_dollars, e.judging.most_dollars])
-        lines += [
-            row("the judge's calls", f"{e.judging.calls:,}", "as many as it takes"),
-            row("the judge's cost", dollars(e.judging.likely_dollars), dollars(e.judging.most_dollars)),
-            row("cost in all", dollars(likely), dollars(most)),
-        ]
+    more = {"the judge's": e.judging, "the counterparts'": e.naming}
+    costly = {name: part for name, part in more.items() if part is not None}
+    for name, part in costly.items():
+        lines.append(row(f"{name} calls", f"{part.calls:,}", "as many as it takes"))
+        lines.append(row(f"{name} cost", dollars(part.likely_dollars), dollars(part.most_dollars)))
+    if costly:
+        parts = [writing, *costly.values()]
+        likely, most = total([p.likely_dollars for p in parts]), total([p.most_dollars for p in parts])
+        lines.append(row("cost in all", dollars(likely), dollars(most)))
     grid = Grid([*text_columns(""), *number_columns("expected", "at most")], lines)
     dated = [f"{llm.model} on {llm.priced_on}" for llm in e.llms if llm.priced_on]
     when = f" (prices of {', '.join(dict.fromkeys(dated))})" if dated else ""
@@ -306,6 +321,8 @@ def _blocks(product: Product) -> Iterator[RenderableType]:
         yield Text(f"{share} are nothing but reasoning, which used up their tokens: {LESS_REASONING}")
     if product.verdicts is not None:
         yield _judged(product.verdicts)
+    if product.counterparts is not None:
+        yield Text(named(product.counterparts))
     if harvest.unjudged:
         yield Text(f"{harvest.unjudged} triplets wait for the judge and are not in the set yet")
     if spent.bounded:
@@ -328,6 +345,17 @@ def _blocks(product: Product) -> Iterator[RenderableType]:
         yield Text("next: run the same command again to continue")
 
 
+def named(n: Named) -> str:
+    """What came of asking for counterparts, in words."""
+    text = f"counterparts: {n.found} of {n.asked} triplets have them, {dollars(n.dollars)}"
+    reasons = sorted(n.refused.items(), key=lambda pair: -pair[1])[:3]
+    if reasons:
+        text += "; answers that did not fit: " + ", ".join(f"{count} ({reason})" for reason, count in reasons)
+    if n.stopped:
+        text += f"; {n.waiting} wait: {n.reason or ENDINGS.get(n.stopped, n.stopped)}"
+    return text
+
+
 def _judged(verdicts: Verdicts) -> Text:
     means = ", ".join(f"{name} {mean:.1f}" for name, mean in verdicts.means.items())
     scored = f"{verdicts.scored} triplets scored in {verdicts.calls} calls, {dollars(verdicts.dollars)} of the above"
@@ -339,8 +367,10 @@ def cost(product: Product) -> dict[str, Any]:
     spent = product.spent
     tokens = spent.prompt_tokens + spent.completion_tokens
     stage = {"seconds": round(product.seconds, 2), "tokens": tokens, **spent._asdict()}
-    if product.verdicts is not None:  # a part of the above
+    if product.verdicts is not None:  # this and the next: parts of the above
         stage["judge"] = {"calls": product.verdicts.calls, "dollars": product.verdicts.dollars}
+    if product.counterparts is not None:
+        stage["counterparts"] = {"triplets": product.counterparts.found, "dollars": product.counterparts.dollars}
     return {
         "tokens": tokens,
         "dollars": spent.dollars,
