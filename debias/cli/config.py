@@ -96,12 +96,16 @@ def job_name(overrides: Sequence[str], verb: str = "run") -> str:
 
     It contains nothing that Hydra or a shell would want quoted, so that `adapter.path=FOLDER` can be typed as it is.
     """
-    beside = {"name", "overwrite", "accept_other_code", "logger", "preview"}
+    beside = {"name", "overwrite", "accept_other_code", "logger"}
     if verb == "generate":  # a set that is to grow stays in its folder
+        beside |= {"preview", "counterparts"}
         beside |= {f"{section}.{name}" for section, names in BESIDE.items() for name in names}
-        beside |= {f"{job}.llm.{name}" for job in ("judge", "counterparts") for name in BESIDE["llm"]}
-        beside |= {"counterparts"}
-    kept = sorted(without_passwords(word) for word in overrides if word.lstrip("+").partition("=")[0] not in beside)
+
+    def counts(word: str) -> bool:
+        key = word.lstrip("+").partition("=")[0]
+        return re.sub(r"^(judge\.llm|counterparts\.llm|llm\.others\.\w+)\.", "llm.", key) not in beside
+
+    kept = sorted(without_passwords(word) for word in overrides if counts(word))
     short = [re.sub(r"^\+*\w+\.(?=[\w.]+=)", "", word) for word in kept]  # training.lr=1e-3 -> lr=1e-3
     short = [b if short.count(b) == 1 else a for a, b in zip(kept, short, strict=True)]
     words = [re.sub(r"[^\w.-]+", "_", word.replace("=", "-")) for word in sorted(short)]

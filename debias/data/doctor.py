@@ -269,7 +269,7 @@ def _scores(records: Sequence[Record]) -> dict[str, dict[int, int]]:
     """How many records have each score, for the criteria that a judge scored."""
     found = {}
     for name in CRITERIA:
-        counts = Counter(score for r in records if isinstance(score := r.row.get(name), int) and 1 <= score <= 5)
+        counts = Counter(score for r in records if type(score := r.row.get(name)) is int and 1 <= score <= 5)
         if counts:
             found[name] = {score: counts[score] for score in range(1, 6)}
     return found

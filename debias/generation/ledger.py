@@ -194,7 +194,9 @@ class Ledger:
             if spent.lost:
                 most = spent.lost_dollars
                 price = "at an unknown price" if most is None else f"{most:.4f} dollars at most"
-                log.warning("%d calls of an earlier run got no answer and may have been charged (%s)", spent.lost, price)
+                log.warning(
+                    "%d calls of an earlier run got no answer and may have been charged (%s)", spent.lost, price
+                )
         except BaseException:
             self._lock.release()
             raise
