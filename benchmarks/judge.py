@@ -6,13 +6,14 @@ The overrides are those of `debias generate judge=llm`. Each label is yes or no 
 respectful); a score counts as yes from `judge.least` on. `agree` is the share of equal answers, `kappa` is Cohen's
 kappa (0 is what chance gives, 1 is perfect), `always yes` the agreement of a judge that likes everything. The last row
 is the decision that counts: whether the triplet would be accepted. Answers are kept in outputs/judge_labels/, so that a
-second call pays nothing.
+second call pays nothing, beside a file of the sentences with their scores.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import sys
 from collections import Counter
@@ -26,6 +27,7 @@ from rich.console import Console
 from debias.cli.config import config_dir, make, shorthands
 from debias.data.doctor import CRITERIA
 from debias.data.triplets import read_records, strict
+from debias.files import write_text
 from debias.generation.client import Chat
 from debias.generation.judge import Judge, Judging, Scores
 from debias.generation.ledger import Ledger
@@ -108,6 +110,12 @@ def main(overrides: Sequence[str]) -> None:
     if replies.stopped:
         raise UserError(f"the judge stopped: {replies.stopped} {replies.reason}; run the same command again")
     scores = [reply.value for reply in replies.each]
+    rows_scored = [
+        {**dict(zip(("sentence", "target", "attribute", "bias"), triplet, strict=False)), **one._asdict()}
+        for triplet, one in zip(triplets, scores, strict=True)
+        if one is not None
+    ]
+    write_text(path.with_suffix("").with_suffix(".jsonl"), "".join(json.dumps(one) + "\n" for one in rows_scored))
     console = Console()
     console.print(f"{judge.llm.model}: {sum(s is not None for s in scores)} of {len(rows)} sentences scored")
     console.print(agreement(judge, rows, scores).terminal())

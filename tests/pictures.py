@@ -84,6 +84,14 @@ def debias(*words: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "debias", *words], cwd=ROOT, check=True)
 
 
+def scored_sentences(folder: Path) -> Path:
+    """The quality page of the 60 labelled sentences, with the scores of the embedded model."""
+    subprocess.run([sys.executable, ROOT / "benchmarks/judge.py", "llm=local"], cwd=folder, check=True)
+    (scored,) = folder.glob("outputs/judge_labels/*smollm2.jsonl")
+    debias("doctor", scored, "--html", "leakage=false", f"hydra.run.dir={folder}")
+    return scored.with_suffix(".quality.html")
+
+
 def main(run: Path) -> None:
     """Make everything anew."""
     write_table(read_figures(run))
@@ -95,6 +103,7 @@ def main(run: Path) -> None:
         assert verdict == "verdict debiased", f"the README shows a good run, and this one is: {verdict}"
         picture(page, run / "report.html", "report-phone", 390, 1000)
         picture(page, Path(folder) / "report.html", "comparison", 1280, 1500)
+        picture(page, scored_sentences(Path(folder)), "judge", 1000, 620)
 
 
 if __name__ == "__main__":

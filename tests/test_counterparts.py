@@ -11,12 +11,13 @@ from signal import SIGKILL
 from typing import Any
 
 import pytest
-from chat_server import ChatServer, Fault, serving
+from chat_server import ChatServer, Fault, ledger_lines, serving
 from command import gets, run, start
 from test_generate import answered, folder_of, triplets, words, writer
 
 from debias.data.counterparts import ending, misfit, misfits
 from debias.data.triplets import Record, TripletFile, strict
+from debias.generation.exchange import Bound
 from debias.records import Triplet
 from debias.training.pairs import paired
 
@@ -51,7 +52,7 @@ def triplet(sentence: str, target: str, attribute: str, **counterparts: str) -> 
         ("The nurse was an engineer.", "engineer", "boxer", "does not follow the article 'an'"),
         ("The nurse was an engineer.", "engineer", "heiress", None),
         ("The nurse was a boxer.", "boxer", "unicorn", None),
-        ("The nurse was a boxer.", "boxer", "self-taught", "another ending than the attribute"),
+        ("The nurse was a boxer.", "boxer", "do-gooder", None),
     ],
 )  # fmt: skip
 def test_a_word_fits_if_it_has_the_attributes_shape(sentence: str, attribute: str, word: str, why: str | None) -> None:
@@ -187,24 +188,30 @@ LEDGER = "debias.generation.ledger:Ledger"
 
 
 def test_killed_or_out_of_money_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Of four calls one is made before a kill, one or two with little money, and the rest with more."""
     file_of(tmp_path)
     tight = ["llm.concurrency=1", "counterparts.llm.max_tokens=100"]
     with serving(reply=named) as server:
-        shown = run(tmp_path, *of_file(server, tmp_path, *tight, "llm.max_cost_usd=0.006"))
-        assert shown.status == 3, shown.err
-        assert re.search(r"\d wait: the next call may cost", shown.out)
-        assert server.counts.dollars(2, 10) <= 0.006
-        for first in (
-            partial(gets, SIGKILL, f"{LEDGER}.answered", call=1, after=True),
-            partial(gets, SIGKILL, "debias.jobs.generate:DataFolder.end"),
-        ):
+
+        def killed(first: partial[None]) -> None:
             held, already = answered(tmp_path), len(server.counts.keys)
             process = start(tmp_path, *of_file(server, tmp_path, *tight), first=first)
             process.join()
             assert process.exitcode == -SIGKILL
             assert not held & set(server.counts.keys[already:])
+
+        killed(partial(gets, SIGKILL, f"{LEDGER}.answered", call=1, after=True))
+        lines = ledger_lines(folder_of(tmp_path) / "ledger.jsonl")
+        bound = Bound(*next(line["bound"] for line in lines if line["kind"] == "sent")).worst
+        limit = bound + 1.5 * server.counts.dollars(2, 10)
+        shown = run(tmp_path, *of_file(server, tmp_path, *tight, f"llm.max_cost_usd={limit}"))
+        assert shown.status == 3, shown.err
+        assert re.search(r"\d wait: the next call may cost", shown.out)
+        assert server.counts.dollars(2, 10) <= limit
+        assert 1 < server.counts.calls < 4
+        killed(partial(gets, SIGKILL, "debias.jobs.generate:DataFolder.end"))
         assert run(tmp_path, *of_file(server, tmp_path, *tight)).status == 0
-        assert max(Counter(server.counts.keys).values()) == 1
+        assert server.counts.calls == 4
         cost = json.loads((folder_of(tmp_path) / "cost.json").read_text())
         assert cost["dollars"] == pytest.approx(server.counts.dollars(2, 10))
 

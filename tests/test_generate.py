@@ -18,6 +18,7 @@ from chat_server import ChatServer, Fault, ledger_lines, serving
 from command import Shown, gets, run, start, succeed
 from datasets import load_dataset
 
+from debias.cli.terminal import console
 from debias.data.doctor import examine
 from debias.generation.exchange import Bound
 from debias.generation.ledger import read_ledger
@@ -330,7 +331,7 @@ def test_dry_run_costs_nothing(tmp_path: Path) -> None:
 
 def test_a_preview_is_one_call_that_the_set_begins_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It shows the prompt, triplets of both kinds and the price in 80 columns, and leaves nothing but the ledger."""
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(console, "width", 80)
     with serving(reply=writer) as server:
         more = ["generate.n=20", "generate.min_words=6"]
         shown = generate(server, tmp_path, "preview=2", *more).out

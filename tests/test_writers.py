@@ -51,7 +51,7 @@ def test_all_keep_within_one_budget_and_a_wrong_setting_is_named() -> None:
     assert (one.llm.max_cost_usd, two.llm.max_cost_usd) == (2.0, 2.0)
     with pytest.raises(UserError, match=r"the price of b is unknown; set llm\.others\.b\.price_prompt"):
         writers_of({**plain, "others": {"b": other}, "max_cost_usd": 2.0})
-    with pytest.raises(UserError, match=r"llm\.others\.b\.share=0 must be more than 0"):
+    with pytest.raises(UserError, match=r"llm\.others\.b\.share=0\.0 must be more than 0"):
         writers_of({**plain, "others": {"b": {**other, "share": 0}}})
     assert isinstance(one.llm, LLM)
 
@@ -68,7 +68,7 @@ def test_two_servers_write_one_set(tmp_path: Path) -> None:
         shown = run(tmp_path, *several, *more)
         assert shown.status == 0, shown.err
         rows = triplets(tmp_path)
-        assert (first.counts.calls, second.counts.calls) == (7, 2)  # of nine calls, the third and the seventh
+        assert (first.counts.calls, second.counts.calls) == (8, 2)  # of ten calls, the third and the seventh
         wrote = Counter((row["model"], row["source"]) for row in rows)
         assert set(wrote) == {("mock-1", "targeted/mock"), ("other-1", "targeted/other")}
         cost = json.loads((folder_of(tmp_path) / "cost.json").read_text())
@@ -78,7 +78,7 @@ def test_two_servers_write_one_set(tmp_path: Path) -> None:
         for (model, _), count in wrote.items():
             assert any(line.startswith(f"| {model} ") and f" {count} " in line for line in card.splitlines())
         assert run(tmp_path, *several, *more).status == 0
-        assert (first.counts.calls, second.counts.calls) == (7, 2)  # a repeat pays nothing
+        assert (first.counts.calls, second.counts.calls) == (8, 2)  # a repeat pays nothing
         assert triplets(tmp_path) == rows
         dry = run(tmp_path, *several, *more, "generate.n=200", "generate.dry_run=true")
         assert dry.status == 0, dry.err

@@ -70,16 +70,20 @@ class Counterparts:
         """The first two words in the answer that fit; words that the triplet has already are kept."""
         wrong = "no words in the answer"
         for value in parser.objects(answer.text):
-            found = {name: getattr(triplet, name) or value.get(name) for name in COUNTERPARTS}
-            if not all(isinstance(word, str) and word.strip() for word in found.values()):
+            stereotype = triplet.stereotype or _word(value.get("stereotype"))
+            unrelated = triplet.unrelated or _word(value.get("unrelated"))
+            if not stereotype or not unrelated:
                 continue
-            found = {name: " ".join(word.split()) for name, word in found.items()}
-            faults = misfits(triplet._replace(**found))
+            faults = misfits(triplet._replace(stereotype=stereotype, unrelated=unrelated))
             if not faults:
-                return Pair(**found, model=answer.model)
+                return Pair(stereotype, unrelated, answer.model)
             wrong = faults[0]
         self.refused[wrong] += 1
         return None
+
+
+def _word(value: object) -> str:
+    return " ".join(value.split()) if isinstance(value, str) else ""
 
 
 class Naming(Asker[Pair]):
