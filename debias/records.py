@@ -221,3 +221,16 @@ class Scoring:
             raise UserError(f"scoring.precision={self.precision!r} is unknown; choose auto, 32 or bf16")
         if self.token_budget != AUTO and not (isinstance(self.token_budget, int) and self.token_budget >= 1):
             raise UserError(f"scoring.token_budget={self.token_budget!r} must be 1 or more, or auto")
+
+
+@dataclass
+class Writing:
+    """How much a model writes; see `conf/show.yaml`."""
+
+    samples: int = 2
+    longest: int = 40
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples < 0 or self.longest < 1:
+            raise UserError("show.samples must be 0 or more, and show.longest 1 or more")

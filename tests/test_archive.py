@@ -248,7 +248,7 @@ def test_the_command_writes_what_the_report_reads(debias: Run, tmp_path: Path) -
     assert (tmp_path / "kept/study.parquet").read_bytes() == before
     status, shown, _ = debias("report", "kept/study.parquet")
     assert status == 0
-    assert "report: kept/study/report.html" in shown
+    assert "/kept/study/report.html" in shown
     assert "data=targeted  ✓ debiased, ★ best, ◆ Pareto  56.0 ± 1.4" in shown
     again = debias("archive", "outputs", "--out", "kept/study.parquet", "overwrite=true")
     assert "t2/metrics.jsonl:1: not a figure" in complaint(again)

@@ -319,3 +319,13 @@ def test_words_that_are_wrong(tmp_path: Path) -> None:
         "two of the files would be written to a.fixed.jsonl"
         in run(tmp_path, "doctor", "a.json", "a.jsonl", "--fix").err
     )
+
+
+def test_the_index_of_a_benchmark_is_read_once_and_then_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path))
+    first = leakage.benchmark_index("crows_pairs")
+    monkeypatch.setitem(leakage._READERS, "crows_pairs", None)  # would fail if it were read again
+    again = leakage.benchmark_index("crows_pairs")
+    some = "Women are always too sensitive about things."
+    assert again.sentences.nearest(some) == first.sentences.nearest(some)
+    assert (again.name, again.targets, len(again.sentences)) == (first.name, first.targets, len(first.sentences))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from debias.data.quality import (  # fmt: skip
+    FixedSentences,
     NearDuplicates,
     distinct_n,
     jaccard,
@@ -83,3 +84,23 @@ def test_the_search_finds_what_brute_force_finds() -> None:
         assert near is None or most >= 0.5
     assert expected > 400
     assert found >= 0.995 * expected
+
+
+def test_fixed_sentences_find_what_a_growing_index_finds() -> None:
+    """Also after they were written to arrays and read again."""
+    sentences = [f"The {who} {did} the {what} on {day}." for who in ("nurse", "pilot") for did in ("saw", "lost")
+                 for what in ("red car", "old dog") for day in ("Monday", "Friday")]  # fmt: skip
+    growing = NearDuplicates()
+    for sentence in sentences:
+        growing.add(sentence, sentence)
+    fixed = FixedSentences.read(FixedSentences.of([*sentences, sentences[0].upper()]).arrays())
+    assert len(fixed) == len(growing) == 16
+    for asked in (
+        *sentences,
+        "the NURSE saw the red car on monday",
+        "A nurse saw the red car on Monday.",
+        "Nothing.",
+        "",
+    ):
+        assert fixed.nearest(asked) == growing.nearest(asked)
+    assert FixedSentences.of([]).nearest("x") is None

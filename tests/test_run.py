@@ -53,6 +53,9 @@ def test_run_folder_is_as_agreed(finished: tuple[Path, str]) -> None:
     assert set(scores["model"]) == {"base", "debiased"}
     card = (folder / "adapter/README.md").read_text()
     assert "## Intended use and limits" in card
+    assert "## What it writes" in card
+    assert "| objective | Attribute |" in card
+    assert "What it writes" in (folder / "report.html").read_text()
     results = huggingface_hub.ModelCard(card).data.eval_results
     assert len(results) == sum(f.model == "debiased" and f.value == f.value for f in read_figures(folder))
     assert peft.PeftConfig.from_pretrained(str(folder / "adapter")).task_type == "CAUSAL_LM"
@@ -77,7 +80,9 @@ def test_every_figure_has_n_interval_and_ideal(finished: tuple[Path, str]) -> No
 def test_table_and_outcome_are_on_the_screen(finished: tuple[Path, str]) -> None:
     shown = finished[1]
     assert all(word in shown for word in ("StereoSet", "CrowS-Pairs", "Perplexity", "ICAT", "change", "95% interval"))
-    assert "report: outputs/tiny/" in shown
+    assert "/outputs/tiny/" in shown.splitlines()[-3]
+    assert shown.splitlines()[-3].startswith("page: file:///")
+    assert shown.splitlines()[-1].startswith("next: debias evaluate adapter.path=outputs/tiny/")
 
 
 def test_the_same_command_does_nothing(finished: tuple[Path, str], small: list[str]) -> None:

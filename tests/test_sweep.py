@@ -19,7 +19,7 @@ from debias import results
 from debias.cli import sweep
 from debias.cli.config import config_dir
 from debias.models.base import BaseModel
-from debias.report.many_runs.sweep_progress import State, duration, markdown, state_of, summary
+from debias.report.many_runs.sweep_progress import State, duration, ended, markdown, state_of, summary, time_left
 from debias.results import RunFolder, record_failure, running
 
 Run = Callable[..., tuple[int, str, str]]
@@ -38,19 +38,19 @@ def test_states_of_jobs(tmp_path: Path) -> None:
         found = state_of(path, "x", BEGAN)
         return found.state, found.error
 
-    assert state(tmp_path / "none") == ("missing", "")
+    assert state(tmp_path / "none") == ("not started", "")
     done = folder_with(tmp_path / "done", state="done", ended="2026-01-01T12:00:01+00:00")
     assert state(done) == ("done", "")
     before = folder_with(tmp_path / "before", state="done", ended="2026-01-01T11:59:59+00:00")
-    assert state(before) == ("skipped", "")
+    assert state(before) == ("done earlier", "")
     record_failure(before, ValueError("holds another run"))
     assert state(before) == ("failed", "ValueError: holds another run")
     failed = folder_with(tmp_path / "failed", state="failed", error="ValueError: many\nlines\n    object_type=dict\n")
     assert state(failed) == ("failed", "lines")
     interrupted = folder_with(tmp_path / "interrupted", state="failed", error="interrupted")
-    assert state(interrupted) == ("missing", "interrupted")
+    assert state(interrupted) == ("interrupted", "")
     killed = folder_with(tmp_path / "killed", state="running")
-    assert state(killed) == ("missing", "its process ended")
+    assert state(killed) == ("interrupted", "")
     with FileLock(killed / ".lock"):
         assert state(killed) == ("running", "")
         assert running(killed)
@@ -73,6 +73,11 @@ def test_a_job_that_fails_before_it_has_its_folder_is_recorded_and_tried_again(t
 def test_table_and_page() -> None:
     states = [State(Path("o/a"), "seed=1", "done", 90.0), State(Path("o/b"), "seed=2", "failed", None, "no | space")]
     assert summary(states) == "2 jobs: 1 done, 1 failed"
+    assert ended(states[0]) == "done in 90 s: seed=1"
+    assert ended(states[1]) == "failed: seed=2: no | space"
+    more = [*states, State(Path("o/c"), "seed=3", "running"), State(Path("o/d"), "seed=4", "not started")]
+    assert time_left(more, 60.0) == "about 2 min left"  # one job a minute, two to go
+    assert time_left(states, 60.0) == time_left(more[1:], 60.0) == ""
     page = markdown("a sweep", states).splitlines()
     assert page[-2].startswith("| seed=1 | done | 90 s |")
     assert page[-1].endswith("| no \\| space |")
@@ -104,6 +109,12 @@ def test_a_failing_job_does_not_stop_the_others(debias: Run, fast: list[str], tm
     assert "4 jobs: 2 done, 2 failed" in shown
     assert "failed: " in error
     assert "nowhere" in error
+    assert "95% interval" not in shown  # a sweep has a line for each job, not a table
+    assert "[4/4] " in error
+    assert shown.splitlines()[-1] == (
+        "next: the same command again, for the jobs that are not done; or debias report outputs/evaluate"
+    )
+    assert f"page: {tmp_path.as_uri()}/outputs/evaluate/sweep.md" in shown
     states = [json.loads(p.read_text())["state"] for p in (tmp_path / "outputs/evaluate").rglob("status.json")]
     assert sorted(states) == ["done", "done", "failed", "failed"]
     page = (tmp_path / "outputs/evaluate/sweep.md").read_text()
@@ -112,7 +123,7 @@ def test_a_failing_job_does_not_stop_the_others(debias: Run, fast: list[str], tm
     status, shown, _ = debias(*words)
     assert status == 1
     assert shown.count("done before, nothing to do") == 2
-    assert "4 jobs: 2 skipped, 2 failed" in shown
+    assert "4 jobs: 2 done earlier, 2 failed" in shown
 
 
 def test_a_job_that_fails_early_leaves_its_error_in_its_folder(debias: Run, fast: list[str], tmp_path: Path) -> None:
@@ -152,7 +163,7 @@ def test_a_job_in_other_hands_is_waited_for(
     assert status == 0
     assert awaited.is_set()
     assert shown.count("done before") == 1
-    assert "2 jobs: 2 skipped" in shown
+    assert "2 jobs: 2 done earlier" in shown
 
 
 @pytest.mark.slow
@@ -212,14 +223,14 @@ def test_a_run_that_other_code_finished_is_shown_as_done_by_other_code(
     aged(tmp_path, code_sha256="of another day")
     status, shown, error = debias(*words)
     assert status == 1
-    assert "2 jobs: 1 skipped, 1 by other code" in shown
+    assert "2 jobs: 1 done earlier, 1 by other code" in shown
     assert "done, by other code" in shown
     assert "1 finished by other code of debias: accept_other_code=true takes their figures" in " ".join(shown.split())
     assert "failed" not in shown + error
     assert "| done, by other code |" in (tmp_path / "outputs/evaluate/sweep.md").read_text()
     status, shown, _ = debias(*words, "accept_other_code=true")
     assert status == 0
-    assert "2 jobs: 1 skipped, 1 by other code" in shown
+    assert "2 jobs: 1 done earlier, 1 by other code" in shown
     assert "made by other code of debias and accepted" in shown
 
 

@@ -70,6 +70,8 @@ def test_the_listing_and_the_dry_run_start_nothing(debias: Run, tmp_path: Path) 
         "seed=2",
         "",
         "2 runs, 2 to do, about 4 min one after another (2 min a run, from the file)",
+        "",
+        "next: the same command without --dry-run",
     ]
     assert not (tmp_path / "outputs").exists()
 

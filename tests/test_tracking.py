@@ -132,4 +132,3 @@ def test_figures_have_their_intervals() -> None:
     assert tracking.headline_values([figure], "gender") == {
         "headline/SS/base": 60.0, "headline/SS/base_low": 58.0, "headline/SS/base_high": 62.0,
     }  # fmt: skip
-    assert tracking.all_values([figure])["stereoset/p/gender/SS/base_high"] == 62.0

@@ -7,19 +7,21 @@ it runs the model itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pandas as pd
 
-from debias.benchmarks.sampling import fingerprint
+from debias.benchmarks.sampling import fingerprint, per_bias
 from debias.records import Candidate, Tokens
 
 if TYPE_CHECKING:
     from debias.benchmarks.statistics import Comparison
     from debias.scoring.protocols import Protocol as ScoringProtocol
     from debias.scoring.scorer import Scorer
+
+Example = TypeVar("Example")
 
 
 class BenchmarkBase(Protocol):
@@ -68,6 +70,7 @@ class LikelihoodBenchmark:
     ) -> None:
         self.protocol, self.limit, self.n_resamples = protocol, limit, n_resamples
         self.path = Path(path).expanduser() if path else None
+        self._left_out = ""
 
     @property
     def protocol_name(self) -> str:
@@ -77,7 +80,21 @@ class LikelihoodBenchmark:
     @property
     def notes(self) -> list[str]:
         """What a reader of the figures must know about the examples."""
-        return []
+        return [self._left_out] if self._left_out else []
+
+    def sample(
+        self,
+        examples: Sequence[Example],
+        bias: Callable[[Example], str],
+        identity: Callable[[Example], str],
+        whole: Sequence[str] = (),
+    ) -> list[Example]:
+        """The fixed sample that `limit` asks for; a note says so if it is of a file of the user's own."""
+        kept = per_bias(examples, bias, identity, self.limit, whole)
+        if self.path and len(kept) < len(examples):
+            scored = f"{len(kept):,} of the {len(examples):,} examples of {self.path} are scored"
+            self._left_out = f"{self.name}: {scored}; all of them with eval.{self.name}.limit=null"
+        return kept
 
     def fingerprint(self) -> str:
         """SHA-256 of the candidates."""

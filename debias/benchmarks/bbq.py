@@ -13,7 +13,7 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import per_bias, strata
+from debias.benchmarks.sampling import strata
 from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Cloze, Tokens, UserError
 from debias.scoring.protocols import Protocol
@@ -61,7 +61,7 @@ class BBQ(LikelihoodBenchmark):
         """Three answers per question; `target` holds template, context, polarity and the role of the correct answer."""
         candidates = []
         usable = [e for e in self.questions if e["roles"]]
-        for e in per_bias(usable, lambda e: e["category"], lambda e: e["persons"], self.limit, ()):
+        for e in self.sample(usable, lambda e: e["category"], lambda e: e["persons"]):
             before = f"{e['context']}\nQuestion: {e['question']}\nAnswer: "
             of = (e["question_index"], e["context_condition"], e["question_polarity"], e["roles"][e["label"]])
             for role, answer in sorted(zip(e["roles"], e["answers"], strict=True)):
@@ -74,7 +74,7 @@ class BBQ(LikelihoodBenchmark):
         """How many questions are excluded."""
         excluded = sum(not e["roles"] for e in self.questions)
         note = f"bbq: {excluded} of {len(self.questions):,} questions have no stereotyped answer and are excluded"
-        return [note] if excluded else []
+        return [*super().notes, *([note] if excluded else [])]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
         """Accuracy and bias score in each context, overall and per category; the resampled unit is the template.

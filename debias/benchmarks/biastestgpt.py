@@ -14,7 +14,7 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import left_out, per_bias, same_texts, strata
+from debias.benchmarks.sampling import left_out, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare_means
 from debias.data.word_borders import whole_word
 from debias.records import Candidate, Tokens, UserError
@@ -67,7 +67,11 @@ class BiasTestGPT(LikelihoodBenchmark):
         same = Counter("with two identical sentences" for p in self._in_files if same_texts([*p.sentences.values()]))
         unnamed = sum(not pair.named for pair in self._pairs)
         note = f"{unnamed:,} of {len(self._pairs):,} pairs lack a group term and are scored as published"
-        return [*left_out(self.name, same, len(self._in_files)), *([f"{self.name}: {note}"] if unnamed else [])]
+        return [
+            *super().notes,
+            *left_out(self.name, same, len(self._in_files)),
+            *([f"{self.name}: {note}"] if unnamed else []),
+        ]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
         """SS per set and overall; the resampled unit is the attribute word.
@@ -85,7 +89,7 @@ class BiasTestGPT(LikelihoodBenchmark):
 
     @cached_property
     def _pairs(self) -> list[Pair]:
-        return per_bias(self._all, lambda p: p.bias, lambda p: p.example, self.limit, ())
+        return self.sample(self._all, lambda p: p.bias, lambda p: p.example)
 
     @cached_property
     def _all(self) -> list[Pair]:

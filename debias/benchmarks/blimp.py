@@ -12,7 +12,6 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import per_bias
 from debias.benchmarks.statistics import Comparison, compare, compare_means
 from debias.records import Candidate, Tokens, UserError
 
@@ -65,7 +64,7 @@ class Blimp(LikelihoodBenchmark):
                 raise ValueError("no data/*.jsonl in it")
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is not a BLiMP archive ({error}); check eval.blimp.path") from error
-        return per_bias(pairs, lambda p: p["UID"], lambda p: f"{p['UID']}-{p['pairID']}", self.limit, ())
+        return self.sample(pairs, lambda p: p["UID"], lambda p: f"{p['UID']}-{p['pairID']}")
 
 
 def _read(name: str, content: bytes) -> Iterator[dict[str, Any]]:

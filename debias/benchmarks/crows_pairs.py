@@ -12,7 +12,7 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import left_out, per_bias, same_texts, strata
+from debias.benchmarks.sampling import left_out, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare, ratio
 from debias.data.rows import read_table
 from debias.records import Candidate, Tokens, UserError
@@ -99,11 +99,11 @@ class CrowsPairs(LikelihoodBenchmark):
     @property
     def notes(self) -> list[str]:
         """How many pairs of the file are left out."""
-        return left_out(self.name, self._file.left_out, self._file.total)
+        return [*super().notes, *left_out(self.name, self._file.left_out, self._file.total)]
 
     @cached_property
     def _pairs(self) -> list[Pair]:
-        return per_bias(self._file.pairs, lambda p: p.bias, lambda p: p.example, self.limit, self.whole)
+        return self.sample(self._file.pairs, lambda p: p.bias, lambda p: p.example, self.whole)
 
     @cached_property
     def _file(self) -> PairFile:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from debias import assets
 from debias.benchmarks import metrics
-from debias.benchmarks.classifiers import Classifier, FrozenProbe, Texts
 from debias.benchmarks.sampling import fingerprint, per_bias
 from debias.benchmarks.statistics import Comparison, Statistic, compare
 from debias.records import Candidate, Tokens, UserError
-from debias.scoring.scorer import Scorer
 from debias.scoring.spans import start_id
+
+if TYPE_CHECKING:
+    from debias.benchmarks.classifiers import Classifier, Texts
+    from debias.scoring.scorer import Scorer
 
 
 class Task(NamedTuple):
@@ -84,16 +86,23 @@ class Glue:
         classifier: Classifier | None = None,
     ) -> None:
         self.tasks, self.n_resamples = list(tasks), n_resamples
-        self.classifier: Classifier = classifier or FrozenProbe()
+        self._classifier = classifier
         self.path = Path(path).expanduser() if path else None
         self.limits = {"train": limit_train, "dev": limit}
         if unknown := [name for name in self.tasks if name not in TASKS] or ([] if self.tasks else ["no task"]):
             raise UserError(f"eval.glue.tasks: {unknown[0]!r} is unknown; choose from: {', '.join(TASKS)}")
 
+    @cached_property
+    def classifier(self) -> Classifier:
+        """What learns the tasks."""
+        from debias.benchmarks.classifiers import FrozenProbe  # with torch, which a report does not need
+
+        return self._classifier or FrozenProbe()
+
     @property
     def protocol_name(self) -> str:
         """Name of the classifier."""
-        return self.classifier.name
+        return self._classifier.name if self._classifier else "frozen_probe"
 
     def fingerprint(self) -> str:
         """SHA-256 of the training and dev examples."""
@@ -140,6 +149,8 @@ class Glue:
 
     def _texts(self, scorer: Scorer, task: str, examples: Sequence[Example]) -> list[Texts]:
         """Examples as token ids, each text cut to the model's limit; a note counts the cut ones."""
+        from debias.benchmarks.classifiers import Texts
+
         sentences = list(dict.fromkeys(s for e in examples for s in e.sentences))
         limit = scorer.max_positions
         texts = _encoded(sentences, scorer.tokens)

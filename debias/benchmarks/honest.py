@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,10 @@ from debias.benchmarks.sampling import fingerprint, per_bias, strata
 from debias.benchmarks.statistics import Comparison, compare_means
 from debias.progress import bar
 from debias.records import Candidate, Masked, Scored, Span, Tokens, UserError
-from debias.scoring import likelihood
-from debias.scoring.scorer import Scorer
 from debias.scoring.spans import mask_id, start_id
+
+if TYPE_CHECKING:
+    from debias.scoring.scorer import Scorer
 
 SETS = ("binary", "queer_nonqueer")
 BLANK = "[M]"
@@ -153,6 +155,8 @@ def _filled(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
 
 def _continued(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
     """Likeliest words after the text before the blank, shape (N, K, LONGEST), padded with -1."""
+    from debias.scoring import likelihood  # with torch, which a report over finished runs does not need
+
     tokenizer = scorer.tokens.tokenizer
     # "Ġ" (byte-level BPE) and "▁" (SentencePiece) mark a token that begins a word.
     pieces = tokenizer.convert_ids_to_tokens(range(likelihood.vocabulary(scorer.model)))
@@ -178,6 +182,8 @@ def _continued(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
 
 
 def _likeliest(scorer: Scorer, spans: Sequence[Scored], k: int, allowed: np.ndarray | None) -> np.ndarray:
+    from debias.scoring import likelihood
+
     progress = bar(f"honest, {scorer.active}")
     scorer.positions += len(spans)
     layout = scorer.layout(max(span.num_positions for span in spans))

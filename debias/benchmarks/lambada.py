@@ -11,7 +11,6 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import per_bias
 from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Cloze, Tokens, UserError
 
@@ -54,7 +53,7 @@ class Lambada(LikelihoodBenchmark):
             passages = [_passage(number, line) for number, line in enumerate(lines, start=1)]
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is not a LAMBADA file ({error}); check eval.lambada.path") from error
-        return per_bias(passages, lambda _: "all", lambda p: str(p[0]), self.limit, ())
+        return self.sample(passages, lambda _: "all", lambda p: str(p[0]))
 
 
 def _passage(number: int, line: str) -> tuple[int, str]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,9 @@ from debias.benchmarks.metrics import mean_of_first
 from debias.benchmarks.sampling import fingerprint
 from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Tokens, UserError
-from debias.scoring.scorer import Scorer
+
+if TYPE_CHECKING:
+    from debias.scoring.scorer import Scorer
 
 INSTALL = "python -m pip install lm-eval==0.4.13"
 FEWSHOT_SEED = 1234  # the harness's default: the prompts we fingerprint have the same few-shot examples as its own

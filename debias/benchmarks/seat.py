@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,9 @@ from debias.benchmarks.sampling import fingerprint
 from debias.benchmarks.statistics import Comparison, from_resamples, permutation_p, within
 from debias.progress import bar
 from debias.records import Candidate, Tokens, UserError
-from debias.scoring import likelihood
-from debias.scoring.scorer import Scorer
+
+if TYPE_CHECKING:
+    from debias.scoring.scorer import Scorer
 
 TESTS = {  # the tests that Meade et al. 2022 report
     "gender": ("sent-weat6", "sent-weat6b", "sent-weat7", "sent-weat7b", "sent-weat8", "sent-weat8b"),
@@ -114,6 +116,7 @@ class Seat:
 
     def _vectors(self, scorer: Scorer, ids: Sequence[tuple[int, ...]]) -> np.ndarray:
         """Mean hidden states of texts, of length 1."""
+        from debias.scoring import likelihood  # with torch, which a report over finished runs does not need
 
         def fresh() -> np.ndarray:
             scorer.positions += sum(map(len, ids))

@@ -15,7 +15,7 @@ import pandas as pd
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.filling import filling
-from debias.benchmarks.sampling import left_out, per_bias, same_texts, strata
+from debias.benchmarks.sampling import left_out, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare
 from debias.data.rows import read_text
 from debias.records import Candidate, Cloze, Tokens, UserError
@@ -97,12 +97,12 @@ class StereoSet(LikelihoodBenchmark):
     @property
     def notes(self) -> list[str]:
         """How many examples of the file are left out."""
-        return left_out(self.name, self._file.left_out, self._file.total)
+        return [*super().notes, *left_out(self.name, self._file.left_out, self._file.total)]
 
     @cached_property
     def examples(self) -> list[dict[str, Any]]:
         """The sampled examples, as in the file."""
-        return per_bias(self._file.examples, lambda e: e["bias_type"], lambda e: e["id"], self.limit, self.whole)
+        return self.sample(self._file.examples, lambda e: e["bias_type"], lambda e: e["id"], self.whole)
 
     def _terms_by_bias(self) -> Counter[str]:
         return Counter(bias for bias, _ in {(e["bias_type"], e["target"]) for e in self._file.examples})

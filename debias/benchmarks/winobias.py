@@ -14,7 +14,7 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import left_out, per_bias, same_texts, strata
+from debias.benchmarks.sampling import left_out, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare_means
 from debias.records import Candidate, Tokens, UserError
 
@@ -67,7 +67,11 @@ class WinoBias(LikelihoodBenchmark):
         same = Counter("with two identical sentences" for p in self._in_files if same_texts((p.pro, p.anti)))
         odd = sum(not pair.minimal for pair in self._pairs)
         note = f"{odd:,} of {len(self._pairs):,} pairs differ in more than gendered words and are scored as published"
-        return [*left_out(self.name, same, len(self._in_files)), *([f"{self.name}: {note}"] if odd else [])]
+        return [
+            *super().notes,
+            *left_out(self.name, same, len(self._in_files)),
+            *([f"{self.name}: {note}"] if odd else []),
+        ]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
         """SS of all pairs and of each type; the resampled unit is the occupation."""
@@ -82,7 +86,7 @@ class WinoBias(LikelihoodBenchmark):
 
     @cached_property
     def _pairs(self) -> list[Pair]:
-        return per_bias(self._all, lambda p: p.kind, lambda p: p.example, self.limit, ())
+        return self.sample(self._all, lambda p: p.kind, lambda p: p.example)
 
     @cached_property
     def _all(self) -> list[Pair]:

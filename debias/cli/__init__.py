@@ -14,7 +14,7 @@ from typing import NoReturn
 from debias import __version__
 from debias.cli import build, jobs, sweep, sweepfiles
 from debias.cli.config import config_dir, explain, nearest, shorthands
-from debias.cli.terminal import console
+from debias.cli.terminal import console, next_step
 from debias.files import disk_error
 from debias.records import UserError
 
@@ -23,6 +23,8 @@ VERBS = (*jobs.JOBS, "sweep", "report", "archive", "ls", "explain", "help")
 
 def main() -> None:
     """Entry point of the `debias` command. The exit status is 0 only if every job succeeded."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # a class of the user's own: _target_: mine.Benchmark
     try:
         status = _dispatch(sys.argv[1:])
     except UserError as error:
@@ -127,6 +129,7 @@ def _archive(words: list[str]) -> int:
     size = asked.out.stat().st_size / 1e6
     told = f"archive: {asked.out} ({done.num_runs} runs{with_records}, {size:.2f} MB)"
     console.print(told, highlight=False, soft_wrap=True, markup=False)
+    next_step(f"debias report {asked.out}")
     return max((_complain(fault) for fault in done.faults), default=0)
 
 
@@ -216,13 +219,20 @@ def _start(config: str, folder: Path, words: Sequence[str]) -> list[int]:
 
 def _plain_words(verb: str, words: Sequence[str]) -> list[str]:
     """`debias doctor a.jsonl --json` is short for `debias doctor files=[a.jsonl] json=true`."""
+    if verb == "show":
+        prompts = [word for word in words if " " in word or not ("=" in word or word.startswith("-"))]
+        told = f"prompts=[{_quoted(prompts)}]"
+        return [*([told] if prompts else []), *(word for word in words if word not in prompts)]
     if verb != "doctor":
         return list(words)
     files = [word for word in words if "=" not in word and not word.startswith("-")]
     flags = [word for word in words if word in ("--json", "--html", "--fix")]
     others = [word for word in words if word not in files and word not in flags]
-    quoted = ",".join("'" + file.replace("\\", "\\\\").replace("'", "\\'") + "'" for file in files)
-    return [*([f"files=[{quoted}]"] if files else []), *(f"{flag[2:]}=true" for flag in flags), *others]
+    return [*([f"files=[{_quoted(files)}]"] if files else []), *(f"{flag[2:]}=true" for flag in flags), *others]
+
+
+def _quoted(texts: Sequence[str]) -> str:
+    return ",".join("'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'" for text in texts)
 
 
 def _complete(words: list[str]) -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from debias import __version__
 from debias.cli.config import config_dir, groups, nearest, options
+from debias.cli.terminal import next_step
 from debias.records import UserError
 from debias.report.grid import Grid, row, text_columns
 
@@ -24,6 +25,7 @@ VERBS: Lines = (
     ("debias run [KEY=VALUE ...]", "data -> adapter -> scores of base and debiased model -> report"),
     ("debias generate [KEY=VALUE ...]", "a chat model writes training sentences, which are checked"),
     ("debias evaluate [KEY=VALUE ...]", "score any base model, alone or with adapters"),
+    ("debias show [PROMPT ...] [KEY=VALUE ...]", "what a model writes, with and without an adapter"),
     ("debias sweep [NAME] [KEY=VALUE ...]", "many runs that answer a question, resumable"),
     ("debias report PATH...", "tables, plots and tests over many runs"),
     ("debias archive PATH...", "put many runs into one file to share, which debias report reads"),
@@ -128,22 +130,17 @@ def usage(verb: str, console: Console) -> None:
     """Print how `debias sweep` or `debias ls` is called, or the whole command."""
     if verb in ("sweep", "ls"):
         _pairs({"sweep": SWEEP, "ls": LS}[verb], console)
-        next_step({"sweep": "debias sweep smoke --dry-run", "ls": "debias ls data eval"}[verb], console)
+        next_step({"sweep": "debias sweep smoke --dry-run", "ls": "debias ls data eval"}[verb])
         return
     console.print(Text(f"debias {__version__}: make a language model prefer stereotypes less, and prove it\n"))
     _pairs(VERBS, console)
     console.print("\nSettings are written KEY=VALUE:")
     _pairs([(f"  {words}", meaning) for words, meaning in SETTINGS], console)
-    next_step("debias run", console)
+    next_step("debias run")
 
 
 def _pairs(lines: Lines, console: Console) -> None:
     console.print(Grid(text_columns("", ""), [row(*line) for line in lines]).terminal())
-
-
-def next_step(text: str, console: Console) -> None:
-    """The last line of a command: what to do now."""
-    console.print(Text(f"\nnext: {text}"), soft_wrap=True)
 
 
 def verb_help(verb: str, console: Console) -> None:
@@ -163,7 +160,7 @@ def verb_help(verb: str, console: Console) -> None:
         console.print(Text(f"\nOptions have keys of their own: {names}"))
     console.print()
     _pairs(FLAGS, console)
-    next_step(f"debias explain KEY, or debias {verb} --cfg job --resolve", console)
+    next_step(f"debias explain KEY, or debias {verb} --cfg job --resolve")
 
 
 def _section(console: Console, title: str, keys: Sequence[Key]) -> None:
@@ -191,7 +188,7 @@ def explain(name: str, console: Console) -> None:
         for line in comments(path):
             console.print(line, highlight=False, markup=False)
         _section(console, "Its keys:", keys_in(path, group))
-        next_step(f"debias run {group}={option}", console)
+        next_step(f"debias run {group}={option}")
         return
     known = every_key()
     exact = [key for key in known if key.name == name]
@@ -200,7 +197,7 @@ def explain(name: str, console: Console) -> None:
             console.print(Text(file, style="dim"))
             _print_keys(console, [key for key in dict.fromkeys([*exact, *found]) if key.file == file])
         if name not in groups():
-            next_step("debias run KEY=VALUE", console)
+            next_step("debias run KEY=VALUE")
             return
         console.print()
     if name in groups():
@@ -214,7 +211,9 @@ def every_key() -> list[Key]:
     """The keys of all verbs and of all options, in the order of their files."""
     folder = config_dir()
     found = [
-        key for verb in ("run", "evaluate", "generate", "doctor", "export") for key in keys_in(folder / f"{verb}.yaml")
+        key
+        for verb in ("run", "evaluate", "generate", "show", "doctor", "export")
+        for key in keys_in(folder / f"{verb}.yaml")
     ]
     found += keys_in(folder / "generation.yaml", "generate")
     for group, file in OF_GROUP.items():
@@ -244,4 +243,4 @@ def listing(chosen: Sequence[str], console: Console) -> None:
     console.print((grid.without("group") if len(chosen) == 1 else grid).terminal())
     console.print(Text("* taken if nothing else is asked", style="dim"))
     group, option = (cell.text.rstrip("*") for cell in lines[0].cells[:2])
-    next_step(f"debias explain {group}={option}, or debias run {group}={option}", console)
+    next_step(f"debias explain {group}={option}, or debias run {group}={option}")

@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from debias.cli import workers
 from debias.cli.config import make
-from debias.cli.terminal import console, logging_to, quieten, shown
+from debias.cli.terminal import console, logging_to, next_step, page, quieten, shown
 from debias.models.identity import content_sha256
 from debias.records import UserError
-from debias.results import Input, RunFolder, code_sha256, data_sha256, read_figures, text_sha256
+from debias.results import ADAPTER, Input, RunFolder, code_sha256, data_sha256, read_figures, text_sha256
 
 if TYPE_CHECKING:
     from debias.benchmarks.evaluation import Evaluation
@@ -67,13 +67,12 @@ def set_folder(cfg: DictConfig) -> DataFolder:
 @contextmanager
 def claimed(cfg: DictConfig, folder: RunFolder) -> Iterator[bool]:
     """Hold the folder for this process and show the figures at the end; yields whether there is work to do."""
-    in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     with folder.claim(cfg.overwrite, cfg.accept_other_code) as to_do:
         if not to_do:
             how = f" ({folder.opened})" if folder.opened else ""
             console.print(f"done before{how}, nothing to do: {shown(folder.path)}", highlight=False, soft_wrap=True)
         yield to_do
-        if to_do or not in_sweep:  # a sweep's own table covers jobs done before
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:  # a sweep has a line for each job and a table at its end
             show(cfg, folder)
 
 
@@ -158,4 +157,9 @@ def show(cfg: DictConfig, folder: RunFolder) -> None:
     for name, verdict in outcomes(figures, bias, bounds).items():
         console.print(f"{name}: {verdict.text}" if name else verdict.text, style="bold", highlight=False, markup=False)
     console.print()
-    console.print(f"report: {shown(folder.path / 'report.html')}", highlight=False, soft_wrap=True)
+    page(folder.path / "report.html")
+    trained = folder.path / ADAPTER
+    if trained.is_dir():
+        next_step(f"debias evaluate adapter.path={shown(trained)} eval=full")
+    else:
+        next_step("debias run")

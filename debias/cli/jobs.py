@@ -13,15 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 from debias.cli.build import make_adapter, make_benchmarks, make_report
 from debias.cli.config import make
 from debias.cli.job_context import claimed, logged, recorded, run_folder, set_folder, tracked
-from debias.cli.terminal import console, quieten, shown
+from debias.cli.terminal import console, next_step, page, quieten, shown
 from debias.models.ranks import launched_rank
-from debias.records import Recipe, Scoring, UserError, checked
+from debias.records import Recipe, Scoring, UserError, Writing, checked
 
 
 def run_job(cfg: DictConfig) -> None:
     """Train and score. If a launcher started several processes, the first runs the job and the others help to train."""
     recipe, scoring = checked(Recipe, cfg, "training"), checked(Scoring, cfg, "scoring")
     _check_bias_is_named()
+    writing = checked(Writing, cfg, "show")
     data, benchmarks = make(cfg.data), make_benchmarks(cfg)
     folder = run_folder(cfg, [data, *benchmarks])
     if launched_rank() > 0:
@@ -45,7 +46,8 @@ def run_job(cfg: DictConfig) -> None:
 
                 parts = make_adapter(cfg.adapter), make(cfg.objective), make(cfg.neutral)
                 tuning = Tuning(data, *parts, recipe, make(cfg.trainer), cfg.seed, tracking.logger, make(cfg.balance))
-                tracking.scored(run.run(folder, tuning, make(cfg.model), scoring, benchmarks, make_report(cfg)))
+                report = make_report(cfg)
+                tracking.scored(run.run(folder, tuning, make(cfg.model), scoring, benchmarks, report, writing))
 
 
 def _check_bias_is_named() -> None:
@@ -161,14 +163,22 @@ def doctor_job(cfg: DictConfig) -> int:
             continue
         console.print(data_quality.terminal(one.diagnosis), highlight=False)
         if one.page:
-            console.print(f"\npage: {one.page}", highlight=False, soft_wrap=True)
+            console.print()
+            page(one.page)
         if one.fixed:
             reasons = "".join(f"; {count:,} dropped: {reason}" for reason, count in one.fixed.dropped.items())
             told = f"\nwrote {one.fixed.path}: {one.fixed.kept:,} records{reasons}"
             console.print(told, highlight=False, soft_wrap=True)
+    passes = all(one.diagnosis.passes for one in examined)
+    if not cfg.json:
+        first = examined[0].fixed.path if examined[0].fixed else cfg.files[0]
+        if passes or cfg.fix:
+            next_step(f"debias run data=triplets data.path={first} data.bias={cfg.bias or 'BIAS'}")
+        else:
+            next_step(f"debias doctor {first} --fix, for a copy without the records that cannot be used")
     if cfg.json:
         print(json.dumps([one.as_json() for one in examined], indent=2, ensure_ascii=False))
-    return 0 if all(one.diagnosis.passes for one in examined) else 1
+    return 0 if passes else 1
 
 
 def export_job(cfg: DictConfig) -> None:
@@ -182,6 +192,25 @@ def export_job(cfg: DictConfig) -> None:
     plan = export.planned(cfg.adapter.path, cfg.merge, cfg.folder, cfg.repo, cfg.private, cfg.overwrite)
     words = [f"would {step}" for step in export.steps(plan)] if cfg.dry_run else export.carry_out(plan, make(cfg.model))
     console.print("\n".join(words), highlight=False, soft_wrap=True, markup=False)
+    if cfg.dry_run:
+        next_step("the same command with dry_run=false")
+    elif plan.merge:
+        next_step(f"debias evaluate model={plan.folder}")
+
+
+def show_job(cfg: DictConfig) -> None:
+    """Print what a model writes, with and without an adapter."""
+    from debias.jobs import cost, show
+    from debias.report.one_run import written
+
+    quieten()
+    if cfg.threads:
+        cost.set_threads(cfg.threads)
+    prompts = cfg.prompts or []
+    prompts = show.prompts_in(Path(prompts).expanduser()) if isinstance(prompts, str) else list(prompts)
+    found = show.show(make(cfg.model), cfg.adapter.path, prompts, checked(Writing, cfg, "show"))
+    console.print(written.grid(found).terminal())
+    next_step("debias show adapter.path=FOLDER" if not cfg.adapter.path else "debias show adapter.path=... 'PROMPT'")
 
 
 # Verbs configured by Hydra. Each has a primary config of its name and returns an exit status or nothing.
@@ -191,4 +220,5 @@ JOBS: dict[str, Callable[[DictConfig], int | None]] = {
     "evaluate": evaluate_job,
     "doctor": doctor_job,
     "export": export_job,
+    "show": show_job,
 }

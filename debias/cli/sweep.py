@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from debias.cli.config import job_name
+from debias.cli.terminal import next_step
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
         log.debug("the launcher stopped", exc_info=True)
         stopped = f"the launcher stopped: {told(error)}"
     except KeyboardInterrupt:
+        _write(jobs, title, since)
         console.print(progress.table(progress.states_of(jobs, since)).terminal())
         raise
     for folder in jobs:
@@ -97,42 +99,53 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
             console.print(f"waiting for {holder}, to run {folder}", highlight=False, soft_wrap=True)
             running(folder, wait=True)
     states = progress.states_of(jobs, since)
-    _write(jobs, title, since)
+    page = _write(jobs, title, since)
     console.print()
     console.print(progress.table(states).terminal())
     console.print(Text(f"\n{progress.summary(states)}", style="bold"))
     other_code = sum(s.state == progress.OTHER_CODE and bool(s.error) for s in states)
-    complete = all(s.state in ("done", "skipped", progress.OTHER_CODE) and not s.error for s in states)
+    complete = all(s.state in progress.FINISHED and not s.error for s in states)
     if stopped:
         console.print(Text(stopped))
     if other_code:
         advice = f"{other_code} finished by other code of debias: accept_other_code=true takes their figures, "
         console.print(Text(f"{advice}overwrite=true runs every job again, name=OTHER keeps both"), soft_wrap=True)
-    if any(s.state in ("failed", "missing") for s in states):
-        console.print(Text("run the same command again for the jobs that failed or are missing"))
-    console.print(f"all figures: debias report {next(iter(jobs)).parent}", highlight=False, soft_wrap=True)
+    console.print(Text(f"page: {page.resolve().as_uri()}"), soft_wrap=True)
+    to_do = any(s.state not in progress.FINISHED for s in states)
+    again = "the same command again, for the jobs that are not done; or " if to_do else ""
+    next_step(f"{again}debias report {page.parent}")
     return max(statuses) if complete else 1
 
 
 @contextmanager
 def _watching(jobs: Mapping[Path, str], title: str, since: datetime, every: float = 1.0) -> Iterator[None]:
-    """Watch the run folders from a thread, whichever process fills them, and rewrite sweep.md when one changes."""
+    """Watch the run folders from a thread, whichever process fills them; say what began and what ended.
+
+    sweep.md is rewritten when something has changed.
+    """
     over = threading.Event()
 
     def look() -> None:
-        from debias.report.many_runs.sweep_progress import states_of
+        from debias.report.many_runs import sweep_progress as progress
 
         console = Console(stderr=True, highlight=False, soft_wrap=True)
-        told = states_of(jobs, since, probe=False)
-        while not over.wait(every):
-            now = states_of(jobs, since, probe=False)
-            if now != told:
-                ended = sum(s.state not in ("running", "missing") for s in now)
-                for before, after in zip(told, now, strict=True):
-                    if before.state != after.state and after.state in ("done", "failed"):
-                        console.print(Text(f"[{ended}/{len(now)}] {after.state}: {after.name}", style="dim"))
-                told = now
-                _write(jobs, title, since)
+        told = progress.states_of(jobs, since, probe=False)
+        last = False
+        while not last:
+            last = over.wait(every)  # and look once more
+            now = progress.states_of(jobs, since, probe=False)
+            if now == told:
+                continue
+            count = sum(s.state in (*progress.FINISHED, "failed") for s in now)
+            left = progress.time_left(now, (datetime.now(UTC) - since).total_seconds())
+            for before, after in zip(told, now, strict=True):
+                if before.state != after.state and after.state == "running":
+                    console.print(Text(f"[{count}/{len(now)}] started: {after.name}", style="dim"))
+                elif before.state != after.state and after.state in ("done", "failed"):
+                    tail = f"; {left}" if left else ""
+                    console.print(Text(f"[{count}/{len(now)}] {progress.ended(after)}{tail}", style="dim"))
+            told = now
+            _write(jobs, title, since, probe=False)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -143,8 +156,8 @@ def _watching(jobs: Mapping[Path, str], title: str, since: datetime, every: floa
         thread.join()
 
 
-def _write(jobs: Mapping[Path, str], title: str, since: datetime) -> None:
-    """Rewrite sweep.md. It is a by-product, so a failure does not stop the sweep."""
+def _write(jobs: Mapping[Path, str], title: str, since: datetime, probe: bool = True) -> Path:
+    """Rewrite sweep.md, and return its path. It is a by-product, so a failure does not stop the sweep."""
     from debias.files import write_text
     from debias.locks import Lock
     from debias.report.many_runs.sweep_progress import markdown, states_of
@@ -153,6 +166,7 @@ def _write(jobs: Mapping[Path, str], title: str, since: datetime) -> None:
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         with Lock(page.with_name(".sweep.lock")).held("write sweep.md"):
-            write_text(page, markdown(title, states_of(jobs, since, probe=False)))
+            write_text(page, markdown(title, states_of(jobs, since, probe)))
     except OSError as error:
         log.debug("%s: %s", page, error)
+    return page

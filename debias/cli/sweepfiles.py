@@ -13,6 +13,7 @@ from rich.text import Text
 
 from debias.cli.config import config_dir, explain, keys, nearest
 from debias.cli.sweep import looks, plan
+from debias.cli.terminal import next_step
 from debias.records import UserError
 from debias.report.grid import Grid, number_columns, row, text_columns
 
@@ -124,6 +125,7 @@ def preview(jobs: Mapping[Path, str], console: Console, path: Path | None = None
     if seconds:
         time = f"about {duration(seconds * left)} one after another ({duration(seconds)} a run, {source})"
     console.print(Text(f"\n{len(jobs)} runs, {left} to do, {time}", style="bold"))
+    next_step("the same command without --dry-run")
 
 
 def _finished(folder: Path) -> bool:
@@ -144,3 +146,4 @@ def listing(console: Console) -> None:
         lines.append(row(path.stem, str(len(jobs)), time, question(path)))
     columns = [*text_columns("sweep"), *number_columns("runs", "time"), *text_columns("question")]
     console.print(Grid(columns, lines).terminal())
+    next_step("debias sweep NAME --dry-run")

@@ -12,9 +12,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
+from rich.text import Text
 
 # Files and pipes get wide lines, unless the environment says how wide the reader's window is.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+
+
+def next_step(text: str) -> None:
+    """The last line of a command: what to do now."""
+    console.print(Text(f"\nnext: {text}"), soft_wrap=True)
+
+
+def page(path: Path) -> None:
+    """Name a page by an address that a terminal can open."""
+    console.print(Text(f"page: {path.resolve().as_uri()}"), soft_wrap=True)
 
 
 def shown(path: Path) -> Path:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
 
 from debias import assets
+from debias.assets.cache import cached
+from debias.data import quality
 from debias.data.plaintext import split_sentences
-from debias.data.quality import NearDuplicates
+from debias.data.quality import FixedSentences, NearDuplicates
+from debias.files import whole_file
 
 _FROM_THE_WEB = ("biastestgpt", "seat", "lambada")  # the files of all other benchmarks are in a data wheel
 REMOTE = {
@@ -29,14 +37,40 @@ class Index(NamedTuple):
 
 
 def benchmark_index(name: str) -> Index:
-    """Read one benchmark. Raises UserError if its file is missing or has another checksum."""
-    sentences = NearDuplicates()
-    targets: set[str] = set()
-    for sentence, *tested in _READERS[name]():
-        sentences.add(sentence, sentence)
-        targets.update(target.lower() for target in tested)
-    assert len(sentences), name  # an empty index would pass every file
-    return Index(name, sentences, frozenset(targets))
+    """One benchmark's index, made once and kept in the cache: sketching all benchmarks takes half a minute.
+
+    Raises UserError if its file is missing or has another checksum.
+    """
+    pinned = {file: of.sha256 for file, of in assets.ASSETS.items()}
+    pinned |= {file: of.sha256 for file, of in assets.REMOTE.items()}
+    checksums = [checksum for file, checksum in pinned.items() if re.split("[-/]", file)[0] == name]
+    code = [Path(module).read_bytes() for module in (__file__, quality.__file__)]
+    key = hashlib.sha256(b" ".join([" ".join(checksums).encode(), *code])).hexdigest()
+    path = assets.cache_dir() / "leakage" / f"{name}-{key[:16]}.npz"
+    return cached(path, partial(_kept, name), partial(_made, name), _keep, f"read {name}")
+
+
+def _made(name: str) -> Index:
+    texts = list(_READERS[name]())
+    targets = frozenset(target.lower() for _, *tested in texts for target in tested)
+    assert texts, name  # an empty index would pass every file
+    return Index(name, FixedSentences.of(sentence for sentence, *_ in texts), targets)
+
+
+def _kept(name: str, path: Path) -> Index | None:
+    try:
+        with np.load(path) as file:
+            targets = json.loads(file["targets"].tobytes())
+            return Index(name, FixedSentences.read(file), frozenset(targets))
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return None
+
+
+def _keep(path: Path, index: Index) -> None:
+    assert isinstance(index.sentences, FixedSentences)
+    targets = np.frombuffer(json.dumps(sorted(index.targets)).encode(), dtype=np.uint8)
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, targets=targets, **index.sentences.arrays())  # type: ignore[arg-type]
 
 
 def available() -> list[str]:

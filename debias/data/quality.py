@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -98,17 +100,77 @@ class NearDuplicates:
         if same is not None:
             return Near(self._keys[same], self._sentences[same], 1.0)
         grams = shingles(sentence, self.shingle)
-        candidates = self._lsh.query(self._sketch(grams))
+        candidates = self._candidates(self._sketch(grams))
         scored = [(jaccard(grams, shingles(self._sentences[i], self.shingle)), -i) for i in candidates]
         similarity, place = max(scored, default=(0.0, 0))
         if similarity < self.threshold:
             return None
         return Near(self._keys[-place], self._sentences[-place], similarity)
 
+    def _candidates(self, sketch: MinHash) -> Iterable[int]:
+        """Places of the sentences that have a band in common with the sketch."""
+        return self._lsh.query(sketch)
+
     def _sketch(self, grams: frozenset[tuple[str, ...]]) -> MinHash:
         sketch = self._blank.copy()
         sketch.update_batch(" ".join(gram).encode() for gram in grams)
         return sketch
+
+
+class FixedSentences(NearDuplicates):
+    """The same index for sentences that do not change, as arrays that a file can hold.
+
+    Args:
+        sentences: different ones, in their order.
+        wholes: the words of each, joined by blanks.
+        bands: for each band its sentences' values in ascending order, shape (BANDS, N), and the places of the
+            sentences in this order.
+    """
+
+    def __init__(self, sentences: list[str], wholes: list[str], bands: tuple[np.ndarray, np.ndarray]) -> None:
+        super().__init__()
+        self._keys = self._sentences = sentences
+        self._whole = {tuple(whole.split(" ")) if whole else (): place for place, whole in enumerate(wholes)}
+        self._values_BN, self._places_BN = bands
+
+    @classmethod
+    def of(cls, sentences: Iterable[str]) -> FixedSentences:
+        """Sketch the sentences. One that differs from another only in case and punctuation is left out."""
+        distinct: dict[tuple[str, ...], str] = {}
+        for sentence in sentences:
+            distinct.setdefault(tuple(words(sentence)), sentence)
+        blank = NearDuplicates()
+        sketches = [_band_values(blank._sketch(shingles(sentence))) for sentence in distinct.values()]
+        values_BN = np.stack(sketches, axis=1) if sketches else np.empty((cls.BANDS, 0), dtype=np.uint64)
+        places_BN = np.argsort(values_BN, axis=1, kind="stable")
+        ordered_BN = np.take_along_axis(values_BN, places_BN, axis=1)
+        wholes = [" ".join(whole) for whole in distinct]
+        return cls(list(distinct.values()), wholes, (ordered_BN, places_BN.astype(np.int32)))
+
+    @classmethod
+    def read(cls, file: Mapping[str, np.ndarray]) -> FixedSentences:
+        """The index that `arrays` gave."""
+        sentences, wholes = (json.loads(file[name].tobytes()) for name in ("sentences", "wholes"))
+        return cls(sentences, wholes, (file["values"], file["places"]))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a file must hold."""
+        texts = {"sentences": self._sentences, "wholes": [" ".join(whole) for whole in self._whole]}
+        coded = {name: np.frombuffer(json.dumps(of).encode(), dtype=np.uint8) for name, of in texts.items()}
+        return {**coded, "values": self._values_BN, "places": self._places_BN}
+
+    def _candidates(self, sketch: MinHash) -> Iterable[int]:
+        found: set[int] = set()
+        for values_N, places_N, value in zip(self._values_BN, self._places_BN, _band_values(sketch), strict=True):
+            first, last = np.searchsorted(values_N, value, "left"), np.searchsorted(values_N, value, "right")
+            found.update(places_N[first:last].tolist())
+        return found
+
+
+def _band_values(sketch: MinHash) -> np.ndarray:
+    """The two rows of each band, which are below 2^32, as one number; shape (BANDS,)."""
+    rows_B2 = np.asarray(sketch.hashvalues, dtype=np.uint64).reshape(NearDuplicates.BANDS, NearDuplicates.ROWS)
+    return (rows_B2[:, 0] << np.uint64(32)) | rows_B2[:, 1]
 
 
 def distinct_n(sentences: Iterable[str], n: int) -> float:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import peft
 import torch
 
 from debias import assets
 from debias.benchmarks import Benchmark
 from debias.benchmarks.evaluation import Evaluation, Prepared, evaluate, prepared
 from debias.jobs.cost import Cost
+from debias.jobs.show import written
 from debias.models import adapter as adapters
-from debias.models.base import BaseModel
+from debias.models.base import Base, BaseModel
 from debias.models.placement import device, place
-from debias.records import Scoring, UserError
+from debias.records import Scoring, UserError, Writing
 from debias.report.one_run.report import RunReport, write_reports
+from debias.report.one_run.written import Written
 from debias.results import ADAPTER, RunFolder, data_sha256
 from debias.scoring.scorer import Scorer
 from debias.training.stage import Tuning, train
@@ -30,6 +33,7 @@ def run(
     scoring: Scoring,
     benchmarks: Sequence[Benchmark],
     report: RunReport,
+    writing: Writing | None = None,
 ) -> Evaluation:
     """Train an adapter unless the folder has one, score the base and the debiased model, write the reports."""
     tuning.make_trainer()  # fail on an unusable precision or device before loading the model
@@ -71,8 +75,20 @@ def run(
         finally:
             spent["tokens"] = scorer.positions
     evaluation.write(folder)
-    write_reports(folder, evaluation, report, checked, base.name, target)
+    texts = samples(base, adapted, writing) if writing else []
+    write_reports(folder, evaluation, report, checked, base.name, target, texts)
     return evaluation
+
+
+def samples(base: Base, adapted: peft.PeftModel, writing: Writing) -> list[Written]:
+    """What both models write, for the report; nothing from a masked model, or one that cannot generate."""
+    if base.kind == "masked" or not writing.samples:
+        return []
+    try:
+        return written(base, adapted, (), writing)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:  # some adapters cannot
+        log.warning("no samples for the report: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])
+        return []
 
 
 def assist(folder: RunFolder, tuning: Tuning, model: BaseModel) -> None:

@@ -154,7 +154,7 @@ class WeightsAndBiases(Tracker):
         """Send figures (as a summary and a table), the most and least changed sentences, the page and the adapter."""
         import wandb
 
-        self.run.summary.update({**headline_values(evaluation.figures, run.bias), **all_values(evaluation.figures)})
+        self.run.summary.update(headline_values(evaluation.figures, run.bias))
         most, least = changes(evaluation)
         logged: dict[str, Any] = {
             "figures": wandb.Table(list(Figure._fields), [list(figure) for figure in evaluation.figures]),
@@ -212,7 +212,8 @@ def curve_kept(folder: Path) -> list[dict[str, float]]:
         whole = [row for row in csv.DictReader(file) if None not in row.values()]
     # Lightning numbers the metrics of steps from 0, train.csv counts completed steps from 1.
     return [
-        {"loss": float(row["loss"]), "epoch": float(row["epoch"]), "trainer/global_step": int(row["step"]) - 1}
+        {name: float(row[name]) for name in ("loss", "bias_loss", "kl", "epoch")}
+        | {"trainer/global_step": int(row["step"]) - 1}
         for row in whole
         if int(row["step"]) <= last
     ]
@@ -226,15 +227,6 @@ def headline_values(figures: Sequence[Figure], bias: str) -> dict[str, float]:
             if figure is not None:
                 values |= {f"headline/{name}/{model}{end}": value for end, value in _ends(figure)}
     return values
-
-
-def all_values(figures: Sequence[Figure]) -> dict[str, float]:
-    """Every figure and its interval under the name benchmark/protocol/bias/metric/model."""
-    return {
-        f"{f.benchmark}/{f.protocol}/{f.bias}/{f.metric}/{f.model}{end}": value
-        for f in figures
-        for end, value in _ends(f)
-    }
 
 
 def _ends(figure: Figure) -> list[tuple[str, float]]:

@@ -151,14 +151,19 @@ def protocols(rows: Sequence[Row], first: str) -> Grid:
 
 
 def headlines(figures: Sequence[Figure], bias: str) -> dict[str, Row]:
-    """Those of `HEADLINES` that were measured: SS, LMS, ICAT of the targeted bias (or overall), and perplexity."""
+    """Those of `HEADLINES` that were measured: SS, LMS, ICAT of the targeted bias (or overall), and perplexity.
+
+    SS is that of StereoSet or, where it was not scored, of CrowS-Pairs or another benchmark that has one.
+    """
     by: dict[tuple[str, str, str], Row] = {}
     for row in rows(figures, bias):
         by.setdefault(
             (row.base.benchmark, row.base.bias, row.base.metric), row
         )  # the first protocol, if there are several
-    of = bias if ("stereoset", bias, "SS") in by else "overall"
-    places = {m: ("stereoset", of, m) for m in HEADLINES[:3]} | {"perplexity": ("perplexity", "all", "perplexity")}
+    scored = dict.fromkeys(("stereoset", "crows_pairs", *(benchmark for benchmark, _, metric in by if metric == "SS")))
+    found = ((benchmark, of) for benchmark in scored for of in (bias, "overall") if (benchmark, of, "SS") in by)
+    benchmark, of = next(found, ("stereoset", "overall"))
+    places = {m: (benchmark, of, m) for m in HEADLINES[:3]} | {"perplexity": ("perplexity", "all", "perplexity")}
     return {metric: by[place] for metric, place in places.items() if place in by}
 
 

@@ -220,11 +220,14 @@ def _table(grid: Grid, gap: int, widths: Sequence[int]) -> Table:
 def _paragraphs(grid: Grid, width: int) -> Group:
     """Each line as a heading, its first column, and the others below it with their names."""
     parts: list[RenderableType] = []
-    for line in grid.lines:
+    inner = _inner(grid)
+    for i, line in enumerate(inner.lines):
+        if grid.by and (i == 0 or i in grid.breaks):
+            parts.append(Text(" ".join(grid.group(grid.lines[i])), style="bold"))
         first, *others = line.cells
         parts.append(Text(first.text, style=STYLES.get(first.kind, "") or "bold"))
         row = Text()
-        for column, cell in zip(grid.columns[1:], others, strict=True):
+        for column, cell in zip(inner.columns[1:], others, strict=True):
             if not cell.text:
                 continue
             fact = Text.assemble(

@@ -98,7 +98,8 @@ def by_adapter(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
 
 
 def _headline(by: Mapping[Key, Figure], bias: str) -> tuple[str, str, str]:
-    for benchmark in ("stereoset", "crows_pairs"):
+    others = [key[0] for key in by if key[2] == "SS"]  # pairs or a class of the user's own, for example
+    for benchmark in dict.fromkeys(("stereoset", "crows_pairs", *others)):
         for of in (bias, "overall"):
             if (benchmark, of, "SS", "base") in by:
                 return benchmark, of, "SS"

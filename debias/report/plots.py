@@ -57,14 +57,24 @@ def before_after(rows: Sequence[Row]) -> Markup | None:
         return svg(figure, "Stereotype scores before and after, with 95% intervals; the table below has the figures")
 
 
-def loss_curve(points: Sequence[tuple[int, float]], window: int = 10) -> Markup:
-    """Training loss by step, with a running mean."""
+def loss_curve(
+    points: Sequence[tuple[int, float]], parts: Mapping[str, Sequence[float]] | None = None, window: int = 10
+) -> Markup:
+    """Training loss by step, with running means of it and of its parts by name."""
     steps, losses = zip(*points, strict=True)
-    mean = [sum(losses[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(losses))]
+
+    def running(values: Sequence[float]) -> list[float]:
+        return [sum(values[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(values))]
+
+    mean = running(losses)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 2.6))
         axes.plot(steps, losses, color=FAINT, linewidth=1)
-        axes.plot(steps, mean, color=AFTER, linewidth=2)
+        axes.plot(steps, mean, color=AFTER, linewidth=2, label="loss")
+        for (name, values), style in zip((parts or {}).items(), ("--", ":"), strict=False):
+            axes.plot(steps, running(values), color=INK, linewidth=1.5, linestyle=style, label=name)
+        if parts:
+            axes.legend(frameon=False)
         axes.set_xlabel("step")
         axes.set_ylabel("loss, nats per token")
         return svg(figure, f"Training loss from {losses[0]:.2f} to {mean[-1]:.2f} nats per token in {steps[-1]} steps")

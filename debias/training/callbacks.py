@@ -20,9 +20,12 @@ from debias.training.batches import Step
 
 
 class LossCurve(Callback):
-    """Writes train.csv, a row per optimiser step: step, epoch, loss (nats), learning rate, tokens per second."""
+    """Writes train.csv, a row per optimiser step.
 
-    columns = ("step", "epoch", "loss", "lr", "tokens_per_second")
+    The loss (nats) is `bias_loss` + `training.retention` * `kl`.
+    """
+
+    columns = ("step", "epoch", "loss", "lr", "tokens_per_second", "bias_loss", "kl")
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,6 +65,7 @@ class LossCurve(Callback):
             f"{float(trainer.callback_metrics['loss']):.6f}",
             f"{trainer.optimizers[0].param_groups[0]['lr']:.3e}",
             f"{positions / seconds:.0f}",
+            *(f"{float(trainer.callback_metrics[name]):.6f}" for name in ("bias_loss", "kl")),
         )
         with naming(self.path), self.path.open("a", newline="") as file:
             csv.writer(file).writerow(row)

@@ -90,7 +90,7 @@ class Debiaser(pl.LightningModule):
         self.model, self.objective, self.recipe, self.seed, self.steps = model, objective, recipe, seed, steps
         self.dev_scores, self.odds = dev_scores, odds
         self.epoch_loss = MeanMetric()
-        self.step_losses: list[Tensor] = []  # of the current step's batches on this device
+        self.step_losses: list[Tensor] = []  # loss, bias loss and KL of the current step's batches on this device
         self.read = 0  # positions computed so far
         self.begun = (-1, 0)  # the current step, and the positions computed before it
         self.strict_loading = False  # checkpoints hold the adapter only
@@ -126,22 +126,27 @@ class Debiaser(pl.LightningModule):
             )
             loss_B = self._losses(batch, beside.logprob_S, beside.base_S, step.pairs)
             kl = _mean(beside.drift, step.num_context, step.parts)
-            loss = _mean(loss_B, step.weight, step.parts) + retention * kl
+            bias_loss = _mean(loss_B, step.weight, step.parts)
+            loss = bias_loss + retention * kl
             if step.pairs:
                 assert step.num_pairs is not None
                 scored_S = batch.num_tokens_S > 0
                 logprob_P2, base_P2 = (of_pairs(t[scored_S], step.pairs) for t in (beside.logprob_S, beside.base_S))
                 loss_P = balance.losses(logprob_P2, base_P2, self.odds)
-                loss = loss + self.recipe.balance * _mean(loss_P, step.num_pairs, step.parts)
+                balanced = self.recipe.balance * _mean(loss_P, step.num_pairs, step.parts)
+                loss, bias_loss = loss + balanced, bias_loss + balanced
         else:
             logprob_S = span_logprobs(self.model, batch)
             loss_B = self._losses(batch, logprob_S, logprob_S.detach())
-            loss = _mean(loss_B, step.weight, step.parts)
+            loss = bias_loss = _mean(loss_B, step.weight, step.parts)
+            kl = torch.zeros_like(loss)
         self.read += batch.input_ids_BT.numel()
-        self.step_losses.append(loss.detach())
+        self.step_losses.append(torch.stack([loss.detach(), bias_loss.detach(), kl.detach()]))
         # Each part takes its share of the step's weight, so that the epoch's mean weights steps by their examples.
         self.epoch_loss.update(loss.detach(), step.weight / step.parts)
-        self.log("loss", torch.stack(self.step_losses).mean(), prog_bar=True, batch_size=len(loss_B), sync_dist=True)
+        mean, of_bias, of_kl = torch.stack(self.step_losses).mean(0)
+        self.log("loss", mean, prog_bar=True, batch_size=len(loss_B), sync_dist=True)
+        self.log_dict({"bias_loss": of_bias, "kl": of_kl}, batch_size=len(loss_B), sync_dist=True)
         done = {"steps": self.global_step + 1.0, "positions": float(self.read)}  # read by `fit`
         self.log_dict(done, batch_size=1, logger=False)
         # Lightning divides by the number of accumulated batches, DDP by the number of devices. Only an epoch's single

@@ -146,7 +146,7 @@ def _configuration(key: str, group: Sequence[LabelledRun], benchmarks_of: Benchm
         change = _roughly(group, delta) if len(group) > 1 else _alone(delta)
         if not exact and all(member.run.records for member in group):
             try:
-                change, exact = difference_over_seeds(group, benchmarks_of), True
+                change, exact = difference_over_seeds(group, benchmarks_of, delta.benchmark), True
             except UserError as error:  # records of another version: everything else needs only figures
                 trouble = str(error)
         figures[place] = delta._replace(
@@ -198,20 +198,20 @@ def _mean(same: Sequence[Figure]) -> Figure:
     return first._replace(p_value=seeds.p_value, test="seeds") if first.p_value is not None else first
 
 
-def difference_over_seeds(group: Sequence[LabelledRun], benchmarks_of: Benchmarks) -> Seeds:
-    """The difference of StereoSet's SS for the targeted bias (or overall), over runs that differ only by seed.
+def difference_over_seeds(group: Sequence[LabelledRun], benchmarks_of: Benchmarks, name: str = "stereoset") -> Seeds:
+    """The difference of a benchmark's SS for the targeted bias (or overall), over runs that differ only by seed.
 
-    Raises UserError if a run has no records, or records of another StereoSet than its config's.
+    Raises UserError if a run has no records, or records of another benchmark than its config's.
     """
     found = []
     for member in group:
         run, records = member.run, records_of_run(member)
-        mine = records[records["benchmark"] == "stereoset"]
+        mine = records[records["benchmark"] == name]
         mine = mine[mine["bias"] == run.bias] if run.bias in set(mine["bias"]) else mine
         benchmarks = scored(benchmarks_of(run.config), mine)
         if not benchmarks:
             place = run.folder / "likelihoods.parquet"
-            raise UserError(f"{place}: its StereoSet is not the one of the config; run this job again")
+            raise UserError(f"{place}: its {name} is not the one of the config; run this job again")
         benchmark, by_model = benchmarks[0], records_of(benchmarks[0], mine)
         comparisons = benchmark.comparisons(by_model["base"], by_model["debiased"])
         found.append(next(c for c in comparisons if c.metric == "SS"))

@@ -69,11 +69,15 @@ def report(
                       "significant seeds: those whose own change is significant", style="dim")  # fmt: skip
     for note in study.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    last = []
     if folder := out or _folder(paths):
         page = write_page(folder, study, benchmarks_of)
-        console.print(f"report: {page}", highlight=False, soft_wrap=True, markup=False)
+        last.append(f"page: {page.resolve().as_uri()}")
     if recompute:
         console.print(f"\n{recomputed(found.runs, benchmarks_of)}", highlight=False, soft_wrap=True)
+    last.append(f"\nnext: open the page, or debias archive {' '.join(map(str, paths))} --out study.parquet")
+    for line in last:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     return found.faults
 
 

@@ -1,4 +1,4 @@
-"""The progress of a sweep, read from its run folders: done, skipped, failed, running, missing."""
+"""The progress of a sweep, read from its run folders: done, failed, interrupted, running or not started."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ from debias.results import (
 )  # fmt: skip
 
 OTHER_CODE = "by other code"
-STATES = ("done", "skipped", OTHER_CODE, "failed", "running", "missing")
+EARLIER = "done earlier"
+STATES = ("done", EARLIER, OTHER_CODE, "failed", "interrupted", "running", "not started")
 FIGURES = ("SS", "change of SS", "LMS", "ICAT", "perplexity")
-KINDS = {"done": "good", OTHER_CODE: "warning", "failed": "bad", "missing": "warning"}
+KINDS = {"done": "good", OTHER_CODE: "warning", "failed": "bad", "interrupted": "warning", "not started": "warning"}
+FINISHED = ("done", EARLIER, OTHER_CODE)
 
 
 class State(NamedTuple):
@@ -46,7 +48,7 @@ def states_of(jobs: Mapping[Path, str], since: datetime, probe: bool = True) -> 
 
 
 def state_of(folder: Path, name: str, since: datetime, probe: bool = True) -> State:
-    """The state of a job, seen from a launch that began at `since`: a job that ended earlier is `skipped`.
+    """The state of a job, seen from a launch that began at `since`: a job that ended before is `done earlier`.
 
     A finished run that other code made has an error unless the launch accepted it.
 
@@ -64,13 +66,12 @@ def state_of(folder: Path, name: str, since: datetime, probe: bool = True) -> St
             return State(folder, name, "done", seconds_of(folder))
         if status.get("code_sha256") not in (None, code_sha256()):
             return State(folder, name, OTHER_CODE, seconds_of(folder), _last_line(refused).removeprefix(by_name))
-        return State(folder, name, "skipped", seconds_of(folder))
+        return State(folder, name, EARLIER, seconds_of(folder))
     if state == "failed" and error != INTERRUPTED:
         return State(folder, name, "failed", error=_last_line(error))
     if state == "running" and (not probe or running(folder)):
         return State(folder, name, "running")
-    reason = {"running": "its process ended", "failed": INTERRUPTED}.get(str(state), "")
-    return State(folder, name, "missing", error=reason)
+    return State(folder, name, "interrupted" if state else "not started")
 
 
 def _last_line(text: str) -> str:
@@ -87,33 +88,47 @@ def seconds_of(folder: Path) -> float | None:
 
 
 def summary(states: Sequence[State]) -> str:
-    """As in `24 jobs: 20 done, 3 skipped, 1 failed`."""
+    """As in `24 jobs: 20 done, 3 done earlier, 1 failed`."""
     counts = Counter(s.state for s in states)
     return f"{len(states)} jobs: " + ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name])
 
 
-def table(states: Sequence[State], figures: bool = False) -> Grid:
-    """A line per job, on request with the figures of those that are done."""
+def table(states: Sequence[State]) -> Grid:
+    """A line per job, with the figures of those that are done and the errors of those that failed."""
     lines = []
     for s in states:
         state = Cell(f"done, {s.state}" if s.state == OTHER_CODE else s.state, kind=KINDS.get(s.state, ""))
-        texts = (duration(s.seconds), *(_figures(s) if figures else ()), s.error)
-        lines.append(Line((Cell(s.name), state, *map(Cell, texts))))
-    columns = [
-        *text_columns("job", "state"),
-        *number_columns("time", *(FIGURES if figures else ()), extra=("LMS", "ICAT")),
-    ]
-    return Grid([*columns, Column("last line of the error")], lines)
+        lines.append(Line((Cell(s.name), state, *map(Cell, (duration(s.seconds), *_figures(s), s.error)))))
+    error = "last line of the error"
+    columns = [*text_columns("job", "state"), *number_columns("time", *FIGURES, extra=("LMS", "ICAT", "perplexity"))]
+    grid = Grid([*columns, Column(error)], lines)
+    return grid if any(s.error for s in states) else grid.without(error)
+
+
+def ended(state: State) -> str:
+    """What a job that is over came to, in one line."""
+    if state.state == "failed":
+        return f"failed: {state.name}: {state.error}"
+    figures = [f"{name} {text}" for name, text in zip(FIGURES, _figures(state), strict=True) if text]
+    took = f" in {duration(state.seconds)}" if state.seconds is not None else ""
+    return f"{state.state}{took}: {', '.join([state.name, *figures])}"
+
+
+def time_left(states: Sequence[State], seconds: float) -> str:
+    """How long the other jobs will take if they go on as in the first `seconds` of this launch; empty if unknown."""
+    counts = Counter(s.state for s in states)
+    left = counts["running"] + counts["interrupted"] + counts["not started"]
+    return f"about {duration(seconds / counts['done'] * left)} left" if counts["done"] and left else ""
 
 
 def markdown(title: str, states: Sequence[State]) -> str:
     """The page sweep.md, which is rewritten while the sweep runs."""
     command = f"debias report {states[0].folder.parent}"
-    return f"# {title}\n\n{summary(states)}. The whole report: `{command}`\n\n{table(states, figures=True).markdown()}"
+    return f"# {title}\n\n{summary(states)}. The whole report: `{command}`\n\n{table(states).markdown()}"
 
 
 def _figures(state: State) -> Sequence[str]:
-    if state.state in ("done", "skipped", OTHER_CODE):
+    if state.state in FINISHED:
         try:
             config: Mapping[str, Any] = yaml.safe_load((state.folder / "config.yaml").read_text(encoding="utf-8"))
             bias = config["data"]["bias"]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from debias.models.adapter import PROVENANCE
@@ -16,18 +17,22 @@ from debias.models.bert_tiny import NAME as BERT_TINY
 from debias.models.bottleneck import BOTTLENECK
 from debias.records import Figure
 from debias.report.comparison import title_of
+from debias.report.grid import Grid, row, text_columns
 
 TASKS = {"causal": "text-generation", "masked": "fill-mask"}
 CLASSES = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
 
 
-def facts(adapter: Path, base: str, bias: str, figures: Sequence[Figure]) -> dict[str, Any]:
-    """What the card's template needs besides the report's facts, read from the adapter's folder."""
+def facts(
+    adapter: Path, base: str, bias: str, figures: Sequence[Figure], sources: Sequence[str] = (), config: str = ""
+) -> dict[str, Any]:
+    """What the card's template needs besides the report's facts, from the adapter's folder and the run's config."""
     trained = json.loads((adapter / PROVENANCE).read_text(encoding="utf-8"))
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    method = "DORA" if config.get("use_dora") else config["peft_type"]
+    of_adapter = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    method = "DORA" if of_adapter.get("use_dora") else of_adapter["peft_type"]
     return {
-        "metadata": metadata(figures, base, bias, method.lower(), trained["kind"]).to_yaml(),
+        "metadata": metadata(figures, base, bias, method.lower(), trained["kind"], sources).to_yaml(),
+        "settings": settings(config),
         "method": method,
         "trained": trained,
         "auto_class": CLASSES[trained["kind"]],
@@ -35,11 +40,27 @@ def facts(adapter: Path, base: str, bias: str, figures: Sequence[Figure]) -> dic
     }
 
 
-def metadata(figures: Sequence[Figure], base: str, bias: str, method: str, kind: str) -> ModelCardData:
+def settings(config: str) -> Grid:
+    """The objective and the hyperparameters of the training."""
+    of_run = yaml.safe_load(config) or {}
+    objective = of_run.get("objective") or {}
+    rows = [row("objective", str(objective.get("_target_", "")).rpartition(".")[2])]
+    rows += [row(f"objective.{key}", str(value)) for key, value in objective.items() if key != "_target_"]
+    of_training = of_run.get("training") or {}
+    rows += [row(f"training.{key}", str(value)) for key, value in of_training.items() if not isinstance(value, dict)]
+    rows.append(row("seed", str(of_run.get("seed", ""))))
+    return Grid(text_columns("setting", "value"), rows, name="Settings")
+
+
+def metadata(
+    figures: Sequence[Figure], base: str, bias: str, method: str, kind: str, sources: Sequence[str] = ()
+) -> ModelCardData:
     """The card's metadata. Each figure of the debiased model is a result with its interval, n and the base's value."""
     of_base = {_key(f): f.value for f in figures if f.model == "base"}
     return ModelCardData(
         base_model=base if on_hub(base) else None,
+        base_model_relation="adapter" if on_hub(base) else None,
+        datasets=list(sources) or None,
         language="en",
         library_name="peft",
         pipeline_tag=TASKS[kind],

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+from markupsafe import Markup
+
 from debias import __version__
 from debias.benchmarks.evaluation import Evaluation
 from debias.data.doctor import of_triplets
@@ -15,7 +18,7 @@ from debias.data.triplets import Checked
 from debias.files import write_text
 from debias.report import comparison, plots
 from debias.report.grid import Grid, number_columns, row, text_columns
-from debias.report.one_run import bias_card, data_quality
+from debias.report.one_run import bias_card, data_quality, written
 from debias.report.outcome import Bounds, Outcome, outcomes
 from debias.report.templating import fill
 from debias.results import RunFolder
@@ -47,12 +50,13 @@ def write_reports(
     data: Checked | None,
     base_name: str,
     adapter: Path | None,
+    texts: Sequence[written.Written] = (),
 ) -> None:
     """Write report.md and report.html, and the bias card into the folder of the adapter if one was trained."""
     rows = comparison.rows(evaluation.figures, report.bias)
     cost = json.loads((folder.path / "cost.json").read_text(encoding="utf-8"))
     status = json.loads((folder.path / "status.json").read_text(encoding="utf-8"))
-    curve = _loss_curve(folder.path / "train.csv")
+    curve = _loss_curve(folder.path / "train.csv", folder.config)
     has_attributes = data is not None and any(t.attribute for t in data.triplets)
     diagnosis = of_triplets("training data", data.triplets) if data and has_attributes else None
     facts: dict[str, Any] = {
@@ -65,8 +69,9 @@ def write_reports(
         "protocols": comparison.protocols(rows, report.bias),
         "notes": (*(data.notes if data else ()), *evaluation.notes),
         "plot": plots.before_after(rows),
-        "curve": plots.loss_curve(curve) if curve else None,
+        "curve": curve,
         "sentences": sentences(*changes(evaluation)),
+        "writes": written.grid(texts) if texts else None,
         "config": folder.config,
         "cost": cost,
         "stages": stages(cost),
@@ -83,7 +88,8 @@ def write_reports(
     write_text(folder.path / "report.md", fill("run.md.j2", facts))
     write_text(folder.path / "report.html", fill("run.html.j2", facts))
     if adapter is not None:
-        of_card = bias_card.facts(adapter, base_name, report.bias, evaluation.figures)
+        sources = list(dict.fromkeys(t.source for t in data.triplets if t.source)) if data else []
+        of_card = bias_card.facts(adapter, base_name, report.bias, evaluation.figures, sources, folder.config)
         write_text(adapter / "README.md", fill("bias_card.md.j2", facts | of_card))
 
 
@@ -139,8 +145,17 @@ def provenance(status: Mapping[str, Any], identity: Mapping[str, str], data: Che
     return Grid(text_columns("what", "value"), lines, name="Provenance")
 
 
-def _loss_curve(path: Path) -> list[tuple[int, float]]:
+def _loss_curve(path: Path, config: str) -> Markup | None:
+    """The plot of the loss and, where the KL term has a weight, of its two parts as they enter it."""
     if not path.is_file():
-        return []
+        return None
     with path.open(newline="", encoding="utf-8") as file:
-        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+        found = list(csv.DictReader(file))
+    if not found:
+        return None
+    retention = float(yaml.safe_load(config).get("training", {}).get("retention") or 0)
+    parts = {}
+    if retention and all(row.get("kl") for row in found):
+        parts["bias loss"] = [float(row["bias_loss"]) for row in found]
+        parts[f"{retention:g} x KL"] = [retention * float(row["kl"]) for row in found]
+    return plots.loss_curve([(int(row["step"]), float(row["loss"])) for row in found], parts)
