@@ -20,6 +20,11 @@ class UserError(Exception):
     """An error that the user can fix, shown as one line that names the place and the remedy."""
 
 
+def one_line(error: BaseException) -> str:
+    """An error's message in one short line."""
+    return " ".join(str(error).split())[:200]
+
+
 def without_passwords(text: str) -> str:
     """A text that may be written to a file: user names and passwords in addresses are hidden."""
     return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)

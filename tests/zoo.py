@@ -159,6 +159,12 @@ def worst(model: Any, layout: Any, budget: int, texts: Sequence[Any], expected: 
     return float((np.abs(found - expected) / [span.num_tokens for span in texts]).max())
 
 
+def reason_of(error: Exception) -> str:
+    """Why an architecture is refused, without the remedy."""
+    text = str(error).partition(";")[0].partition(", so")[0].partition(", whose")[0]
+    return text if text.startswith("model ") else text.partition(" (")[0]
+
+
 def introduction() -> str:
     """The head of docs/models.md."""
     from zoo_adapters import ROWS
@@ -184,6 +190,7 @@ def main() -> None:
     """Print docs/models.md."""
     from zoo_adapters import refused
 
+    from debias.models.checkpoint import check_architecture
     from debias.records import UserError
     from debias.scoring import likelihood
 
@@ -193,12 +200,13 @@ def main() -> None:
         for name in buildable(kind):
             model = build(name, kind)
             try:
+                check_architecture(model.config, name)
                 layout = likelihood.choose_layout(model, kind, longest=300)
                 expected = np.array([plain(model, span) for span in texts])
                 figure = f"{max(worst(model, layout, budget, texts, expected) for budget in (300, 1024)):.0e}"
                 cells = [layout.name, figure, *cells_of(refused(name, kind))]
             except UserError as error:
-                cells = ["refused", str(error).split(", so")[0].partition(" (")[0], "", ""]
+                cells = ["refused", reason_of(error), "", ""]
             print(f"| {' | '.join([name, kind, *cells])} |", flush=True)
 
 

@@ -17,7 +17,6 @@ from debias.cli import workers
 from debias.cli.config import make
 from debias.cli.terminal import console, logging_to, next_step, page, quieten, shown
 from debias.models.identity import content_sha256
-from debias.records import UserError
 from debias.results import ADAPTER, Input, RunFolder, code_sha256, data_sha256, read_figures, text_sha256
 
 if TYPE_CHECKING:
@@ -37,12 +36,7 @@ def run_folder(cfg: DictConfig, inputs: Sequence[Input], adapters: Sequence[str]
         adapters: folders of the adapters that are scored.
     """
     OmegaConf.resolve(cfg)
-    try:
-        models = [content_sha256(str(path)) for path in (cfg.model.path, *adapters)]
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"a model's files cannot be read: {' '.join(str(error).split())[:200]}; get them again"
-        ) from error
+    models = [content_sha256(str(path)) for path in (cfg.model.path, *adapters)]
     same = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_IDENTITY])
     identity = {
         "config_sha256": text_sha256(OmegaConf.to_yaml(same)),

@@ -38,21 +38,21 @@ def run(
     """Train an adapter unless the folder has one, score the base and the debiased model, write the reports."""
     tuning.make_trainer()  # fail on an unusable precision or device before loading the model
     cost = Cost(folder.path)
-    checked = tuning.data.load(tuning.seed)  # fail on bad data before loading the model
+    with cost.stage("load"):
+        base = model.load()  # refuse a model that cannot be scored before a chat model is paid for the data
+    log.info("model: %s on %s, %d threads", base.name, device().type, torch.get_num_threads())
+    checked = tuning.data.load(tuning.seed)
     if checked.spent:
         cost.add("generate", checked.spent)
         # A chat model has written the data just now, perhaps fewer sentences than were wanted.
         folder.refine(data_sha256=data_sha256([tuning.data, *benchmarks]))
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
     log.info("data: %d sentences from %s%s", len(checked.triplets), ", ".join(tuning.data.sources), dropped)
-    to_score = prepared(benchmarks, model.tokens())
+    to_score = prepared(benchmarks, base.tokens)
     seen = check_unseen([t.sentence for t in checked.triplets], to_score)
     checked = checked._replace(notes=(*checked.notes, *seen))
     for note in checked.notes:
         log.info("note: %s", note)
-    with cost.stage("load"):
-        base = model.load()
-    log.info("model: %s on %s, %d threads", base.name, device().type, torch.get_num_threads())
 
     target = folder.path / ADAPTER
     if target.is_dir():

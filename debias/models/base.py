@@ -17,13 +17,11 @@ import torch
 import transformers
 from torch import nn
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -33,9 +31,16 @@ from debias import assets
 from debias.assets.cache import made_by_one, temporary_dir, warn
 from debias.files import remove_unfinished, whole_folder
 from debias.models import bert_tiny
-from debias.models.identity import tensors_sha256
+from debias.models.checkpoint import (
+    check_architecture,
+    check_loaded,
+    check_vocabulary,
+    check_weights,
+    kind_of,
+)
+from debias.models.identity import check_files, tensors_sha256
 from debias.models.placement import device
-from debias.records import AUTO, Tokens, UserError
+from debias.records import AUTO, Tokens, UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +121,10 @@ class BaseModel:
         self.path, self.revision, self.kind = str(path), revision, kind
 
     def load(self) -> Base:
-        """Load the model to its device in eval mode, and freeze it. Raises UserError if `path` holds no such model."""
+        """Load the model to its device in eval mode, and freeze it.
+
+        Raises UserError if `path` holds no model, or one that cannot be scored.
+        """
         quantized = _quantized(self.quantization)  # fail before the weights are loaded
         tokenizer, kind = self.tokens()
         with self._place() as (folder, options):
@@ -124,20 +132,34 @@ class BaseModel:
             if on_gpu:  # straight from the file to the device: the host never holds the whole model
                 options["device_map"] = {"": device()}
             dtype = DTYPES[("bf16" if on_gpu else "float32") if self.dtype == AUTO else self.dtype]
-            model = LOADERS[kind].from_pretrained(folder, dtype=dtype, use_safetensors=True, **{**options, **quantized})
+            # Other shapes, too, are told by the report: transformers' own error does not name them.
+            how = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, report = LOADERS[kind].from_pretrained(folder, dtype=dtype, **how, **{**options, **quantized})
             checksum = tensors_sha256(_files(folder, self.revision)) + (self.quantization or "")
+        check_loaded(model, report, self.path)
+        check_vocabulary(tokenizer, model, self.path)
         model.requires_grad_(False).eval()
         model.name_or_path = EMBEDDED.get(self.path, self.path)
         return Base(model, tokenizer, model.name_or_path, checksum, kind)
 
     def tokens(self) -> Tokens:
-        """Load the tokenizer and the kind alone, in a fraction of a second. Raises UserError as `load` does."""
+        """Load the tokenizer and the kind alone, in a fraction of a second.
+
+        Raises UserError as `load` does for what config, tokenizer and the files' headers show.
+        """
         with self._place() as (folder, options):
+            local = Path(folder).is_dir()
+            if local:
+                check_weights(Path(folder))
             config = AutoConfig.from_pretrained(folder, **options)  # the smallest file first: a wrong path fails fast
+            check_architecture(config, self.path)
+            if not local:  # a hub's weights may not be here yet
+                check_files(_files(folder, self.revision))
+            kind = kind_of(config, self.kind, self.path)
             tokenizer = _tokenizer(folder, self.revision, _changed(folder))
         if not tokenizer.is_fast:
             raise UserError(f"model {self.path!r} has no fast tokenizer; debias needs one to locate words in sentences")
-        return Tokens(tokenizer, self.kind or kind_of(config))
+        return Tokens(tokenizer, kind)
 
     @contextmanager
     def _place(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -146,11 +168,21 @@ class BaseModel:
         folder = _folder(self.path)
         try:
             yield folder, {"revision": self.revision, "trust_remote_code": False}
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except ImportError as error:  # quantised weights above all
+            raise UserError(
+                f"model {self.path!r} cannot be loaded ({one_line(error)}); install it, or choose another model"
+            ) from error
+        except Exception as error:  # transformers raises errors of many types for files that do not fit
+            if (Path(folder) / "config.json").is_file():
+                raise UserError(
+                    f"model {self.path!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); "
+                    "get its files again, or choose another model"
+                ) from error
             raise UserError(
                 f"model {self.path!r} is neither a local folder with safetensors weights nor a model that the hub "
-                f"could deliver ({reason}); see `debias ls model`"
+                f"could deliver ({one_line(error)}); see `debias ls model`"
             ) from error
 
 
@@ -188,16 +220,6 @@ def _quantized(bits: str | None) -> dict[str, Any]:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"model.quantization={bits} needs bitsandbytes; install it: pip install 'debias[quantization]'")
     return {"quantization_config": BitsAndBytesConfig(**QUANTIZATIONS[bits]), "device_map": {"": "cuda:0"}}
-
-
-def kind_of(config: PretrainedConfig) -> str:
-    """`causal` or `masked`: from the architecture that the config names, else from what the model family supports."""
-    names = " ".join(getattr(config, "architectures", None) or [])
-    if "MaskedLM" in names or "ForPreTraining" in names:
-        return "masked"
-    if "CausalLM" in names or "LMHeadModel" in names:
-        return "causal"
-    return "causal" if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else "masked"
 
 
 def checksum(model: nn.Module, wanted: Callable[[nn.Parameter], bool] = lambda _: True) -> str:

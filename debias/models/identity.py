@@ -9,18 +9,42 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from debias import assets
 from debias.files import write_json
+from debias.records import UserError, one_line
+
+LFS = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
+
+
+def check_files(folder: Path) -> None:
+    """Raise UserError for files that only look like a model's: not fetched by Git LFS, truncated or empty."""
+    for file in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".model") and p.is_file()):
+        try:
+            with file.open("rb") as opened:
+                begin = opened.read(len(LFS))
+            if begin and begin != LFS and file.suffix == ".safetensors":
+                safe_open(file, framework="numpy")  # reads the header, and compares it with the size
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{file} is truncated or not in safetensors format ({one_line(error)}); get it again"
+            ) from error
+        if begin == LFS:
+            raise UserError(f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in {folder}")
+        if not begin:
+            raise UserError(f"{file} is empty; get it again")
 
 
 def content_sha256(path: str) -> str:
     """Checksum of a folder with a model or an adapter: its tensors, its configs and its tokenizer.
 
-    An embedded name or a hub id is returned as it is. Raises ValueError for a file not in safetensors format.
+    An embedded name or a hub id is returned as it is. Raises UserError for damaged files.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return path
+    check_files(folder)
     digest = hashlib.sha256(tensors_sha256(folder).encode())
     for file in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".model") and p.is_file()):
         digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())

@@ -271,9 +271,14 @@ def choose_layout(model: LanguageModel, kind: str = "causal", longest: int = 48,
         except (IndexError, AssertionError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{name(model)} cannot score plain texts ({type(error).__name__}: {reason})") from error
+        alone_E = torch.cat(alone)
+        if not alone_E.isfinite().all():
+            raise UserError(
+                f"{name(model)} gives log-probabilities that are NaN or inf; try scoring.precision=32 and "
+                "model.dtype=float32, or choose another checkpoint"
+            )
         if kind == "causal":
             _check_causal(model, max(spans, key=lambda span: len(span.ids)))
-        alone_E = torch.cat(alone)
         median, largest = _rounding(model, alone_E)
         for layout in candidates:
             try:

@@ -163,10 +163,9 @@ class Scorer:
             progress = bar(f"{label}, {self.active}")
             scores = likelihood.score_and_greedy(self.model, spans, self.layout(longest), self.token_budget, progress)
             if not np.isfinite(scores).all():
-                raise UserError(
-                    f"the {self.active} model gives log-probabilities that are NaN or inf; "
-                    "training diverged (lower training.lr)"
-                )
+                of_base = "try scoring.precision=32 and model.dtype=float32, or choose another checkpoint"
+                remedy = of_base if self.active == "base" else "training diverged (lower training.lr)"
+                raise UserError(f"the {self.active} model gives log-probabilities that are NaN or inf; {remedy}")
             self.positions += sum(span.num_tokens for span in spans)
             return scores
 
