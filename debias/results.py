@@ -108,6 +108,7 @@ class RunFolder:
         self.path, self.config, self.identity = path, without_passwords(config), dict(identity)
         self.started = _now()
         self.opened = ""  # what was found in the folder, where the log should say so
+        self.facts: dict[str, Any] = {}
         self._lock = Lock(path / LOCK)
 
     @contextlib.contextmanager
@@ -231,6 +232,11 @@ class RunFolder:
         self.identity = {**self.identity, **checksums}
         self._write_status("running")
 
+    def describe(self, **facts: Any) -> None:
+        """Add to status.json what became known while working, and is not the run's identity."""
+        self.facts |= facts
+        self._write_status("running")
+
     def finish(self, hardware: Mapping[str, Any]) -> None:
         """Write the state `done`, after all other files."""
         self._write_status("done", hardware=dict(hardware))
@@ -243,7 +249,15 @@ class RunFolder:
     def _write_status(self, state: str, **more: Any) -> None:
         ended = None if state == "running" else _now()
         versions = {"versions": _versions(), "git_commit": _git_commit()}
-        status = {"state": state, "started": self.started, "ended": ended, **self.identity, **versions, **more}
+        status = {
+            "state": state,
+            "started": self.started,
+            "ended": ended,
+            **self.identity,
+            **versions,
+            **self.facts,
+            **more,
+        }
         write_json(self.path / "status.json", status)
 
     def write_figures(self, figures: Iterable[Figure]) -> None:

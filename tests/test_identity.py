@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from adapter_table import ROWS, base_of, config_of
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from debias.jobs.generated_source import Generated
 from debias.models import adapter as adapters
 from debias.models.base import checksum
-from debias.models.identity import tensors_sha256
+from debias.models.identity import content_sha256, tensors_sha256
 from debias.models.targets import PREDICTION_HEAD
 from debias.records import UserError
 
@@ -76,6 +78,41 @@ def test_a_checksum_sees_the_smallest_change(dtype: torch.dtype) -> None:
         wanted = checksum(model, lambda p: p is model.weight)
         model.bias += 1
         assert checksum(model, lambda p: p is model.weight) == wanted
+
+
+def test_a_hub_model_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the local cache where the hub cannot be reached; a tokenizer's file that changes is another commit."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    ref = tmp_path / "models--me--tiny" / "refs" / "main"
+    ref.parent.mkdir(parents=True)
+    first, second = "a" * 40, "b" * 40
+    ref.write_text(first)
+    assert content_sha256("me/tiny") == f"me/tiny {first}"
+    (ref.parent / "dev").write_text(second)
+    assert content_sha256("me/tiny", "dev") == f"me/tiny {second}"
+    ref.write_text(second)
+    assert content_sha256("me/tiny") == f"me/tiny {second}"
+    assert content_sha256("me/unknown") == "me/unknown None"
+
+
+def test_a_generated_set_is_what_it_holds(tmp_path: Path) -> None:
+    """Two partial sets of one config differ, and so do two whole ones; a set still to be extended does not count."""
+    generated: Any = object.__new__(Generated)
+    generated.folder, generated.path, generated.identity = tmp_path, tmp_path / "generated.jsonl", "settings"
+    generated.generation, generated._loaded = SimpleNamespace(wanted=SimpleNamespace(n=2)), False
+    generated.columns = ""
+
+    def fingerprint(stopped: str | None, *sentences: str) -> str:
+        rows = [json.dumps({"sentence": text, "time": len(sentences)}) + "\n" for text in sentences]
+        (tmp_path / "generated.jsonl").write_text("".join(rows))
+        (tmp_path / "status.json").write_text(json.dumps({"stopped": stopped}))
+        return generated.fingerprint()
+
+    none = generated.fingerprint()
+    assert fingerprint("interrupted", "A.") == none
+    assert len({none, fingerprint("budget", "A."), fingerprint("budget", "B."), fingerprint("n", "A.", "B.")}) == 4
+    assert fingerprint("n", "A.", "C.") != fingerprint("n", "A.", "B.")
+    assert fingerprint("n", "A.", "B.", "C.") == fingerprint("n", "A.", "B.")  # another run let it grow
 
 
 def test_figures_of_other_weights_are_not_shown(

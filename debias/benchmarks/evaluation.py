@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
@@ -27,9 +27,11 @@ class Evaluation(NamedTuple):
     texts: pd.Series  # indexed by (benchmark, example, candidate)
     positions: int  # tokens scored in this run; cached scores do not count
     notes: tuple[str, ...] = ()  # what could not be scored, and oddities of the data
+    start_tokens: Mapping[str, str] = {}  # by protocol; only causal models have one
 
     def write(self, folder: RunFolder) -> None:
-        """Write likelihoods.parquet and metrics.jsonl, and log the notes."""
+        """Write likelihoods.parquet and metrics.jsonl, log the notes, and keep the start tokens in status.json."""
+        folder.describe(start_tokens=dict(self.start_tokens))
         for note in self.notes:
             log.info("note: %s", note)
         folder.write_likelihoods(self.likelihoods)
@@ -51,7 +53,7 @@ def prepared(benchmarks: Sequence[Benchmark], tokens: Tokens) -> list[Prepared]:
 def evaluate(scorer: Scorer, benchmarks: Sequence[Prepared]) -> Evaluation:
     """Score every benchmark under every model and compute the figures."""
     frames = [scores_of(scorer, benchmarks, model) for model in scorer.models()]
-    return evaluation_of(benchmarks, frames, scorer.positions, scorer.notes)
+    return evaluation_of(benchmarks, frames, scorer.positions, scorer.notes, scorer.start_tokens)
 
 
 def scores_of(scorer: Scorer, benchmarks: Sequence[Prepared], model: str) -> pd.DataFrame:
@@ -69,7 +71,11 @@ def scores_of(scorer: Scorer, benchmarks: Sequence[Prepared], model: str) -> pd.
 
 
 def evaluation_of(
-    benchmarks: Sequence[Prepared], frames: Sequence[pd.DataFrame], positions: int, notes: Iterable[str]
+    benchmarks: Sequence[Prepared],
+    frames: Sequence[pd.DataFrame],
+    positions: int,
+    notes: Iterable[str],
+    start_tokens: Mapping[str, str],
 ) -> Evaluation:
     """Combine the scores of all models into figures and texts."""
     likelihoods = pd.concat(frames, ignore_index=True)
@@ -79,7 +85,7 @@ def evaluation_of(
     ).drop_duplicates(["benchmark", "example", "candidate"])
     texts = shown.set_index(["benchmark", "example", "candidate"])["text"]
     figures = figures_of([b for b, _ in benchmarks], likelihoods)
-    return Evaluation(figures, likelihoods, texts, positions, tuple(notes))
+    return Evaluation(figures, likelihoods, texts, positions, tuple(notes), start_tokens)
 
 
 def figures_of(benchmarks: Sequence[Benchmark], likelihoods: pd.DataFrame) -> list[Figure]:

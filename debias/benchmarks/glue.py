@@ -15,7 +15,7 @@ from debias.benchmarks import metrics
 from debias.benchmarks.sampling import fingerprint, per_bias
 from debias.benchmarks.statistics import Comparison, Statistic, compare
 from debias.records import Candidate, Tokens, UserError
-from debias.scoring.spans import start_id
+from debias.scoring.spans import after, start_id
 
 if TYPE_CHECKING:
     from debias.benchmarks.classifiers import Classifier, Texts
@@ -207,8 +207,10 @@ def _encoded(sentences: Sequence[str], tokens: Tokens) -> list[tuple[int, ...]]:
     """Token ids after a start token (causal models) or between special tokens (masked models)."""
     causal = tokens.kind == "causal"
     ids = tokens.tokenizer(list(sentences), add_special_tokens=not causal, verbose=False).input_ids
-    start = (start_id(tokens.tokenizer),) if causal else ()
-    return [(*start, *i) for i in ids]
+    if not causal:
+        return [tuple(i) for i in ids]
+    start = start_id(tokens.tokenizer)
+    return [(start, *after(start, i)) for i in ids]
 
 
 def _cells(rows: pd.DataFrame, positive: str) -> tuple[np.ndarray, ...]:

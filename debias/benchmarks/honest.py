@@ -18,7 +18,7 @@ from debias.benchmarks.sampling import fingerprint, per_bias, strata
 from debias.benchmarks.statistics import Comparison, compare_means
 from debias.progress import bar
 from debias.records import Candidate, Masked, Scored, Span, Tokens, UserError
-from debias.scoring.spans import mask_id, start_id
+from debias.scoring.spans import after, mask_id, start_id
 
 if TYPE_CHECKING:
     from debias.scoring.scorer import Scorer
@@ -166,7 +166,7 @@ def _continued(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
         raise UserError("honest: this tokenizer does not mark where a word begins; use a masked model")
     start = start_id(tokenizer)
     before = [text.partition(BLANK)[0].rstrip() for text in texts]
-    prefixes = [(start, *ids) for ids in tokenizer(before, add_special_tokens=False).input_ids]
+    prefixes = [(start, *after(start, ids)) for ids in tokenizer(before, add_special_tokens=False).input_ids]
     first_NK = _likeliest(scorer, [Span((*ids, 0), len(ids)) for ids in prefixes], k, begins)
     words = [[token] for token in first_NK.flat]
     open_words = list(range(len(words)))  # words that the next token may still lengthen

@@ -30,13 +30,13 @@ NOT_IDENTITY = ("name", "overwrite", "accept_other_code", "logger")  # keys that
 
 
 def run_folder(cfg: DictConfig, inputs: Sequence[Input], adapters: Sequence[str] = ()) -> RunFolder:
-    """The folder of the job that Hydra started, with checksums of config, data, code, and of local models' files.
+    """The folder of the job that Hydra started, with checksums of config, data, code, and of models' files.
 
     Args:
         adapters: folders of the adapters that are scored.
     """
     OmegaConf.resolve(cfg)
-    models = [content_sha256(str(path)) for path in (cfg.model.path, *adapters)]
+    models = [content_sha256(str(cfg.model.path), cfg.model.get("revision")), *map(content_sha256, adapters)]
     same = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in NOT_IDENTITY])
     identity = {
         "config_sha256": text_sha256(OmegaConf.to_yaml(same)),

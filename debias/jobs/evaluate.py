@@ -62,6 +62,7 @@ def evaluate(
     intact = checksum(base.model)
     frames: list[pd.DataFrame] = []
     notes: dict[str, None] = {}
+    start_tokens: dict[str, str] = {}
     with cost.stage("evaluate") as spent:
         for name, adapt in adapted_by.items() or {"base": lambda _: None}.items():
             adapted = adapt(base)
@@ -72,11 +73,12 @@ def evaluate(
             finally:
                 spent["tokens"] += scorer.positions
             notes |= scorer.notes
+            start_tokens |= scorer.start_tokens
             if adapted is not None:
                 adapters.detach(adapted)
                 if checksum(base.model) != intact:
                     raise UserError(f"removing {name} did not restore the base; score this adapter in its own command")
-    evaluation = evaluation_of(to_score, frames, spent["tokens"], notes)
+    evaluation = evaluation_of(to_score, frames, spent["tokens"], notes, start_tokens)
     evaluation.write(folder)
     write_reports(folder, evaluation, report, None, base.name, None)
     return evaluation

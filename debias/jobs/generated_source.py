@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -27,6 +26,8 @@ from debias.records import UserError, checked
 from debias.report.one_run.generated_set import named
 from debias.report.templating import dollars
 from debias.results import text_sha256
+
+PARTS = ("sentence", "target", "attribute", "bias")  # of a line; the rest says where it came from
 
 
 class Generated:
@@ -70,24 +71,26 @@ class Generated:
         short = re.sub(r"[^\w.+-]+", "_", name)[:80]
         self.folder = Path(root) / f"{short}-{text_sha256(self.identity)[:8]}"
         self.path = self.folder / f"{self.generation.name}.jsonl"
-        self._loaded: str | None = None  # what `fingerprint` adds once the set is loaded
+        self._loaded = False
 
     def fingerprint(self) -> str:
-        """Checksum of the settings and the size; if the set ended early, of its triplets too.
+        """Checksum of the settings, the size and the triplets.
 
-        Before `load`, a set that the next launch would extend, or that does not exist yet, counts as one of full size.
+        Before `load`, a set that the next launch would extend, or that does not exist yet, counts without its triplets.
         """
-        extra = self._loaded
-        if extra is None:
-            stopped = None
-            with contextlib.suppress(OSError, ValueError):  # there is no set yet, or `load` will say what is wrong
-                stopped = json.loads((self.folder / "status.json").read_text(encoding="utf-8")).get("stopped")
-            extra = self._early(stopped) if stopped in ("budget", "patience", "filtered") else ""
-        return hashlib.sha256(f"{self.identity} {self.generation.wanted.n}{self.columns}{extra}".encode()).hexdigest()
+        known = f"{self.identity} {self.generation.wanted.n}{self.columns}{self._contained()}"
+        return hashlib.sha256(known.encode()).hexdigest()
 
-    def _early(self, stopped: str) -> str:
-        """The triplets of a set that ended for another reason than its size."""
-        return "" if stopped == "n" or not self.path.is_file() else self.path.read_text(encoding="utf-8")
+    def _contained(self) -> str:
+        """The triplets that a run takes from the set, unless the next launch would change them."""
+        try:
+            stopped = json.loads((self.folder / "status.json").read_text(encoding="utf-8")).get("stopped")
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            rows = [json.loads(line) for line in lines[: self.generation.wanted.n]]
+        except (OSError, ValueError):  # there is no set yet, or `load` will say what is wrong
+            return ""
+        ended = self._loaded or stopped in ("budget", "patience", "filtered") or len(rows) == self.generation.wanted.n
+        return _plain([[row.get(key) for key in PARTS] for row in rows]) if ended else ""
 
     def load(self, seed: int) -> Checked:
         """Generate or replay. Raises UserError if there is nothing to train on, or a batch is still being processed."""
@@ -102,7 +105,7 @@ class Generated:
             raise UserError(f"{self.folder}: {named(product.counterparts)}; run the same command again to continue")
         if not product.harvest.kept:
             raise UserError(f"{self.folder}: nothing was accepted ({product.ending}); see rejected.jsonl there")
-        self._loaded = self._early(product.harvest.stopped)
+        self._loaded = True
         checked = TripletFile(self.generation.task.label, str(product.path)).load(seed)
         dropped = Counter({f"generated, but {r.reason}": 0 for r in product.harvest.rejected})
         dropped.update(f"generated, but {r.reason}" for r in product.harvest.rejected)

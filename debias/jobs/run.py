@@ -21,6 +21,7 @@ from debias.report.one_run.report import RunReport, write_reports
 from debias.report.one_run.written import Written
 from debias.results import ADAPTER, RunFolder, data_sha256
 from debias.scoring.scorer import Scorer
+from debias.scoring.spans import start_token
 from debias.training.stage import Tuning, train
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,9 @@ def run(
             evaluation = evaluate(scorer, to_score)
         finally:
             spent["tokens"] = scorer.positions
+    if base.kind == "causal":
+        start = start_token(base.tokenizer) if tuning.recipe.start_token else "none"
+        evaluation = evaluation._replace(start_tokens={"training": start, **evaluation.start_tokens})
     evaluation.write(folder)
     texts = samples(base, adapted, writing) if writing else []
     write_reports(folder, evaluation, report, checked, base.name, target, texts)

@@ -36,19 +36,36 @@ def check_files(folder: Path) -> None:
             raise UserError(f"{file} is empty; get it again")
 
 
-def content_sha256(path: str) -> str:
-    """Checksum of a folder with a model or an adapter: its tensors, its configs and its tokenizer.
+def content_sha256(path: str, revision: str | None = None) -> str:
+    """What a model or an adapter is made of: of a folder a checksum of its tensors, its configs and its tokenizer.
 
-    An embedded name or a hub id is returned as it is. Raises UserError for damaged files.
+    A hub id's commit stands for all of its files; without hub and cache the id is returned as it is, and loading will
+    say what is wrong. Raises UserError for damaged files.
     """
+    if path in assets.ASSETS:
+        return assets.ASSETS[path].sha256
+    if path == "bert-tiny":  # trained on this machine, so its name does not say what it holds
+        from debias.models import bert_tiny  # takes torch to import
+
+        path = str(bert_tiny.folder())
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        return path
+        return f"{path} {_commit(path, revision)}"
     check_files(folder)
     digest = hashlib.sha256(tensors_sha256(folder).encode())
     for file in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".model") and p.is_file()):
         digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
     return digest.hexdigest()
+
+
+def _commit(hub_id: str, revision: str | None) -> str | None:
+    """The commit that loading would take: the hub's, or that of the local cache if the hub cannot be reached."""
+    from huggingface_hub import HfApi, constants  # not needed by most jobs
+
+    try:
+        return HfApi().resolve_revision(hub_id, revision=revision, local_files_only=constants.HF_HUB_OFFLINE).resolved
+    except Exception:  # no such model, no access, no network: errors of many types
+        return None
 
 
 def tensors_sha256(folder: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from debias.data.word_borders import same_word
 from debias.records import Encoded, Tokens, Triplet
-from debias.scoring.spans import mask_id, start_id
+from debias.scoring.spans import after, mask_id, start_id
 
 
 def encode(triplets: Sequence[Triplet], tokens: Tokens, start_token: bool = True) -> list[Encoded]:
@@ -33,6 +33,8 @@ def encode(triplets: Sequence[Triplet], tokens: Tokens, start_token: bool = True
     texts = []
     for triplet, ids, offsets in zip(triplets, encoded.input_ids, encoded.offset_mapping, strict=True):
         marked = [k for k, (a, b) in enumerate(offsets) if a < triplet.stop and b > triplet.start]
-        start, stop = (len(front) + marked[0], len(front) + marked[-1] + 1) if marked else (0, 0)
-        texts.append(Encoded((*front, *ids), start, stop, mask))
+        rest = after(front[0], ids) if front else tuple(ids)
+        moved = len(front) - (len(ids) - len(rest))
+        start, stop = (moved + marked[0], moved + marked[-1] + 1) if marked else (0, 0)
+        texts.append(Encoded((*front, *rest), start, stop, mask))
     return texts

@@ -15,6 +15,7 @@ import numpy as np
 
 from debias.records import Candidate, Scored, Span, Tokens, UserError
 from debias.scoring.spans import (
+    all_after,
     causal,
     continued,
     different_masked,
@@ -49,6 +50,8 @@ class Reading(NamedTuple):
 
     spans: Callable[[Sequence[Candidate], Any], Sequence[Sequence[Scored]]]  # of candidates and a tokenizer
     score: Callable[[Pieces], np.ndarray]  # shape (C,); what the benchmark compares
+    start: int | None = None  # id of the start token; None: there is none
+    starts_all: bool = True  # whether every token of a text sees it, or the first one alone
 
 
 class Protocol(Interface):
@@ -92,7 +95,7 @@ class BiasBench:
         """Causal or masked."""
         if tokens.kind == "causal":
             start = start_id(tokens.tokenizer, self.start_token, "<|endoftext|>")
-            return Reading(partial(causal, spans_of=partial(first_apart, start)), mean_per_token)
+            return Reading(partial(causal, spans_of=partial(first_apart, start)), mean_per_token, start, False)
         if blanks:
             return Reading(filling_pieces, mean_probability)
         return Reading(different_masked, lambda pieces: np.round(mean_per_token(pieces), 3))
@@ -121,7 +124,7 @@ class Conditional:
         """Causal or masked."""
         if tokens.kind == "causal":
             start = start_id(tokens.tokenizer, self.start_token)
-            return Reading(partial(causal, spans_of=lambda ids: [Span((start, *ids), 1)]), self.score)
+            return Reading(partial(causal, spans_of=partial(all_after, start)), self.score, start)
         return Reading(each_masked, self.score)
 
 
@@ -191,7 +194,7 @@ class Continuation:
         """Causal or masked."""
         if tokens.kind == "causal":
             start = start_id(tokens.tokenizer, self.start_token)
-            return Reading(partial(continued, start=start), self.score)
+            return Reading(partial(continued, start=start), self.score, start)
         return Reading(filling_masked, self.score)
 
 
@@ -226,6 +229,37 @@ def _check_kind(protocol: Protocol, tokens: Tokens) -> None:
             f"protocol={protocol.name} is for {' and '.join(protocol.kinds)} models, and this one is {tokens.kind}; "
             "choose another protocol"
         )
+
+
+# ---------------------------------------------------------------- start tokens
+
+
+class Start(NamedTuple):
+    """What a protocol puts in front of a causal model's texts, in words."""
+
+    token: str  # for the record
+    note: str | None  # what stands in its place, or what the model misses
+
+
+def start_of(protocol: Protocol, reading: Reading, tokens: Tokens) -> Start | None:
+    """How a protocol begins texts; None for a masked model, whose texts have their special tokens."""
+    if tokens.kind != "causal":
+        return None
+    tokenizer = tokens.tokenizer
+    token = "none" if reading.start is None else tokenizer.convert_ids_to_tokens(reading.start)
+    where = "" if reading.starts_all or reading.start is None else ", before the first token alone"
+    bos, own = tokenizer.bos_token_id, tokenizer("a").input_ids[:1]
+    if bos is None and reading.start is not None:
+        return Start(f"{token}{where}", f"the tokenizer has no BOS token: {token} stands in its place")
+    # A tokenizer that begins every text with BOS by itself belongs to a model that was trained so. Some, like Gemma,
+    # predict nothing sensible without it.
+    if [bos] == own and not (reading.start == bos and reading.starts_all):
+        missing = f"this model was trained on texts that begin with {tokenizer.bos_token}"
+        return Start(
+            f"{token}{where}",
+            f"{missing}, and protocol={protocol.name} does not show it to every token; set protocol=conditional",
+        )
+    return Start(f"{token}{where}", None)
 
 
 # ---------------------------------------------------------------- scores of candidates

@@ -26,7 +26,7 @@ from debias.records import AUTO, Candidate, Scored, Tokens, UserError
 from debias.results import code_sha256
 from debias.scoring import likelihood
 from debias.scoring.layouts import ROW, Layout, padded
-from debias.scoring.protocols import Pieces, Protocol
+from debias.scoring.protocols import Pieces, Protocol, Reading, start_of
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class Scorer:
         self.active = "base" if adapted is None else name
         self.positions = 0
         self.notes: dict[str, None] = {}
+        self.start_tokens: dict[str, str] = {}  # by protocol
         self._layouts: dict[str, tuple[int, Layout]] = {}  # model -> the longest text it was tried with, and the layout
 
     @property
@@ -125,6 +126,7 @@ class Scorer:
         cannot be scored is counted in `notes`. Raises UserError when that is everything.
         """
         reading = protocol.reading(self.tokens, any(c.cloze for c in candidates))
+        self._tell_start(protocol, reading)
         spans_of = [list(spans) for spans in reading.spans(candidates, self.tokens.tokenizer)]
         limit = self.max_positions
         long = [limit is not None and any(s.num_positions > limit for s in spans) for spans in spans_of]
@@ -140,6 +142,17 @@ class Scorer:
         rows["score"] = reading.score(pieces)
         self._note(rows, long, f"{label} ({protocol.name})", limit)
         return rows
+
+    def _tell_start(self, protocol: Protocol, reading: Reading) -> None:
+        """Record, and log once, which start token a protocol uses."""
+        start = start_of(protocol, reading, self.tokens)
+        if start is None or protocol.name in self.start_tokens:
+            return
+        self.start_tokens[protocol.name] = start.token
+        log.info("start token of %s: %s", protocol.name, start.token)
+        if start.note and start.note not in self.notes:
+            log.warning("%s", start.note)
+            self.notes[start.note] = None
 
     def _note(self, rows: pd.DataFrame, long: Sequence[bool], label: str, limit: int | None) -> None:
         examples = rows["example"].nunique()

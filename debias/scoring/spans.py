@@ -22,6 +22,17 @@ def start_id(tokenizer: Any, wanted: str | None = None, *first: str) -> int:
     raise UserError(f"start token {missing} is not in the vocabulary; choose one with protocol.start_token=TOKEN")
 
 
+def start_token(tokenizer: Any) -> str:
+    """The start token in words, as a record names it."""
+    return tokenizer.convert_ids_to_tokens(start_id(tokenizer))
+
+
+def after(start: int, ids: Sequence[int]) -> tuple[int, ...]:
+    """A text's token ids without start tokens of its own at the front, so that no span holds two of them."""
+    first = next((k for k, token in enumerate(ids) if token != start), len(ids))
+    return tuple(ids[first:])
+
+
 # ---------------------------------------------------------------- causal models
 
 
@@ -35,8 +46,17 @@ def causal(
 
 def first_apart(start: int, ids: tuple[int, ...]) -> list[Span]:
     """Two spans: the first token after the start token; the others after the first."""
+    ids = after(start, ids)
+    if not ids:
+        return []
     first = Span((start, ids[0]), 1)
     return [first, Span(ids, 1)] if len(ids) > 1 else [first]
+
+
+def all_after(start: int, ids: tuple[int, ...]) -> list[Span]:
+    """One span: every token after the start token and those before it."""
+    ids = after(start, ids)
+    return [Span((start, *ids), 1)] if ids else []
 
 
 def continued(candidates: Sequence[Candidate], tokenizer: Any, start: int) -> list[list[Span]]:
@@ -46,8 +66,10 @@ def continued(candidates: Sequence[Candidate], tokenizer: Any, start: int) -> li
     encoded = _encode(tokenizer, texts, add_special_tokens=False, return_offsets_mapping=True)
     spans: list[list[Span]] = [[] for _ in candidates]
     for (i, cloze), ids, offsets in zip(blanks.items(), encoded.input_ids, encoded.offset_mapping, strict=True):
-        first = next((k for k, (_, stop) in enumerate(offsets) if stop > len(cloze.before)), None)
-        spans[i] = [] if first is None else [Span((start, *ids), first + 1)]
+        rest = after(start, ids)
+        own = len(ids) - len(rest)
+        first = next((k for k, (_, stop) in enumerate(offsets) if k >= own and stop > len(cloze.before)), None)
+        spans[i] = [] if first is None else [Span((start, *rest), first - own + 1)]
     return spans
 
 

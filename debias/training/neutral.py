@@ -22,7 +22,7 @@ from debias.models.base import Base
 from debias.models.placement import placed
 from debias.progress import bar
 from debias.records import Masked, Scored, Span, UserError
-from debias.scoring.spans import start_id
+from debias.scoring.spans import after, start_id
 
 
 class NeutralText(Protocol):
@@ -52,8 +52,10 @@ class Wikipedia:
         if base.kind == "masked":
             texts = base.tokenizer(sentences, truncation=True, max_length=self.longest).input_ids
             return [Masked(tuple(ids), (), ()) for ids in texts]
-        front = (start_id(base.tokenizer),) if start_token else ()
+        start = start_id(base.tokenizer) if start_token else None
+        front = () if start is None else (start,)
         texts = base.tokenizer(sentences, add_special_tokens=False).input_ids
+        texts = texts if start is None else [after(start, ids) for ids in texts]
         return [_unscored((*front, *ids[: self.longest])) for ids in texts if len(ids) > 1]
 
 
@@ -114,6 +116,7 @@ class SelfGenerated:
         )
         ends = model.generation_config.eos_token_id
         stop = {token for token in (ends if isinstance(ends, list) else [ends]) if token is not None}
+        begins = set() if self.start else {start_id(base.tokenizer)}  # a second one begins another text
         samples: list[list[int]] = []
         size = self.batch_size or (64 if base.model.device.type == "cpu" else self.n)
         room = base.max_positions  # the last token of a sample is not read
@@ -128,7 +131,7 @@ class SelfGenerated:
                     begin_BT, attention_mask=torch.ones_like(begin_BT), do_sample=True, temperature=1.0, top_k=0,
                     top_p=self.top_p, max_new_tokens=longest, pad_token_id=min(stop, default=0),
                 )  # fmt: skip
-                samples += [_until(ids, front.shape[1], stop) for ids in answer_BT.tolist()]
+                samples += [_until(ids, front.shape[1], stop | begins) for ids in answer_BT.tolist()]
         return [ids for ids in samples if len(ids) > front.shape[1] + 1]
 
 

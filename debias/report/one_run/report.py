@@ -139,6 +139,8 @@ def stages(cost: Mapping[str, Any]) -> Grid:
 def provenance(status: Mapping[str, Any], identity: Mapping[str, str], data: Checked | None) -> Grid:
     """What the run was made of: versions, the commit, checksums, and the training records that were dropped."""
     facts = {**status["versions"], "git commit": status["git_commit"] or "not from a checkout", **identity}
+    starts = status.get("start_tokens") or {}
+    facts |= {f"start token, {protocol}": token for protocol, token in starts.items()}
     if data:
         facts["dropped records"] = "; ".join(f"{n} {reason}" for reason, n in data.dropped.items()) or "none"
     lines = [row(name, str(value)) for name, value in facts.items()]
