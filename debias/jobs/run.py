@@ -67,6 +67,7 @@ def run(
             "adapter: %s trainable parameters, trained in %.0f s, %d steps, %s tokens",
             f"{adapters.trainable_parameters(adapted):,}", spent["seconds"], spent["steps"], f"{spent['tokens']:,}",
         )  # fmt: skip
+        log.info("adapter: the modules it changes hold %s of the model's parameters", adapters.share_reached(target))
 
     place(adapted)  # not the base alone: PEFT keeps prompts and prefixes outside it
     with cost.stage("evaluate") as spent:

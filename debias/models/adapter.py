@@ -155,6 +155,7 @@ def save(model: peft.PeftModel, base: Base, folder: Path) -> None:
         "base_tensors_sha256": base.sha256,
         "kind": base.kind,
         "trainable_parameters": trainable_parameters(model),
+        "reached_parameters": targets.reached_parameters(model),  # of the base, in modules that the adapter changes
         "base_parameters": sum(p.numel() for n, p in base.model.named_parameters() if "default" not in n.split(".")),
         "prediction_head": vars(model.active_peft_config).get("modules_to_save") or [],
     }
@@ -162,6 +163,12 @@ def save(model: peft.PeftModel, base: Base, folder: Path) -> None:
         model.save_pretrained(str(unfinished), save_embedding_layers=False)
         (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's empty template; the bias card replaces it
         (unfinished / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+
+
+def share_reached(folder: Path) -> str:
+    """The share of the base's parameters that lies in modules which a saved adapter changes, as in `77%`."""
+    known = json.loads((folder / PROVENANCE).read_text())
+    return f"{known['reached_parameters'] / known['base_parameters']:.0%}"
 
 
 def located(path: str | Path) -> Path:

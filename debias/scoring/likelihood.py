@@ -495,7 +495,7 @@ def vocabulary(model: LanguageModel) -> int:
 
 def width(model: LanguageModel) -> int:
     """Width of the hidden states."""
-    return model.config.hidden_size
+    return model.config.get_text_config().hidden_size
 
 
 def mean_hidden(
