@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import glob
 import json
 import logging
@@ -10,7 +11,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -110,14 +111,52 @@ def disk_error(error: OSError) -> str:
     return f"{path}: {error.strerror}; check that disk and run the same command again"
 
 
-def remove_unfinished(folder: Path, name: str = "*") -> None:
+def remove_unfinished(folder: Path, name: str) -> None:
     """Remove what killed processes left of `name`, at any depth of the folder.
 
     Call it only under a lock that every writer of `name` holds: it cannot tell a dead process from one at work.
     """
-    pattern = "*" if name == "*" else glob.escape(name)
-    for path in list(folder.rglob(f"{pattern}.{'[0-9a-f]' * 8}.tmp")):
+    for path in list(folder.rglob(f"{glob.escape(name)}.{'[0-9a-f]' * 8}.tmp")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.tmp(?=/|$)")  # see `_temporary`
+
+
+def remove_known(folder: Path, names: Collection[str], unfinished: bool = False) -> None:
+    """Remove the files of these names from a folder, and its folders that are empty then. Links are not followed.
+
+    Args:
+        names: paths in the folder, with `*` for any text.
+        unfinished: remove only what killed processes left of them.
+    """
+    for path in list(_entries(folder)):
+        if _is_known(path, folder, names) and (not unfinished or UNFINISHED.search(_name(path, folder))):
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # something else is in it
+                while (path := path.parent) != folder:
+                    path.rmdir()
+
+
+def unknown(folder: Path, names: Collection[str]) -> list[Path]:
+    """Everything in a folder that does not have one of these names, and all links."""
+    return [path for path in _entries(folder) if not _is_known(path, folder, names)]
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """All files and links in a folder, at any depth; links are not followed."""
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        yield from (Path(place) / name for name in [*files, *links])
+
+
+def _is_known(path: Path, folder: Path, names: Collection[str]) -> bool:
+    name = UNFINISHED.sub("", _name(path, folder))
+    return not path.is_symlink() and any(fnmatch.fnmatchcase(name, known) for known in names)
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import platform
-import shutil
 import subprocess
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +21,7 @@ import pandas as pd
 from filelock import Timeout
 
 from debias import __version__
-from debias.files import remove_unfinished, whole_file, write_json, write_text
+from debias.files import remove_known, unknown, whole_file, write_json, write_text
 from debias.locks import Lock
 from debias.records import Figure, UserError, without_passwords
 
@@ -31,8 +30,17 @@ log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parent
 ADAPTER = "adapter"
 LOCK = ".lock"  # held while a process works in a run folder
+LOCKS = frozenset({LOCK, f"{LOCK}.held"})
 REFUSED = ".refused"  # why a sweep's job could not use the folder
 INTERRUPTED = "interrupted"
+# All that a job may write into its run folder, and so all that may be removed from it.
+RUN_FILES = frozenset({
+    "status.json", "config.yaml", "run.log", "train.csv", "likelihoods.parquet", "metrics.jsonl", "cost.json",
+    "report.html", "report.md", "checkpoint.ckpt", "best.ckpt", REFUSED,
+    *(f"{folder}/{file}" for folder in (ADAPTER, f"{ADAPTER}.unchecked", f"{ADAPTER}.before_divergence")
+      for file in ("adapter_config.json", "adapter_model.safetensors", "README.md", "debias.json")),
+    "tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml",
+})  # fmt: skip
 LIKELIHOODS = [
     "benchmark", "protocol", "example", "candidate", "bias", "target", "model", "logprob", "num_tokens", "score",
 ]  # fmt: skip
@@ -104,11 +112,15 @@ class RunFolder:
         identity: the checksums by name: `config_sha256`, `data_sha256`, `code_sha256`.
     """
 
+    own = RUN_FILES  # all that the program may remove
+    kept: frozenset[str] = frozenset()  # what it writes and never removes
+
     def __init__(self, path: Path, config: str, identity: Mapping[str, str]) -> None:
         self.path, self.config, self.identity = path, without_passwords(config), dict(identity)
         self.started = _now()
         self.opened = ""  # what was found in the folder, where the log should say so
         self.facts: dict[str, Any] = {}
+        self._stale = False  # what is in the folder is to be replaced
         self._lock = Lock(path / LOCK)
 
     @contextlib.contextmanager
@@ -136,16 +148,20 @@ class RunFolder:
             ) from error
         try:
             to_do = self._open(overwrite, accept_other_code)
-            if to_do:  # nobody else can be writing here, so what is unfinished belongs to a killed process
-                remove_unfinished(self.path)
+            if to_do and self._stale:
+                self._check_only_ours()
             yield to_do
         finally:
             self._lock.release()
-            if not self._files():  # a refused job leaves no folder behind
-                shutil.rmtree(self.path)
+            if {path.name for path in self.path.iterdir()} <= LOCKS:  # a refused job leaves no folder behind
+                remove_known(self.path, LOCKS)
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
 
     def _open(self, overwrite: bool, accept_other_code: bool) -> bool:
         """Decide what to do with what is in the folder; returns whether there is work to do.
+
+        What is to be replaced stays until the work begins, so that a job which is refused later removes nothing.
 
         | folder                       | same identity | other code only        | other data or model | other config |
         | ---------------------------- | ------------- | ---------------------- | ------------------- | ------------ |
@@ -155,14 +171,14 @@ class RunFolder:
         | any run, with overwrite=true | start again   | start again            | start again         | start again  |
         """
         (self.path / REFUSED).unlink(missing_ok=True)
-        before = self._status()
+        before = self._status(overwrite)
         state = before.get("state")
         if state == "failed" and "config_sha256" not in before:  # `record_failure` wrote it: there never was a run
-            self._clear()
+            self._stale = True
             return True
         differs = [what for what in self.identity if before.get(what) != self.identity[what]]
         if state is not None and overwrite:
-            self._clear()
+            self._stale = True
         elif state == "done" and not differs:
             return False
         elif state == "done" and differs == ["code_sha256"]:
@@ -182,7 +198,7 @@ class RunFolder:
         elif state is not None and differs:  # its checkpoint would mix two versions in one result
             what = " and ".join(f"other {name.removesuffix('_sha256')}" for name in differs)
             self.opened = f"the unfinished run in this folder was made by {what}: starting it afresh"
-            self._clear()
+            self._stale = True
         elif state is None and self._files():
             raise UserError(f"{self.path} has files in it but no run; empty it, or set name=OTHER")
         elif state is not None:
@@ -195,25 +211,39 @@ class RunFolder:
         return before.get("state") == "done" and all(before.get(what) == self.identity[what] for what in self.identity)
 
     def _files(self) -> list[Path]:
-        """The files of a run, without locks and unfinished files."""
-        return [p for p in self.path.iterdir() if not p.name.startswith(".") and p.suffix != ".tmp"]
+        """What is in the folder, without hidden files such as locks."""
+        return [path for path in self.path.iterdir() if not path.name.startswith(".")]
 
-    def _status(self) -> dict[str, Any]:
+    def _check_only_ours(self) -> None:
+        """Raise UserError if the folder holds anything that this program did not write; hidden files may stay."""
+        if self.path.is_symlink():
+            raise UserError(f"{self.path} is a link, and nothing behind it is removed; set name=OTHER")
+        foreign = [str(path.relative_to(self.path)) for path in unknown(self.path, self.own | self.kept)]
+        if visible := [name for name in foreign if not name.startswith(".")]:
+            more = f" and {len(visible) - 3} more" if len(visible) > 3 else ""
+            raise UserError(
+                f"{self.path} holds files that debias did not write ({', '.join(sorted(visible)[:3])}{more}); "
+                "move them away, or set name=OTHER"
+            )
+
+    def _status(self, overwrite: bool = False) -> dict[str, Any]:
         path = self.path / "status.json"
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except ValueError as error:
+            if overwrite:
+                return {"state": "damaged"}
             raise UserError(f"{path} is damaged ({error}); remove the folder or set overwrite=true") from error
 
-    def _clear(self) -> None:
-        for path in self.path.iterdir():
-            if path.name not in (LOCK, f"{LOCK}.held"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
     def start(self) -> None:
-        """Write the config and the state `running`."""
+        """Remove what is to be replaced, write the config and the state `running`."""
+        if self._stale:
+            self._check_only_ours()
+            remove_known(self.path, self.own)
+            self._stale = False
+        remove_known(self.path, self.own, unfinished=True)  # of a killed process: nobody else can be writing here
         self._write_status("running")
         write_text(self.path / "config.yaml", self.config)
 
@@ -283,7 +313,8 @@ def record_failure(path: Path, error: Exception) -> None:
     """
     with contextlib.suppress(OSError), Lock(path / LOCK).at_once():  # a timeout is one: another process works there
         described = _described(error)
-        if not (path / "status.json").exists():
+        others = [entry for entry in path.iterdir() if entry.name not in LOCKS]
+        if not others:
             write_json(path / "status.json", {"state": "failed", "started": _now(), "ended": _now(), **described})
         elif read_status(path).get("error") != described["error"]:
             write_text(path / REFUSED, described["error"] + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from debias.files import remove_unfinished, whole_file, whole_folder, write_json, write_text
+from debias.files import remove_known, remove_unfinished, unknown, whole_file, whole_folder, write_json, write_text
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -107,5 +107,30 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     remove_unfinished(tmp_path, "a[1]")
     assert not (tmp_path / "a[1].0123abcd.tmp").exists()
     assert len(list(tmp_path.iterdir())) == 5
-    remove_unfinished(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a[1]", "a[1].0123abcX.tmp", "a[1].tmp"]
+
+
+def test_only_known_names_are_removed(tmp_path: Path) -> None:
+    """Names with a star, in folders, and unfinished; never what a link leads to."""
+    for name in (
+        "own/run.log",
+        "own/a/b.1",
+        "own/a/b.1.0123abcd.tmp",
+        "own/a.0123abcd.tmp/b.2",
+        "own/a/mine",
+        "out/b",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    folder, names = tmp_path / "own", ["run.log", "a/b.*", "link/*", "dangling"]
+    (folder / "link").symlink_to(tmp_path / "out")
+    (folder / "dangling").symlink_to(tmp_path / "nothing")
+    assert sorted(p.name for p in unknown(folder, names)) == ["dangling", "link", "mine"]
+    remove_known(folder, names, unfinished=True)
+    assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) == [
+        "a/b.1",
+        "a/mine",
+        "run.log",
+    ]
+    remove_known(folder, names)
+    assert [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()] == ["a/mine"]
+    assert (tmp_path / "out/b").exists()

@@ -76,7 +76,7 @@ def test_an_unfinished_run_goes_on_or_starts_afresh(tmp_path: Path) -> None:
     other = folder(tmp_path, code_sha256="x")
     with other.claim(accept_other_code=True) as to_do:
         assert to_do
-        assert not (run.path / "train.csv").exists()
+        assert (run.path / "train.csv").exists()  # until the work begins
     assert other.opened == "the unfinished run in this folder was made by other code: starting it afresh"
 
 
@@ -123,6 +123,7 @@ def test_a_claim_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     (run.path / "mine.tmp").write_text("not a name of ours")
     with run.claim() as to_do:
         assert to_do
+        run.start()
         assert not any(path.exists() for path in left)
         assert (run.path / "mine.tmp").exists()
 

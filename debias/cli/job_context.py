@@ -55,7 +55,7 @@ def set_folder(cfg: DictConfig) -> DataFolder:
     OmegaConf.resolve(cfg)
     same = OmegaConf.create(lasting(OmegaConf.to_container(cfg)))  # type: ignore[arg-type]
     identity = {"config_sha256": text_sha256(OmegaConf.to_yaml(same)), "code_sha256": code_sha256()}
-    return DataFolder(Path(HydraConfig.get().runtime.output_dir), OmegaConf.to_yaml(cfg), identity)
+    return DataFolder(Path(HydraConfig.get().runtime.output_dir), OmegaConf.to_yaml(cfg), identity, str(cfg.name))
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +19,13 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import PreTrainedModel
 
-from debias.files import whole_folder
+from debias.files import unknown, whole_folder, write_json
 from debias.models import adapter as adapters
 from debias.models.base import LOADERS, Base, BaseModel, LanguageModel
 from debias.records import UserError
 
 CARD = "README.md"
+MANIFEST = "debias_export.json"  # the names of what was written, which overwrite=true may replace
 
 
 class Export(NamedTuple):
@@ -59,9 +63,29 @@ def planned(
     if repo:
         _check_repo(repo)
     target = Path(folder).expanduser() if folder else adapter.with_name(f"{adapter.name}-merged")
-    if merge and target.exists() and not overwrite:
-        raise UserError(f"{target} exists already; choose another folder=..., or set overwrite=true")
+    if merge:
+        _check_target(target, adapter, overwrite)
     return Export(adapter, merge, target, repo, private, overwrite)
+
+
+def _check_target(target: Path, adapter: Path, overwrite: bool) -> None:
+    """Raise UserError for a folder that must not be replaced."""
+    here, other = target.resolve(), "choose another folder=..."
+    if here == adapter.resolve() or here in adapter.resolve().parents:
+        raise UserError(f"folder={target} holds the adapter itself; {other}")
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise UserError(f"{target} exists already; {other}, or set overwrite=true")
+    if target.is_symlink() or not target.is_dir():
+        raise UserError(f"{target} is not a folder of merged weights; {other}")
+    try:
+        written = json.loads((target / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{target} was not written by debias export; {other}, or remove it yourself") from error
+    foreign = unknown(target, [*map(glob.escape, written), MANIFEST])
+    if names := sorted(str(path.relative_to(target)) for path in foreign):
+        raise UserError(f"{target} holds files that debias export did not write ({', '.join(names[:3])}); {other}")
 
 
 def _check_repo(repo: str) -> None:
@@ -115,6 +139,7 @@ def merge(export: Export, base: Base) -> float:
     """
     if getattr(base.model, "is_quantized", False):
         raise UserError("merge=true would round the adapter to the base's few bits; leave merge=true out")
+    _check_target(export.folder, export.adapter, export.overwrite)
     dtype = base.model.dtype
     dtypes = {name: parameter.dtype for name, parameter in base.model.named_parameters(remove_duplicate=False)}
     ties = Ties(base.model)
@@ -145,6 +170,8 @@ def merge(export: Export, base: Base) -> float:
             raise UserError(_not_merged(method, reason))
         if (export.adapter / CARD).is_file():
             (unfinished / CARD).write_text(merged_card(export.adapter / CARD, base), encoding="utf-8")
+        names = sorted(path.relative_to(unfinished).as_posix() for path in unfinished.rglob("*") if path.is_file())
+        write_json(unfinished / MANIFEST, {"files": names})
     return difference
 
 

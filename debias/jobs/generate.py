@@ -37,20 +37,31 @@ from debias.records import Triplet, UserError
 from debias.report.one_run import generated_set as report
 from debias.report.one_run.data_quality import page
 from debias.report.templating import dollars
-from debias.results import RunFolder
+from debias.results import REFUSED, RunFolder
 
 log = logging.getLogger(__name__)
 
 LEDGER = "ledger.jsonl"
+# All that may be removed from the folder of a set, beside the set itself and never the ledger.
+SET_FILES = frozenset({
+    "status.json", "config.yaml", "run.log", "rejected.jsonl", "quality.json", "quality.html", "losses.json",
+    "cost.json", "README.md", REFUSED,
+})  # fmt: skip
 
 
 class DataFolder(RunFolder):
     """The folder of a generated set. The set can always grow, and its ledger is never removed."""
 
+    kept = frozenset({LEDGER})
+
+    def __init__(self, path: Path, config: str, identity: Mapping[str, str], name: str) -> None:
+        super().__init__(path, config, identity)
+        self.own = SET_FILES | {f"{_file_name(name)}.jsonl"}
+
     def _open(self, overwrite: bool, accept_other_code: bool) -> bool:
-        before = self._status()
+        before = self._status(overwrite)
         if before and overwrite:
-            self._clear()
+            self._stale = True
         elif before and before.get("config_sha256") != self.identity["config_sha256"]:
             raise UserError(
                 f"{self.path} holds a set made by another config; keep both with name=OTHER, or replace it with "
@@ -59,11 +70,6 @@ class DataFolder(RunFolder):
         elif not before and [path for path in self._files() if path.name != LEDGER]:
             raise UserError(f"{self.path} has files but no generated set; empty it, or set name=OTHER")
         return True
-
-    def _clear(self) -> None:
-        for path in self._files():
-            if path.name != LEDGER:
-                path.unlink()
 
     def end(self, triplets: int, stopped: str, reason: str) -> None:
         """Write the state `done`, with the size of the set and the reason why it is not larger."""

@@ -96,7 +96,7 @@ class Generated:
         """Generate or replay. Raises UserError if there is nothing to train on, or a batch is still being processed."""
         before = read_ledger(self.folder / LEDGER).spent
         text = yaml.safe_dump(json.loads(self.settings), sort_keys=False, allow_unicode=True)
-        folder = DataFolder(self.folder, text, {"config_sha256": text_sha256(self.identity)})
+        folder = DataFolder(self.folder, text, {"config_sha256": text_sha256(self.identity)}, self.generation.name)
         with folder.claim(), folder.working():
             product = generate(folder, self.generation)
         if product.harvest.stopped == "batch":
