@@ -1,40 +1,244 @@
-"""Progress bars with an estimate of the time left; silent if there is no terminal."""
+"""What a job is doing and how long it will take: a bar on a terminal, a line every half minute in the log."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
+EVERY = 30.0  # seconds between two lines
 
-def bar(label: str) -> Callable[[Iterable[Item], int], Iterator[Item]]:
-    """A function that takes an iterable and its length, yields the items and shows `label` with a bar."""
+
+class Stage:
+    """Work of which `done` of `total` parts are done.
+
+    Args:
+        total: None if nobody can tell.
+        part: the part of the whole run, as in `Outlook`, to which this work belongs.
+    """
+
+    def __init__(self, label: str, total: float | None, part: str, now: float) -> None:
+        self.label, self.total, self.part, self.begun = label, total, part, now
+        self.done, self.detail = 0.0, ""
+        self.portion = 0.0  # the parts that the stage within this one works on
+        self.had_work = False  # whether there was such a stage
+
+    def share(self, inner: float) -> float:
+        """How much is done, from 0 to 1, if so much of its portion is."""
+        return min(1.0, (self.done + self.portion * inner) / self.total) if self.total else 0.0
+
+    def words(self) -> str:
+        """As in `train 34/114, loss 1.92`."""
+        counts = f" {self.done:,.0f}/{self.total:,.0f}" if self.total else ""
+        return f"{self.label}{counts}{f', {self.detail}' if self.detail else ''}"
+
+
+class Outlook:
+    """The parts of a run that are still to come, with the work in each, in a unit of which only ratios matter."""
+
+    def __init__(self, work: Mapping[str, float]) -> None:
+        self.to_come = dict(work)
+        self.seconds, self.worked = 0.0, 0.0  # of the parts that took time
+
+    def begin(self, part: str) -> None:
+        """Parts come in order, so those before this one are over, or were not needed."""
+        while part in self.to_come and next(iter(self.to_come)) != part:
+            del self.to_come[next(iter(self.to_come))]
+
+    def end(self, part: str, seconds: float) -> None:
+        """Learn from a part how long the work takes."""
+        if part in self.to_come:
+            self.worked += self.to_come.pop(part)
+            self.seconds += seconds
+
+    def after(self, stage: Stage, share: float, seconds: float) -> float:
+        """Seconds that the parts behind a stage will take, of which so much is done after so many seconds."""
+        own = self.to_come.get(stage.part, 0.0) * share
+        seconds = self.seconds + (seconds if own else 0.0)
+        worked = self.worked + own
+        others = sum(work for part, work in self.to_come.items() if part != stage.part)
+        return seconds / worked * others if worked else 0.0
+
+
+class _Shown:
+    """What this process shows. There is one terminal and one log, so there is one of it."""
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []  # the outermost first
+        self.outlook = Outlook({})
+        self.told = 0.0
+        self.clock: Callable[[], float] = time.monotonic
+        self.screen: Progress | None = None
+        self.over = threading.Event()
+
+    def enter(self, stage: Stage) -> None:
+        """Show a stage within those that are shown."""
+        self.outlook.begin(stage.part)
+        if self.stages:
+            self.stages[-1].had_work = True
+        self.stages.append(stage)
+        if len(self.stages) == 1:
+            self.told = stage.begun
+            console = Console(stderr=True)
+            if console.is_terminal:
+                self.screen = Progress(
+                    TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), _Counts(), _Left(),
+                    console=console, transient=True,
+                )  # fmt: skip
+                self.screen.add_task("", total=None)
+                self.screen.start()
+            self.over = threading.Event()
+            threading.Thread(target=self._beat, args=(self.over,), daemon=True).start()
+        self.show()
+
+    def leave(self, stage: Stage) -> None:
+        """Show it no longer."""
+        if self.screen is not None and len(self.stages) == 1:
+            self.screen.refresh()
+        self.outlook.end(stage.part, self.clock() - stage.begun)
+        self.stages.remove(stage)
+        if not self.stages:
+            self.over.set()
+            if self.screen is not None:
+                self.screen.stop()
+                self.screen = None
+        self.show()
+
+    def _beat(self, over: threading.Event) -> None:
+        while not over.wait(1.0):  # for work that does not report where it is
+            self.tell()
+
+    def show(self) -> None:
+        """Bring the terminal up to date, and write a line if it is time for one."""
+        if self.screen is not None and self.stages:
+            inner = self.stages[-1]
+            label = f"{inner.label}{f', {inner.detail}' if inner.detail else ''}"
+            self.screen.tasks[0].total = inner.total  # `update` takes None for "as before"
+            self.screen.update(self.screen.task_ids[0], description=label, completed=inner.done)
+        self.tell()
+
+    def tell(self) -> None:
+        """Write a line, unless there was one less than half a minute ago."""
+        now = self.clock()
+        if self.stages and now - self.told >= EVERY:
+            self.told = now
+            counted = [stage for stage in self.stages if stage.total] or self.stages[-1:]
+            log.info("%s", ", ".join([": ".join(s.words() for s in counted), *filter(None, [self.left()])]))
+
+    def left(self) -> str:
+        """The time left of the whole run where that is known, as in `4 min left`."""
+        share, left = 0.0, ""
+        for stage in reversed(self.stages):
+            share, seconds = stage.share(share), self.clock() - stage.begun
+            if share:  # the outermost stage that can be counted knows most
+                left = f"{duration(seconds * (1 - share) / share + self.outlook.after(stage, share, seconds))} left"
+        return left
+
+
+_shown = _Shown()
+
+
+class _Counts(MofNCompleteColumn):
+    def render(self, task: Task) -> Text:
+        return Text("") if not task.total else super().render(task)
+
+
+class _Left(ProgressColumn):
+    """One estimate, of the whole run; without one, how long this has taken."""
+
+    def render(self, task: Task) -> Text:
+        return Text(_shown.left() or f"{duration(task.elapsed or 0)} so far", style="dim")
+
+
+@contextmanager
+def outlook(work: Mapping[str, float]) -> Iterator[None]:
+    """Tell how much work the parts of a run are, in order, so that bars show the time left of the whole run."""
+    before, _shown.outlook = _shown.outlook, Outlook(work)
+    try:
+        yield
+    finally:
+        _shown.outlook = before
+
+
+@contextmanager
+def stage(label: str, total: float | None = None, part: str = "", said: bool = False) -> Iterator[Stage]:
+    """Show a stage while the block works; see `report`.
+
+    Args:
+        said: write a line at its start and its end too.
+    """
+    shown = Stage(label, total, part, _shown.clock())
+    if said:
+        log.info("%s: begins", label)
+    _shown.enter(shown)
+    try:
+        yield shown
+    finally:
+        _shown.leave(shown)
+    if said:
+        log.info("%s: done in %s", label, duration(_shown.clock() - shown.begun))
+
+
+def report(shown: Stage, done: float, detail: str | None = None) -> None:
+    """Tell how far a stage is."""
+    shown.done = done
+    if detail is not None:
+        shown.detail = detail
+    _shown.show()
+
+
+@contextmanager
+def portion(shown: Stage, size: float, detail: str) -> Iterator[None]:
+    """Work on some of the parts of a stage. Those whose results were known take no time, so they no longer count."""
+    shown.portion, shown.detail, shown.had_work = size, detail, False
+    yield
+    shown.portion = 0.0
+    if shown.had_work:
+        shown.done += size
+    elif shown.total:
+        shown.total -= size
+    _shown.show()
+
+
+def bar(label: str, part: str = "") -> Callable[[Iterable[Item], int], Iterator[Item]]:
+    """A function that takes an iterable and its length, yields the items and shows how many are done."""
 
     def wrap(items: Iterable[Item], total: int) -> Iterator[Item]:
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            yield from progress.track(items, total=total, description=label)
+        with stage(label, total, part) as shown:
+            for done, item in enumerate(items, start=1):
+                yield item
+                report(shown, done)
 
     return wrap
 
 
 @contextmanager
-def tally(total: int) -> Iterator[Callable[[int, str], None] | None]:
-    """A line with a bar and a text; yields a function that sets both, or None if there is no terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (BarColumn(bar_width=16), TextColumn("{task.description}"), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda done, text: progress.update(task, completed=done, description=text)
+def tally(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A stage with a text; yields a function that sets the parts done and the text."""
+    with stage(label, total) as shown:
+        yield lambda done, text: report(shown, done, text)
+
+
+def on_terminal() -> bool:
+    """Whether bars are shown, in place of lines."""
+    return Console(stderr=True).is_terminal
+
+
+def duration(seconds: float | None) -> str:
+    """As in `45 s`, `12 min` or `3.5 h`; empty for an unknown time."""
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -15,15 +15,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import pandas as pd
 from filelock import Timeout
 
 from debias import __version__
 from debias.files import remove_known, unknown, whole_file, write_json, write_text
 from debias.locks import Lock
 from debias.records import Figure, UserError, without_passwords
+
+if TYPE_CHECKING:
+    import pandas as pd  # importing it takes as long as all else that a command needs before it shows something
 
 log = logging.getLogger(__name__)
 
@@ -124,12 +126,13 @@ class RunFolder:
         self._lock = Lock(path / LOCK)
 
     @contextlib.contextmanager
-    def claim(self, overwrite: bool = False, accept_other_code: bool = False) -> Iterator[bool]:
+    def claim(self, overwrite: bool = False, accept_other_code: bool = False, wait: bool = False) -> Iterator[bool]:
         """Lock the folder for this process; yields False if the same run is already finished in it.
 
         Args:
             overwrite: replace the run in the folder.
             accept_other_code: a finished run that other code made is the same run.
+            wait: wait for another process that has locked it.
 
         Raises:
             InUseError: another process has locked the folder.
@@ -140,7 +143,10 @@ class RunFolder:
         # second for it: `running` below takes it for an instant.
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=1)
+            if wait:
+                self._lock.wait(f"work in {self.path}")
+            else:
+                self._lock.acquire(timeout=1)
         except Timeout as error:
             raise InUseError(
                 f"{self.path} is in use by another debias process ({self._lock.holder()}); "
@@ -289,6 +295,9 @@ class RunFolder:
             **more,
         }
         write_json(self.path / "status.json", status)
+        if state == "done":
+            names = sorted(str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file())
+            log.debug("files in %s: %s", self.path, ", ".join(names))
 
     def write_figures(self, figures: Iterable[Figure]) -> None:
         """Write metrics.jsonl."""
@@ -359,6 +368,8 @@ def read_figures(folder: Path) -> list[Figure]:
 
 def read_likelihoods(folder: Path) -> pd.DataFrame:
     """Read likelihoods.parquet of a run. Raises UserError if it is missing or damaged."""
+    import pandas as pd
+
     path = folder / "likelihoods.parquet"
     try:
         return pd.read_parquet(path)[LIKELIHOODS]

@@ -118,8 +118,9 @@ def test_full_disk(debias: Run, tmp_path: Path, small: list[str], monkeypatch: p
 
     monkeypatch.setattr(results, "write_text", full)
     said = complaint(debias("evaluate", *small[:1], "eval=[crows_pairs]", "eval.crows_pairs.limit=2", "data.bias=x"))
-    assert "the disk is full" in said
-    assert "run the command again" in said
+    assert "the disk that holds" in said
+    assert "metrics.jsonl is full; free space" in said
+    assert "run the same command again" in said
     assert not list(tmp_path.rglob("metrics.jsonl*"))
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

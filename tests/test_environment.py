@@ -16,10 +16,14 @@ from command import Shown
 from filelock import Timeout
 
 from debias import locks
-from debias.assets import cache
+from debias.assets import cache, network
+from debias.cli import workers
 from debias.files import disk_error, whole_file, whole_folder
 from debias.locks import WITHOUT_LOCKS, Lock
 from debias.models import base as base_models
+from debias.models import ranks
+from debias.records import UserError
+from debias.training import module
 
 Run = Callable[..., Shown]
 
@@ -96,11 +100,13 @@ def test_who_waits_says_for_whom(
     assert all(", since " in line and line.endswith(" to convert a model") for line in lines)
 
 
-def test_a_run_goes_on_where_there_are_no_locks(debias: Run, few: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_where_there_are_no_locks(
+    debias: Run, few: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     no_locks(monkeypatch, errno.ENOLCK)
     shown = debias("evaluate", *few)
     assert shown.status == 0, shown.err
-    assert "has no locks" in shown.err
+    assert "has no locks" in caplog.text
 
 
 # ---------------------------------------------------------------- what is said about a disk
@@ -278,3 +284,140 @@ def test_the_embedded_model_is_converted_somewhere(tmp_path: Path, monkeypatch: 
     folder = base_models._converted("smollm2")
     assert base_models._converted("smollm2") == folder  # once a process
     assert made == [Path("/proc/nobody/cache/models") / folder.name, folder][1:]
+
+
+# ---------------------------------------------------------------- the network
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in (*network.PROXIES, *network.CERTIFICATES):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("ALL_PROXY", "socks5://user:secret@h:1080", "ALL_PROXY=socks5://***@h:1080: SOCKS proxies need a package"),
+        ("https_proxy", "gopher://h:70", "https_proxy=gopher://h:70 is not a proxy that can be used"),
+        ("HTTP_PROXY", "socks4://h:1080", "HTTP_PROXY=socks4://h:1080 is not a proxy that can be used"),
+        ("SSL_CERT_FILE", "/nowhere.pem", "SSL_CERT_FILE=/nowhere.pem does not exist"),
+        ("REQUESTS_CA_BUNDLE", "/etc/hostname", "REQUESTS_CA_BUNDLE=/etc/hostname is not a file of certificates"),
+    ],
+)
+def test_a_variable_that_keeps_us_from_the_network_is_named(
+    debias: Run, no_proxies: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    no_proxies.setenv(name, value)
+    no_proxies.setitem(sys.modules, "socksio", None)
+    no_proxies.setenv("OPENAI_API_KEY", "k")
+    no_proxies.delenv("HF_HUB_OFFLINE")
+    for words in (["generate", "llm=openai", "generate.benchmarks=false"], ["evaluate", *RUN]):
+        shown = debias(*words)
+        assert shown.status == 1
+        line = message(shown.err)
+        assert said in line
+        assert f"unset {name}" in line
+        assert "secret" not in shown.err
+    network.check("http://127.0.0.1:8000/v1")  # is not asked for at all
+
+
+@pytest.mark.parametrize(
+    ("url", "own"),
+    [
+        ("http://localhost:8000/v1", True), ("http://127.0.0.9/v1", True), ("http://[::1]:1/v1", True),
+        ("http://10.0.0.1/v1", False), ("https://localhost.example.org", False),
+    ],
+)  # fmt: skip
+def test_this_machine_is_not_behind_a_proxy(no_proxies: pytest.MonkeyPatch, url: str, own: bool) -> None:
+    assert network.is_loopback(url) == own
+
+
+# ---------------------------------------------------------------- Slurm
+
+
+def slurm(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM_")] + ["RANK", "WORLD_SIZE"]:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+def test_slurm_is_ignored_where_no_step_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a batch script or a shell of `salloc --ntasks=4`, this is one process, and it trains."""
+    slurm(monkeypatch, NTASKS="4", PROCID="0", JOB_ID="7", JOB_NAME="batch")
+    assert (ranks.launched_rank(), ranks.launched_processes()) == (0, 1)
+    trainer = module.make_trainer(accelerator="cpu", devices=1)
+    assert trainer.world_size == 1
+    slurm(monkeypatch, NTASKS="4", PROCID="0", STEP_ID="0", STEP_NUM_TASKS="1")  # srun --pty bash
+    assert not ranks.in_slurm_step()
+
+
+def test_the_tasks_of_a_step_are_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm(monkeypatch, NTASKS="4", PROCID="3", STEP_ID="0", STEP_NUM_TASKS="4", JOB_NAME="train")
+    assert (ranks.launched_rank(), ranks.launched_processes()) == (3, 4)
+    with pytest.raises(UserError, match="srun --ntasks-per-node=N"):
+        module.make_trainer(accelerator="cpu", devices=1)
+
+
+# ---------------------------------------------------------------- Ray
+
+
+def test_ray_behind_a_long_path_says_so_and_the_table_stays_right(
+    debias: Run, few: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+
+    def too_long(**_: object) -> None:
+        raise OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes")
+
+    monkeypatch.setattr(ray, "init", too_long)
+    words = ["evaluate", "-m", *few, "scoring.token_budget=256,512"]
+    assert debias(*words, "scoring.token_budget=256").status == 0
+    shown = debias(*words, "hydra/launcher=ray")
+    assert shown.status == 1
+    told = " ".join(shown.out.split())
+    assert "the launcher stopped: Ray's sockets lie below TMPDIR=" in told
+    assert "set TMPDIR=/tmp or another short path" in told
+    assert "2 jobs: 1 done earlier, 1 not started" in told
+
+
+# ---------------------------------------------------------------- run.log
+
+
+def test_the_log_of_a_run_names_its_files_and_nothing_else_advertises(debias: Run, small: list[str]) -> None:
+    few = [w for w in small if not w.startswith(("eval.stereo", "eval.perp", "training.epochs"))]
+    shown = debias("run", *few, "eval=[crows_pairs]", "training.epochs=1", "name=told")
+    assert shown.status == 0, shown.err
+    (folder,) = Path("outputs/told").iterdir()
+    log = (folder / "run.log").read_text()
+    last = log.splitlines()[-1]
+    for file in folder.rglob("*"):
+        assert file.is_dir() or str(file.relative_to(folder)) in last
+    assert "Tip" not in log
+    assert all(line[:3] == "202" for line in log.splitlines())  # no line without its time
+    assert not [line for line in shown.err.splitlines() if line != line.strip()]
+    assert shown.err.splitlines()[0].endswith(f"] folder: {folder}")
+    assert "machine: " in shown.err.splitlines()[1]
+    for stage in ("read the data", "load the model", "train", "score the base model", "write the report"):
+        assert f"] {stage}: begins" in shown.err
+        assert f"] {stage}: done in " in shown.err
+
+
+@pytest.mark.parametrize(
+    ("load", "said"), [(1.9, "2 cores"), (8.2, "2 cores, and 8 processes that want them: everything takes longer")]
+)
+def test_cores_are_counted_and_a_load_above_them_is_named(
+    monkeypatch: pytest.MonkeyPatch, load: float, said: str
+) -> None:
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    assert workers.described().startswith(said)
+
+
+def test_a_terminal_shows_the_folder_first(debias: Run) -> None:
+    """Before the model, which does not exist here, is looked for."""
+    shown = debias("evaluate", *RUN, terminal=True)
+    assert shown.status == 1
+    assert shown.err.startswith("folder: outputs/evaluate/")

@@ -23,6 +23,7 @@ from debias.data.doctor import examine
 from debias.generation.exchange import Bound
 from debias.generation.ledger import read_ledger
 from debias.generation.local import LlamaServer
+from debias.locks import Lock
 
 SECRET = "sk-sentinel-0123456789"
 PRICES = ["llm.price_prompt=2", "llm.price_completion=10"]
@@ -80,7 +81,7 @@ def test_a_terminal_sees_a_live_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         shown = run(tmp_path, *words(server, "generate.n=20"), terminal=True)
     assert shown.status == 0, shown.err
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.err)
-    pattern = r"(\d+) of 20 accepted, (\d+) rejected, (\d+) calls, ([\d.]+) dollars +left +\S+"
+    pattern = r"(\d+) of 20 accepted, (\d+) rejected, (\d+) calls, ([\d.]+) dollars [━╸╺ ]+\d+/20 \d+ s left"
     accepted, rejected, calls, dollars = re.findall(pattern, plain)[-1]
     assert int(accepted) == 20
     assert int(rejected) > 0
@@ -393,6 +394,29 @@ def test_another_config_is_refused_and_the_ledger_survives_overwriting(tmp_path:
         assert (folder / "ledger.jsonl").read_bytes().startswith(paid)
 
 
+def test_a_server_on_this_machine_is_reached_whatever_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://nowhere:1080")
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+    with serving(reply=writer) as server:
+        generate(server, tmp_path, "generate.n=5")
+
+
+def in_other_hands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lock a folder until somebody waits; returns what was waited for, as in a sweep whose jobs start together."""
+    other, waited = Lock(folder / ".lock"), []
+    other.acquire()
+
+    def wait(lock: Lock, work: str) -> None:
+        other.release()
+        waited.append(work)
+        lock.acquire()
+
+    monkeypatch.setattr(Lock, "wait", wait)
+    return waited
+
+
 def test_run_trains_on_what_it_generates(tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """It pays once, says so in cost.json, and no file holds the key or the password of the address."""
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
@@ -407,8 +431,10 @@ def test_run_trains_on_what_it_generates(tmp_path: Path, small: list[str], monke
         assert cost["dollars"] == cost["stages"]["generate"]["dollars"] == pytest.approx(server.counts.dollars(2, 10))
         calls = server.counts.calls
         assert calls > 0
+        waited = in_other_hands(folder_of(tmp_path), monkeypatch)
         again = succeed(tmp_path, *command, "seed=2")
         assert server.counts.calls == calls  # another seed of the run pays nothing
+    assert f"work in {folder_of(tmp_path).relative_to(tmp_path)}" in waited
     assert "16 sentences from generated" in again.err
     assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 2
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -119,6 +119,42 @@ def test_mode_follows_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert tracking.has_key()
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"), [("dryrun", "offline"), ("run", "online"), ("disabled", "disabled"), ("offline", "offline")]
+)
+def test_a_mode_is_what_it_stands_for(monkeypatch: pytest.MonkeyPatch, said: str, meant: str) -> None:
+    monkeypatch.setenv("WANDB_MODE", said)
+    assert tracking.WeightsAndBiases().mode == meant
+    assert tracking.WeightsAndBiases(mode="offline").mode == "offline"
+
+
+@pytest.mark.parametrize(
+    ("mode", "project", "said"),
+    [
+        ("ofline", "debias", "WANDB_MODE=ofline is unknown; choose online, offline or disabled"),
+        ("offline", "a/b", "logger.project='a/b' cannot be a project's name"),
+    ],
+)
+def test_settings_are_refused_before_training(
+    debias: Run, quick: list[str], monkeypatch: pytest.MonkeyPatch, mode: str, project: str, said: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    status, _, error = debias("run", *quick, "logger=wandb", f"logger.project={project}")
+    assert status == 1
+    assert said in error.splitlines()[-1]
+    assert "training" not in error
+
+
+def test_a_folder_that_cannot_be_written_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_DIR", "/proc/nobody")
+    assert tracking._place(tmp_path) == tmp_path
+    assert "WANDB_DIR=/proc/nobody cannot be written to" in caplog.text
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "own"))
+    assert tracking._place(tmp_path) == tmp_path / "own"
+
+
 def test_a_run_is_the_same_for_every_attempt_and_no_other() -> None:
     def id_of(folder: str, config: str) -> str:
         return tracking.Tracked(Path(folder), {}, {"config_sha256": config, "code_sha256": "c"}, [], "gender").id

@@ -7,9 +7,7 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-import pooch
-import requests
-
+from debias.assets import network
 from debias.assets.cache import cache_dir, temporary_dir, warn
 from debias.assets.catalogue import ASSETS, REMOTE, Asset, Remote
 from debias.records import UserError
@@ -98,6 +96,9 @@ def download(url: str, sha256: str | None = None, name: str | None = None, hint:
         name: file name in the cache.
         hint: remedy to show if the download fails.
     """
+    import pooch
+    import requests
+
     pooch.get_logger().setLevel("WARNING")  # or it writes to the terminal
     try:
         return _retrieved(url, sha256, name)
@@ -110,6 +111,10 @@ def download(url: str, sha256: str | None = None, name: str | None = None, hint:
 
 def _retrieved(url: str, sha256: str | None, name: str | None) -> Path:
     """The downloaded file in the cache, or in a temporary folder if the cache cannot be written."""
+    import pooch
+    import requests
+
+    network.check(url)
     known = sha256 and f"sha256:{sha256}"
     try:
         return Path(pooch.retrieve(url, known, fname=name, path=_downloads()))

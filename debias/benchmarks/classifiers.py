@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
@@ -12,14 +11,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import RichProgressBar
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from debias.benchmarks.probe import tuned
-from debias.progress import bar
+from debias.progress import Stage, bar, report, stage
 from debias.records import UserError
 from debias.scoring import likelihood
 from debias.scoring.layouts import Batch, masked_rows
@@ -62,7 +60,7 @@ class FrozenProbe:
         def fresh() -> np.ndarray:
             scorer.positions += sum(map(len, texts))
             return likelihood.mean_hidden(
-                scorer.model, texts, scorer.token_budget, bar(f"{label}, {scorer.active}"), skip=1
+                scorer.model, texts, scorer.token_budget, bar(f"scoring {label}, {scorer.active} model"), skip=1
             )
 
         mean_SD = scorer.cached([b"mean_hidden", *map(_content, texts)], fresh)
@@ -111,15 +109,15 @@ class FineTuned:
             module = _Classifier(copy.deepcopy(scorer.model).float(), self.lr)
             examples: Any = [_joint(e, limit) for e in train]
             order: Any = DataLoader(examples, self.batch_size, shuffle=True, collate_fn=_collate)
-            terminal = sys.stderr.isatty()
             trainer = pl.Trainer(
                 max_epochs=self.epochs, accelerator="cpu" if scorer.device.type == "cpu" else "auto", devices=1,
                 logger=False, enable_checkpointing=False, enable_model_summary=False, gradient_clip_val=1.0,
-                enable_progress_bar=terminal, callbacks=[RichProgressBar()] if terminal else [],
+                enable_progress_bar=False,
             )  # fmt: skip
             off = hasattr(module.model, "disable_adapter") and scorer.active == "base"
             with module.model.disable_adapter() if off else nullcontext():
-                trainer.fit(module, order)
+                with stage(f"fine-tuning on {label}, {scorer.active} model", self.epochs * len(order)) as module.shown:
+                    trainer.fit(module, order)
                 logits = self._logits(module.to(scorer.device), [_joint(e, limit) for e in dev])
         if not np.isfinite(logits).all():
             raise UserError(f"{label}: fine-tuning diverged; lower eval.glue_finetuned.classifier.lr")
@@ -141,6 +139,7 @@ class _Classifier(pl.LightningModule):
         super().__init__()
         self.model, self.lr = model.requires_grad_(True), lr
         self.layer = nn.Linear(likelihood.width(model), 1)
+        self.shown: Stage
 
     def forward(self, batch: Batch) -> Tensor:
         """Logit of the positive label of each text."""
@@ -151,6 +150,10 @@ class _Classifier(pl.LightningModule):
         loss = binary_cross_entropy_with_logits(self(batch[0]), batch[1])
         self.log("loss", loss, prog_bar=True, batch_size=len(batch[1]))
         return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Show how far it is."""
+        report(self.shown, self.global_step)
 
     def configure_optimizers(self) -> Any:
         """AdamW with a linear schedule."""

@@ -10,6 +10,7 @@ import pandas as pd
 
 from debias.benchmarks import Benchmark, LikelihoodBenchmark
 from debias.benchmarks.statistics import adjusted
+from debias.progress import portion, stage
 from debias.records import Candidate, Figure, Tokens, UserError
 from debias.results import RunFolder
 
@@ -59,13 +60,15 @@ def evaluate(scorer: Scorer, benchmarks: Sequence[Prepared]) -> Evaluation:
 def scores_of(scorer: Scorer, benchmarks: Sequence[Prepared], model: str) -> pd.DataFrame:
     """Score one model: one row per candidate, with the columns of likelihoods.parquet."""
     frames = []
-    with scorer.using(model):
+    label, texts = f"score the {model} model", sum(len(candidates) for _, candidates in benchmarks)
+    with scorer.using(model), stage(label, texts, part=f"score {model}", said=True) as shown:
         for benchmark, candidates in benchmarks:
-            if isinstance(benchmark, LikelihoodBenchmark):
-                scorer.notes |= dict.fromkeys(benchmark.notes)
-                rows = scorer.score(candidates, benchmark.protocol, benchmark.name)
-            else:
-                rows = benchmark.measure(scorer, candidates)
+            with portion(shown, len(candidates), benchmark.name):
+                if isinstance(benchmark, LikelihoodBenchmark):
+                    scorer.notes |= dict.fromkeys(benchmark.notes)
+                    rows = scorer.score(candidates, benchmark.protocol, benchmark.name)
+                else:
+                    rows = benchmark.measure(scorer, candidates)
             frames.append(rows.assign(benchmark=benchmark.name, protocol=benchmark.protocol_name, model=model))
     return pd.concat(frames, ignore_index=True)
 
@@ -84,7 +87,8 @@ def evaluation_of(
         columns=["benchmark", "example", "candidate", "text"],
     ).drop_duplicates(["benchmark", "example", "candidate"])
     texts = shown.set_index(["benchmark", "example", "candidate"])["text"]
-    figures = figures_of([b for b, _ in benchmarks], likelihoods)
+    with stage("compute figures and intervals", said=True):
+        figures = figures_of([b for b, _ in benchmarks], likelihoods)
     return Evaluation(figures, likelihoods, texts, positions, tuple(notes), start_tokens)
 
 

@@ -184,7 +184,7 @@ def _continued(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
 def _likeliest(scorer: Scorer, spans: Sequence[Scored], k: int, allowed: np.ndarray | None) -> np.ndarray:
     from debias.scoring import likelihood
 
-    progress = bar(f"honest, {scorer.active}")
+    progress = bar(f"scoring honest, {scorer.active} model")
     scorer.positions += len(spans)
     layout = scorer.layout(max(span.num_positions for span in spans))
     return likelihood.likeliest(scorer.model, spans, k, layout, scorer.token_budget, allowed, progress)

@@ -120,7 +120,7 @@ class Seat:
 
         def fresh() -> np.ndarray:
             scorer.positions += sum(map(len, ids))
-            progress = bar(f"{self.name}, {scorer.active}")
+            progress = bar(f"scoring {self.name}, {scorer.active} model")
             return likelihood.mean_hidden(scorer.model, ids, scorer.token_budget, progress)
 
         mean_ND = scorer.cached([f"mean hidden states {ids}".encode()], fresh).astype(float)

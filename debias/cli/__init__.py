@@ -25,6 +25,8 @@ def main() -> None:
     """Entry point of the `debias` command. The exit status is 0 only if every job succeeded."""
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # a class of the user's own: _target_: mine.Benchmark
+    if not sys.stderr.isatty():  # bars of other libraries do not belong into a log
+        os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     try:
         status = _dispatch(sys.argv[1:])
     except UserError as error:

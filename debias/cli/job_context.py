@@ -17,6 +17,7 @@ from debias.cli import workers
 from debias.cli.config import make
 from debias.cli.terminal import console, logging_to, next_step, page, quieten, shown
 from debias.models.identity import content_sha256
+from debias.progress import on_terminal
 from debias.results import ADAPTER, Input, RunFolder, code_sha256, data_sha256, read_figures, text_sha256
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ def logged(cfg: DictConfig, folder: RunFolder) -> Iterator[None]:
         from debias.jobs import cost  # slow to import, and a finished run does not need it
 
         quieten()
+        if not on_terminal():  # which has shown it since the start
+            log.info("folder: %s", shown(folder.path))
+        log.info("machine: %s", workers.described())
         if threads := cfg.threads or workers.threads_of(launcher):
             cost.set_threads(threads)
         yield

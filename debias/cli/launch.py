@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from debias.cli.config import job_name
 from debias.cli.jobs import JOBS
+from debias.cli.terminal import shown
 from debias.files import disk_error
 from debias.records import UserError
 
@@ -28,8 +29,11 @@ def task(cfg: DictConfig) -> None:
     """Run one job of the verb that the primary config is named after; remove the folder if it stays empty."""
     hydra = HydraConfig.get()
     output = Path(hydra.runtime.output_dir)
+    verb = str(hydra.job.config_name)
+    if sys.stderr.isatty() and hydra.mode is RunMode.RUN and verb in ("run", "evaluate"):
+        print(f"folder: {shown(output)}", file=sys.stderr, flush=True)  # before anything slow is imported
     try:
-        ended.append(JOBS.get(str(hydra.job.config_name), JOBS["run"])(cfg) or 0)
+        ended.append(JOBS.get(verb, JOBS["run"])(cfg) or 0)
     except Exception as error:
         ended.append(error)
         if hydra.mode is RunMode.MULTIRUN:

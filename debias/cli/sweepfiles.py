@@ -114,7 +114,7 @@ def seconds_a_run(path: Path | None, jobs: Sequence[Path]) -> tuple[float | None
 
 def preview(jobs: Mapping[Path, str], console: Console, path: Path | None = None) -> None:
     """Print the jobs of a sweep, which may be the one of a file, and their expected time; start nothing."""
-    from debias.report.many_runs.sweep_progress import duration
+    from debias.progress import duration
 
     seconds, source = seconds_a_run(path, list(jobs))
     finished = {folder for folder in jobs if _finished(folder)}
@@ -136,7 +136,7 @@ def _finished(folder: Path) -> bool:
 
 def listing(console: Console) -> None:
     """Print every sweep with its number of runs and their time one after another."""
-    from debias.report.many_runs.sweep_progress import duration
+    from debias.progress import duration
 
     lines = []
     for path in _files():

@@ -40,6 +40,7 @@ def logging_to(path: Path) -> Iterator[None]:
     before = root.handlers, root.level
     file = RunLog(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.addFilter(_belongs)
     terminal = _terminal()
     terminal.setLevel(logging.INFO)
     terminal.addFilter(logging.Filter("debias"))
@@ -52,6 +53,15 @@ def logging_to(path: Path) -> Iterator[None]:
         root.handlers, root.level = before
         with suppress(OSError):  # a full disk
             file.close()
+
+
+def _belongs(record: logging.LogRecord) -> bool:
+    """Whether a record belongs into run.log: Lightning advertises below WARNING. Warnings are put into one line."""
+    if record.name.startswith(("pytorch_lightning", "lightning")) and record.levelno < logging.WARNING:
+        return False
+    if record.name == "py.warnings":
+        record.msg, record.args = " ".join(record.getMessage().split()), ()
+    return True
 
 
 class RunLog(logging.FileHandler):
@@ -73,13 +83,15 @@ def _terminal() -> logging.Handler:
         plain = logging.StreamHandler(sys.stderr)
         plain.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%X"))
         return plain
-    return RichHandler(
+    lines = RichHandler(
         console=Console(stderr=True),
         show_path=False,
         show_level=False,
         log_time_format="[%X]",
         highlighter=NullHighlighter(),
     )
+    lines.addFilter(lambda record: record.name != "debias.progress")  # bars show it
+    return lines
 
 
 def quieten() -> None:

@@ -30,6 +30,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def described() -> str:
+    """The number of cores, and how many processes want them if those are more."""
+    number = cores()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    busy = f", and {load:.0f} processes that want them: everything takes longer than usual" if load > number + 1 else ""
+    return f"{number} core{'' if number == 1 else 's'}{busy}"
+
+
 def claim_gpu(launcher: DictConfig, folder: Path) -> None:
     """Let a joblib worker see only one GPU, the least used one. Slurm and Ray do this themselves.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import httpx2
 import openai
 
+from debias.assets import network
 from debias.generation.batches import Batches
 from debias.generation.complaints import shown
 from debias.generation.exchange import LLM, Answer, Outcome, Request, Spent, question_of
@@ -37,11 +38,16 @@ class Chat:
             logging.getLogger(name).setLevel(logging.WARNING)
         if address is None or not address.startswith(("http://", "https://")):
             raise UserError(f"llm.base_url={address} must be an address such as http://localhost:8000/v1")
+        network.check(address)
+        timeout = httpx2.Timeout(llm.timeout, connect=min(10.0, llm.timeout))
+        # No proxy reaches this machine itself, whatever NO_PROXY says.
+        http = openai.DefaultAsyncHttpxClient(trust_env=not network.is_loopback(address), timeout=timeout)
         self._client = openai.AsyncOpenAI(
             api_key=secret or "none",  # without one the client would send OPENAI_API_KEY to any server
             base_url=address,
             max_retries=0,
-            timeout=httpx2.Timeout(llm.timeout, connect=min(10.0, llm.timeout)),
+            timeout=timeout,
+            http_client=http,
         )
         self._proven = False  # whether the model has answered a request of this run, now or in an earlier launch
         if llm.batch:

@@ -19,6 +19,7 @@ from debias.models import adapter as adapters
 from debias.models import composition
 from debias.models.base import Base, BaseModel, checksum
 from debias.models.placement import place
+from debias.progress import stage
 from debias.records import Scoring, UserError
 from debias.report.one_run.report import RunReport, write_reports
 from debias.results import ADAPTER, RunFolder
@@ -54,10 +55,11 @@ def evaluate(
         adapted_by = {
             "debiased": partial(composition.combined, folders=adapter_paths, combine=combine, weights=weights)
         }
-    with cost.stage("load"):
+    with cost.stage("load"), stage("load the model", said=True):
         base = model.load()
         place(base.model)
-    to_score = prepared(benchmarks, base.tokens)
+    with stage("read the benchmarks", said=True):
+        to_score = prepared(benchmarks, base.tokens)
     Scorer(base, None, scoring.precision, scoring.token_budget)  # brings the weights to the precision of the scores
     intact = checksum(base.model)
     frames: list[pd.DataFrame] = []
@@ -80,7 +82,8 @@ def evaluate(
                     raise UserError(f"removing {name} did not restore the base; score this adapter in its own command")
     evaluation = evaluation_of(to_score, frames, spent["tokens"], notes, start_tokens)
     evaluation.write(folder)
-    write_reports(folder, evaluation, report, None, base.name, None)
+    with stage("write the report", said=True):
+        write_reports(folder, evaluation, report, None, base.name, None)
     return evaluation
 
 

@@ -32,7 +32,7 @@ from debias.generation.per_triplet import Replies
 from debias.generation.strategies import Strategy, Task
 from debias.generation.wanted import Wanted
 from debias.generation.writers import Turns, Writers
-from debias.progress import bar, tally
+from debias.progress import bar, on_terminal, tally
 from debias.records import Triplet, UserError
 from debias.report.one_run import generated_set as report
 from debias.report.one_run.data_quality import page
@@ -366,7 +366,7 @@ class _Live:
     """Progress: a changing line on a terminal, otherwise a log line after each wave."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.text, self._tally = total, "", tally(total)
+        self.total, self.text, self._tally = total, "", tally("generate", total)
 
     def __enter__(self) -> _Live:
         self._set = self._tally.__enter__()
@@ -376,13 +376,12 @@ class _Live:
         self._tally.__exit__(*error)
 
     def arrived(self, harvest: Harvest, spent: Spent) -> None:
-        if self._set is not None:
-            self._set(len(harvest.kept), _summary(harvest, spent, self.total))
+        self._set(len(harvest.kept), _summary(harvest, spent, self.total))
 
     def paused(self, harvest: Harvest, spent: Spent) -> None:
         text = _summary(harvest, spent, self.total)
         if text != self.text:
-            log.log(logging.INFO if self._set is None else logging.DEBUG, "%s", text)
+            log.log(logging.DEBUG if on_terminal() else logging.INFO, "%s", text)
         self.text = text
 
 

@@ -97,7 +97,8 @@ class Generated:
         before = read_ledger(self.folder / LEDGER).spent
         text = yaml.safe_dump(json.loads(self.settings), sort_keys=False, allow_unicode=True)
         folder = DataFolder(self.folder, text, {"config_sha256": text_sha256(self.identity)}, self.generation.name)
-        with folder.claim(), folder.working():
+        # Of the jobs of a sweep one writes the set. The others wait, and then find every answer in its ledger.
+        with folder.claim(wait=True), folder.working():
             product = generate(folder, self.generation)
         if product.harvest.stopped == "batch":
             raise UserError(f"{product.harvest.reason}; run the same command again to continue")

@@ -16,7 +16,8 @@ from debias.jobs.show import written
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.models.placement import device, place
-from debias.records import Scoring, UserError, Writing
+from debias.progress import outlook, stage
+from debias.records import Scoring, Triplet, UserError, Writing
 from debias.report.one_run.report import RunReport, write_reports
 from debias.report.one_run.written import Written
 from debias.results import ADAPTER, RunFolder, data_sha256
@@ -39,49 +40,53 @@ def run(
     """Train an adapter unless the folder has one, score the base and the debiased model, write the reports."""
     tuning.make_trainer()  # fail on an unusable precision or device before loading the model
     cost = Cost(folder.path)
-    with cost.stage("load"):
+    with cost.stage("load"), stage("load the model", said=True):
         base = model.load()  # refuse a model that cannot be scored before a chat model is paid for the data
     log.info("model: %s on %s, %d threads", base.name, device().type, torch.get_num_threads())
-    checked = tuning.data.load(tuning.seed)
+    with stage("read the data", said=True):
+        checked = tuning.data.load(tuning.seed)
     if checked.spent:
         cost.add("generate", checked.spent)
         # A chat model has written the data just now, perhaps fewer sentences than were wanted.
         folder.refine(data_sha256=data_sha256([tuning.data, *benchmarks]))
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
     log.info("data: %d sentences from %s%s", len(checked.triplets), ", ".join(tuning.data.sources), dropped)
-    to_score = prepared(benchmarks, base.tokens)
+    with stage("read the benchmarks", said=True):
+        to_score = prepared(benchmarks, base.tokens)
     seen = check_unseen([t.sentence for t in checked.triplets], to_score)
     checked = checked._replace(notes=(*checked.notes, *seen))
     for note in checked.notes:
         log.info("note: %s", note)
 
     target = folder.path / ADAPTER
-    if target.is_dir():
-        log.info("adapter: already trained")
-        adapted = adapters.load(base, target)
-    else:
-        with cost.stage("train") as spent:
-            adapted, trained = train(tuning, checked.triplets, base, folder.path, target)
-            spent.update(trained._asdict())
-        log.info(
-            "adapter: %s trainable parameters, trained in %.0f s, %d steps, %s tokens",
-            f"{adapters.trainable_parameters(adapted):,}", spent["seconds"], spent["steps"], f"{spent['tokens']:,}",
-        )  # fmt: skip
-        log.info("adapter: the modules it changes hold %s of the model's parameters", adapters.share_reached(target))
+    with outlook(_work(tuning, checked.triplets, to_score)):
+        if target.is_dir():
+            log.info("adapter: already trained")
+            adapted = adapters.load(base, target)
+        else:
+            with cost.stage("train") as spent, stage("train", said=True):
+                adapted, trained = train(tuning, checked.triplets, base, folder.path, target)
+                spent.update(trained._asdict())
+            log.info(
+                "adapter: %s trainable parameters, trained in %.0f s, %d steps, %s tokens",
+                f"{adapters.trainable_parameters(adapted):,}", spent["seconds"], spent["steps"], f"{spent['tokens']:,}",
+            )  # fmt: skip
+            log.info("adapter: its modules hold %s of the model's parameters", adapters.share_reached(target))
 
-    place(adapted)  # not the base alone: PEFT keeps prompts and prefixes outside it
-    with cost.stage("evaluate") as spent:
-        scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir())
-        try:
-            evaluation = evaluate(scorer, to_score)
-        finally:
-            spent["tokens"] = scorer.positions
+        place(adapted)  # not the base alone: PEFT keeps prompts and prefixes outside it
+        with cost.stage("evaluate") as spent:
+            scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir())
+            try:
+                evaluation = evaluate(scorer, to_score)
+            finally:
+                spent["tokens"] = scorer.positions
     if base.kind == "causal":
         start = start_token(base.tokenizer) if tuning.recipe.start_token else "none"
         evaluation = evaluation._replace(start_tokens={"training": start, **evaluation.start_tokens})
     evaluation.write(folder)
     texts = samples(base, adapted, writing) if writing else []
-    write_reports(folder, evaluation, report, checked, base.name, target, texts)
+    with stage("write the report", said=True):
+        write_reports(folder, evaluation, report, checked, base.name, target, texts)
     return evaluation
 
 
@@ -94,6 +99,17 @@ def samples(base: Base, adapted: peft.PeftModel, writing: Writing) -> list[Writt
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:  # some adapters cannot
         log.warning("no samples for the report: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])
         return []
+
+
+def _work(tuning: Tuning, triplets: Sequence[Triplet], to_score: Sequence[Prepared]) -> dict[str, float]:
+    """Characters that the model reads in each part of a run; a training step reads forwards and backwards."""
+    data, recipe = tuning.data, tuning.recipe
+    size = sum(len(triplet.sentence) for triplet in triplets)
+    share = 1.0 if data.match is None else data.match_to / len(triplets)
+    neutral = recipe.num_neutral / recipe.batch_size if recipe.retention else 0.0
+    scored = sum(len(candidate.text) for _, candidates in to_score for candidate in candidates)
+    train = 3.0 * size * share * recipe.epochs * (1 + neutral)
+    return {"ask": size, "train": train, "score base": scored, "score debiased": scored}
 
 
 def assist(folder: RunFolder, tuning: Tuning, model: BaseModel) -> None:

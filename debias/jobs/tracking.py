@@ -8,6 +8,7 @@ import logging
 import netrc
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -87,6 +88,10 @@ class TensorBoard(Tracker):
             logger.finalize("failed" if failed else "success")
 
 
+# What WANDB_MODE may say, and what it means: `dryrun` and `run` are the names of earlier versions.
+MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+
+
 class WeightsAndBiases(Tracker):
     """A run of Weights & Biases: curves, figures with intervals, tables of examples, the adapter and the page.
 
@@ -100,9 +105,16 @@ class WeightsAndBiases(Tracker):
     def __init__(
         self, project: str = "debias", entity: str | None = None, mode: str | None = None, adapter: bool = True
     ) -> None:
-        if mode not in (None, "online", "offline", "disabled"):
-            raise UserError(f"logger.mode={mode!r} is unknown; choose online, offline or disabled")
-        self.project, self.entity, self.mode, self.adapter = project, entity, mode, adapter
+        for name, value in (("logger.mode", mode), ("WANDB_MODE", os.environ.get("WANDB_MODE") or None)):
+            if value not in (None, *MODES):
+                raise UserError(f"{name}={value} is unknown; choose online, offline or disabled")
+        if not project or len(project) > 128 or set(project) & set("/\\#?%:"):
+            raise UserError(
+                f"logger.project={project!r} cannot be a project's name (1 to 128 characters, none of / \\ # ? % :); "
+                "a team goes into logger.entity"
+            )
+        self.project, self.entity, self.adapter = project, entity, adapter
+        self.mode = MODES.get(mode or os.environ.get("WANDB_MODE") or "")
         self.run: Any = None
 
     def start(self, run: Tracked) -> Logger | Literal[False]:
@@ -113,8 +125,8 @@ class WeightsAndBiases(Tracker):
             raise missing("wandb") from error
         from pytorch_lightning.loggers import WandbLogger
 
-        mode = self.mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        place = Path(os.environ.get("WANDB_DIR") or run.folder.parent)
+        mode = self.mode or ("online" if has_key() else "offline")
+        place = _place(run.folder.parent)
         os.environ.setdefault("WANDB_DATA_DIR", str(place / "wandb"))  # an offline run's artifacts stay beside it
         options: dict[str, Any] = {
             "project": self.project,
@@ -182,6 +194,18 @@ class WeightsAndBiases(Tracker):
             for earlier in folder.parent.glob(f"offline-run{name}"):
                 if earlier.resolve() != folder.resolve():
                     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _place(default: Path) -> Path:
+    """Where a run is recorded: WANDB_DIR, if it can be written to. W&B itself would lose the tables."""
+    place = Path(os.environ.get("WANDB_DIR") or default).expanduser()
+    try:
+        (place / "wandb").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place / "wandb"):
+            return place
+    except OSError as error:
+        log.warning("WANDB_DIR=%s cannot be written to (%s): recording in %s", place, error.strerror, default)
+        return default
 
 
 def missing(extra: str) -> UserError:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import peft
 import torch
@@ -24,10 +26,12 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
 )
 from transformers.utils.hub import cached_file
 
 from debias import assets
+from debias.assets import network
 from debias.assets.cache import made_by_one, temporary_dir, warn
 from debias.files import remove_unfinished, whole_folder
 from debias.models import bert_tiny
@@ -40,6 +44,7 @@ from debias.models.checkpoint import (
 )
 from debias.models.identity import check_files, tensors_sha256
 from debias.models.placement import device
+from debias.progress import bar, stage
 from debias.records import AUTO, Tokens, UserError, one_line
 
 log = logging.getLogger(__name__)
@@ -166,6 +171,8 @@ class BaseModel:
         """Folder or hub id, and the options to load from it. Turns loading errors into UserError."""
         transformers.utils.logging.disable_progress_bar()
         folder = _folder(self.path)
+        if not Path(folder).is_dir() and os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
+            network.check("https://huggingface.co")
         try:
             yield folder, {"revision": self.revision, "trust_remote_code": False}
         except (UserError, torch.OutOfMemoryError):
@@ -285,12 +292,22 @@ def _converted(name: str) -> Path:
     return folder
 
 
+@contextmanager
+def _own_bar(label: str) -> Iterator[None]:
+    """Show our bar where transformers shows one of its own, which no setting turns off and which ends up in logs."""
+    with patch.object(
+        modeling_gguf_pytorch_utils, "tqdm", lambda tensors, **_: bar(label)(tensors, len(tensors)), create=True
+    ):
+        yield
+
+
 def _convert(name: str, folder: Path) -> None:
     source = assets.locate(name)
     with whole_folder(folder) as unfinished:  # fail on a full disk before the work
         log.info("converting %s to float32, once (about 20 s) ...", source.name)
         where: dict[str, Any] = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-        loaded = AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where)
+        with stage(f"convert {name}"), _own_bar(f"converting {name}, tensors"):
+            loaded = AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where)
         config = AutoConfig.from_pretrained(**where)
         # `save_pretrained` refuses a model whose config says it is quantised: rebuild it from one that does not.
         config.__dict__.pop("quantization_config", None)

@@ -206,12 +206,11 @@ def make(recipe: Recipe, place: Path) -> dict[str, tuple[Score, Score]]:
 def _run(losses: Iterator[float], steps: int) -> None:
     """Run all steps, with a bar on a terminal and a line after each tenth elsewhere."""
     mean = math.nan
-    with progress.tally(steps) as update:
+    with progress.tally("making bert-tiny", steps) as update:
         for step, loss in enumerate(losses, 1):
             mean = loss if step == 1 else 0.98 * mean + 0.02 * loss
-            if update:
-                update(step, f"step {step:,} of {steps:,}, loss {mean:.2f}")
-            elif step * 10 // steps != (step - 1) * 10 // steps:
+            update(step, f"loss {mean:.2f}")
+            if not progress.on_terminal() and step * 10 // steps != (step - 1) * 10 // steps:
                 print(f"step {step:,} of {steps:,}, loss {mean:.2f}", flush=True)
 
 

@@ -112,7 +112,7 @@ def _answers(
     logprob_S = torch.zeros(len(spans), dtype=torch.float64)
     batches = list(layout.packs(spans, token_budget))
     with torch.inference_mode(), evaluating(base):
-        for numbers in bar("asking the base")(batches, len(batches)):
+        for numbers in bar("asking the base", part="ask")(batches, len(batches)):
             batch = layout([spans[i] for i in numbers])
             position_M, where_R = np.unique(batch.context_R.numpy(), return_inverse=True)
             row_R = np.concatenate([np.arange(first[i], first[i + 1]) for i in numbers])

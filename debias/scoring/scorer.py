@@ -173,7 +173,7 @@ class Scorer:
         longest = max(span.num_positions for span in spans)
 
         def fresh() -> np.ndarray:
-            progress = bar(f"{label}, {self.active}")
+            progress = bar(f"scoring {label}, {self.active} model")
             scores = likelihood.score_and_greedy(self.model, spans, self.layout(longest), self.token_budget, progress)
             if not np.isfinite(scores).all():
                 of_base = "try scoring.precision=32 and model.dtype=float32, or choose another checkpoint"

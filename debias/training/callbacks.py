@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from debias import progress
 from debias.files import naming, whole_file
 from debias.records import UserError
 from debias.training.batches import Step
@@ -69,6 +71,49 @@ class LossCurve(Callback):
         )
         with naming(self.path), self.path.open("a", newline="") as file:
             csv.writer(file).writerow(row)
+
+
+class ShowProgress(Callback):
+    """Shows the step, the epoch and the loss while training lasts.
+
+    Args:
+        steps: how many steps there will be; None for the trainer's own estimate.
+    """
+
+    def __init__(self, steps: int | None) -> None:
+        self.steps = steps
+        self.shown: contextlib.ExitStack | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin; a resumed run has only the rest to do."""
+        if not trainer.is_global_zero:
+            return
+        self.before = trainer.global_step
+        total = (self.steps or int(trainer.estimated_stepping_batches)) - self.before
+        self.shown = contextlib.ExitStack()
+        self.stage = self.shown.enter_context(progress.stage("training", total, part="train"))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Tell where it is after each step."""
+        done = trainer.global_step - self.before
+        if self.shown is None or done == self.stage.done:
+            return
+        epochs = f" of {trainer.max_epochs}" if self.steps is None else ""
+        loss = float(trainer.callback_metrics["loss"])
+        progress.report(self.stage, done, f"epoch {trainer.current_epoch + 1}{epochs}, loss {loss:.2f}")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """End."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.shown is not None:
+            self.shown.close()
+            self.shown = None
 
 
 class StopAfter(Callback):

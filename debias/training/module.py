@@ -13,7 +13,6 @@ from the same model with its adapter switched off. The third, balance, makes two
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,22 +21,23 @@ from typing import Any, NamedTuple
 import peft
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from debias.models.base import bf16_is_native
-from debias.models.ranks import launched_processes
+from debias.models.ranks import ignores_slurm, in_slurm_step, launched_processes
 from debias.records import Recipe, UserError, Watch
 from debias.scoring.layouts import Batch
 from debias.scoring.likelihood import beside_base, beside_target, span_logprobs
 from debias.training import balance, sharding
 from debias.training.balance import of_pairs
 from debias.training.batches import SpanData, Step
-from debias.training.callbacks import Diverged, LossCurve, SaveOnSignal, StopAfter, WholeFiles
+from debias.training.callbacks import Diverged, LossCurve, SaveOnSignal, ShowProgress, StopAfter, WholeFiles
 from debias.training.objectives import Objective
 from debias.training.rank_allocation import RankAllocation
 
@@ -234,14 +234,18 @@ def make_trainer(precision: str | int = "auto", **options: Any) -> pl.Trainer:
         options["strategy"] = "ddp_spawn"  # Lightning's `ddp` would run the command line again in each process
     if options.get("strategy") == "fsdp":
         options["strategy"] = sharding.strategy()
-    terminal = sys.stderr.isatty()
-    if terminal:
-        options["callbacks"] = [*options.get("callbacks", []), RichProgressBar()]
+    if ignores_slurm():  # Lightning would wait for the other tasks that the variables promise, or refuse them
+        options["plugins"] = [*options.get("plugins", []), LightningEnvironment()]
     try:
-        return pl.Trainer(precision=precision, enable_progress_bar=terminal, **options)  # type: ignore[arg-type]
+        return pl.Trainer(precision=precision, enable_progress_bar=False, **options)  # type: ignore[arg-type]
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"this trainer does not work here ({reason}); trainer=cpu works everywhere") from error
+        remedy = "trainer=cpu works everywhere"
+        if in_slurm_step():
+            remedy = "start it with srun --ntasks-per-node=N in place of --ntasks=N, or in one task"
+        elif options.get("accelerator") == "cpu":
+            remedy = "leave out the trainer's other settings"
+        raise UserError(f"this trainer does not work here ({reason}); {remedy}") from error
 
 
 def fit(
@@ -267,6 +271,7 @@ def fit(
         max_epochs=recipe.epochs if module.steps is None else -1,
         callbacks=[
             LossCurve(folder / "train.csv"),
+            ShowProgress(module.steps),
             StopAfter(module.steps),
             SaveOnSignal(checkpoint),
             Diverged(module.gather, keep),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,12 @@ class RayLauncher(Launcher):
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         try:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
+            if "AF_UNIX" in str(error) or "path length" in str(error):
+                raise UserError(
+                    f"Ray's sockets lie below TMPDIR={tempfile.gettempdir()}, and that path is too long for them; "
+                    "set TMPDIR=/tmp or another short path"
+                ) from error
             raise UserError(f"hydra.launcher.address={self.address}: {' '.join(str(error).split())[:300]}") from error
         try:
             remote = ray.remote(_job).options(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from debias.progress import duration
 from debias.records import UserError
 from debias.report.comparison import headline_cells
 from debias.report.grid import Cell, Column, Grid, Line, number_columns, text_columns
@@ -136,12 +137,3 @@ def _figures(state: State) -> Sequence[str]:
         except (OSError, KeyError, UserError, yaml.YAMLError):  # the page is a by-product and must not stop the sweep
             pass
     return [""] * len(FIGURES)
-
-
-def duration(seconds: float | None) -> str:
-    """As in `45 s`, `12 min` or `3.5 h`."""
-    if seconds is None:
-        return ""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
