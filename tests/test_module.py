@@ -166,12 +166,12 @@ def test_tokens_per_step_by_hand() -> None:
 def test_parts_of_a_step_by_hand() -> None:
     """Five examples of 1 + 2 scored tokens and four neutral texts on two devices, two batches each: four parts.
 
-    Every fourth text goes to the same part. All parts know 5 x 2 scored tokens, and 5 x 0 + 4 x 2 unscored positions.
+    Every fourth text goes to the same part. All parts know 5 x 2 scored tokens, no pairs, and 5 x 0 + 4 x 2 unscored positions.
     """
     data = SpanData([(Span((1, 2, 3), 1),)] * 5, prefix_tree, 2, 1, [Span((1, 2, 3), 3)], num_neutral=1)
     parts = data.divided([0, 1, 2, 3, 4, 5, 5, 5, 5], devices=2, accumulated=2)
     assert [part.texts for part in parts] == [[0, 4, 5], [1, 5], [2, 5], [3, 5]]
-    assert {part[1:] for part in parts} == {(10, 8, 4)}
+    assert {part[1:] for part in parts} == {(10, 0, 8, 4)}
     assert len(data.divided([0, 1, 2], devices=1, accumulated=4)) == 3  # no part without an example
     layout = data.lay(parts[0]).batch
     assert layout.num_tokens_S.tolist() == [2, 2, 0]
