@@ -49,23 +49,26 @@ LIKELIHOODS = [
 
 
 # The rooms and modules that make figures. Command line, reports, trackers and exports are not among them; what a chat
-# model wrote and what the benchmarks hold are checksums of their own.
+# model wrote and what the benchmarks hold are checksums of their own. The shipped self-generated text, the occupations
+# and the pairs are files beside the code that reads them, and count with it.
 MAKE_FIGURES = (
     "assets", "benchmarks", "data", "models", "scoring", "training", "records.py", "jobs/evaluate.py", "jobs/run.py",
+    "corpora/pronoun_pairs.json",
 )  # fmt: skip
 
 
 @functools.cache  # a long sweep runs the code that it imported first, even if the files change meanwhile
 def code_sha256(*rooms: str) -> str:
-    """Checksum of what the program's source files do; by default, of those that make figures.
+    """Checksum of what the source files do, and of the data beside them; by default, of those that make figures.
 
     Comments, docstrings and layout do not count.
     """
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".json", ".csv")):
         name = path.relative_to(PACKAGE).as_posix()
         if any(name == room or name.startswith(f"{room}/") for room in rooms or MAKE_FIGURES):
-            digest.update(f"{name} {_without_words(path.read_text(encoding='utf-8'))}".encode())
+            text = path.read_text(encoding="utf-8")
+            digest.update(f"{name} {_without_words(text) if path.suffix == '.py' else text}".encode())
     return digest.hexdigest()
 
 

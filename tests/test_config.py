@@ -18,6 +18,7 @@ GROUPS = {path.name: path for path in config_dir().iterdir() if path.is_dir()}
 CHOICES = [(group, file.stem) for group, folder in GROUPS.items() for file in sorted(folder.glob("*.yaml"))]
 REQUIRED = {
     ("data", "triplets"): ["data.bias=gender", "data.path=x"],
+    ("eval", "pairs"): ["eval.pairs.path=x"],
     ("model", "hf"): ["model.path=x"],
     ("llm", "vllm"): ["llm.model=x"],
     ("llm", "ollama"): ["llm.model=x"],

@@ -166,7 +166,8 @@ def test_tokens_per_step_by_hand() -> None:
 def test_parts_of_a_step_by_hand() -> None:
     """Five examples of 1 + 2 scored tokens and four neutral texts on two devices, two batches each: four parts.
 
-    Every fourth text goes to the same part. All parts know 5 x 2 scored tokens, no pairs, and 5 x 0 + 4 x 2 unscored positions.
+    Every fourth text goes to the same part. All parts know 5 x 2 scored tokens, no pairs, and 5 x 0 + 4 x 2 unscored
+    positions.
     """
     data = SpanData([(Span((1, 2, 3), 1),)] * 5, prefix_tree, 2, 1, [Span((1, 2, 3), 3)], num_neutral=1)
     parts = data.divided([0, 1, 2, 3, 4, 5, 5, 5, 5], devices=2, accumulated=2)

@@ -14,7 +14,7 @@ from debias.report.many_runs.collection import Run
 from debias.report.many_runs.configurations import grouped, labelled
 from debias.report.many_runs.labels import differences
 from debias.report.many_runs.study_tables import spread
-from debias.report.one_run import data_quality
+from debias.report.one_run import data_quality, written
 from debias.report.one_run.report import Change, provenance, sentences, stages
 from debias.report.outcome import Bounds, outcome, outcomes
 from debias.report.templating import fill
@@ -167,6 +167,7 @@ def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
         "plot": plots.before_after(rows), "curve": None, "sentences": sentences([change], [change]),
         "config": evil, "data": None, "base": evil, "version": "0", "bounds": Bounds(), "status": status,
         "cost": cost, "stages": stages(cost), "provenance": provenance(status, {"config_sha256": evil}, None),
+        "writes": written.grid([written.Written(evil, [evil], [evil])]),
         **data_quality.facts(diagnosis),
     }  # fmt: skip
     page = fill("run.html.j2", facts)

@@ -181,7 +181,7 @@ def test_code_checksum_covers_what_makes_figures_and_no_words(tmp_path: Path, mo
     same = [
         {**plain, "scoring/a.py": '"""What it is."""\n# why\ndef f():\n    """One."""\n    return (1)  # one\n'},
         {**plain, "report/c.py": "z = 4", "cli/d.py": "", "jobs/export.py": "x = 1"},
-        {**plain, "scoring/__pycache__/a.pyc": "compiled", "scoring/c.md": "text"},
+        {**plain, "scoring/__pycache__/a.pyc": "compiled", "scoring/c.md": "text", "corpora/d.jsonl": "{}"},
     ]
     assert {checksum(files) for files in same} == {checksum(plain)}
     changed = [
@@ -189,10 +189,12 @@ def test_code_checksum_covers_what_makes_figures_and_no_words(tmp_path: Path, mo
         {**plain, "training/b.py": "y = 'two'"},
         {**plain, "training/b.py": "y = 2\nf('said')"},
         {**plain, "models/c.py": ""},
+        {**plain, "training/self_generated/model.json": "[]"},
+        {**plain, "corpora/pronoun_pairs.json": "{}"},
         {**plain, "jobs/run.py": "x = 1"},
         {"scoring/a.py": plain["scoring/a.py"], "training/c.py": "y = 2", "report/c.py": "z = 3"},
     ]
-    assert len({checksum(files) for files in [plain, *changed]}) == 7
+    assert len({checksum(files) for files in [plain, *changed]}) == 1 + len(changed)
 
 
 def test_code_checksum_is_that_of_what_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
