@@ -1,19 +1,15 @@
-"""The types that the rooms of the program exchange, and the checks of a config's sections."""
+"""The types that the rooms of the program exchange, and those of a config's sections."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 SIGNIFICANT = 0.05  # corrected p-values below it
-AUTO = "auto"  # the value of a setting that the program chooses
-
 Section = TypeVar("Section")
+AUTO: Literal["auto"] = "auto"  # the value of a setting that the program chooses
 
 
 class UserError(Exception):
@@ -170,72 +166,83 @@ def checked(schema: type[Section], cfg: Any, section: str) -> Section:
         raise UserError(f"{section}.{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
+class Range(NamedTuple):
+    """Allowed numbers, for a type such as `Annotated[int, Range(1)]`; NaN is in no range."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False  # the lowest number itself is not allowed
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is allowed."""
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"more than {self.low}" if self.above else f"of {self.low} or more"
+        return f"more than {self.low} and at most {self.high}" if self.above else f"from {self.low} to {self.high}"
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+SomeShare = Annotated[float, Range(0, 1, above=True)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]  # what NumPy takes
+
+
 @dataclass
 class Watch:
     """When to score StereoSet dev while training, and when to stop; see `conf/run.yaml`."""
 
-    every: int | None = None
-    limit: int = 60
-    stop_at: float | None = 50.0
-    patience: int | None = None
+    every: Count | None = None
+    limit: Count = 60
+    stop_at: Annotated[float, Range(0, 100)] | None = 50.0
+    patience: Count | None = None
 
     def __post_init__(self) -> None:
-        for name in ("every", "limit", "patience"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"training.watch.{name}={value} must be 1 or more, or null")
         if self.patience is not None and self.every is None:
             raise UserError("training.watch.patience needs training.watch.every=STEPS: how often to score dev")
+
+
+# The schedules of transformers that need no settings of their own.
+Schedule = Literal[
+    "linear", "constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
 
 
 @dataclass
 class Recipe:
     """How an adapter is trained; `conf/run.yaml` explains the keys, and these types check them."""
 
-    lr: float
-    epochs: int
-    batch_size: int
-    schedule: str
-    warmup: float
-    weight_decay: float
+    lr: Positive
+    epochs: Count
+    batch_size: Count
+    schedule: Schedule
+    warmup: Share
+    weight_decay: NotNegative
     start_token: bool
-    retention: float
-    num_neutral: int
-    balance: float = 1.0
-    num_pairs: int = 4
+    retention: NotNegative
+    num_neutral: Natural
+    balance: NotNegative = 1.0
+    num_pairs: Natural = 4
     gradient_checkpointing: bool = False
     watch: Watch = field(default_factory=Watch)
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "epochs", "batch_size"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"training.{name}={getattr(self, name)} must be more than 0")
-        for name in ("warmup", "weight_decay", "retention", "num_neutral", "balance", "num_pairs"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"training.{name}={getattr(self, name)} must be 0 or more")
 
 
 @dataclass
 class Scoring:
     """How texts are scored; see `conf/run.yaml`."""
 
-    precision: str = AUTO
-    token_budget: Any = AUTO  # a number or `auto`
-
-    def __post_init__(self) -> None:
-        if self.precision not in (AUTO, "32", "bf16"):
-            raise UserError(f"scoring.precision={self.precision!r} is unknown; choose auto, 32 or bf16")
-        if self.token_budget != AUTO and not (isinstance(self.token_budget, int) and self.token_budget >= 1):
-            raise UserError(f"scoring.token_budget={self.token_budget!r} must be 1 or more, or auto")
+    precision: Literal["auto", "32", "bf16"] = AUTO
+    token_budget: Count | Literal["auto"] = AUTO
 
 
 @dataclass
 class Writing:
     """How much a model writes; see `conf/show.yaml`."""
 
-    samples: int = 2
-    longest: int = 40
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        if self.samples < 0 or self.longest < 1:
-            raise UserError("show.samples must be 0 or more, and show.longest 1 or more")
+    samples: Natural = 2
+    longest: Count = 40
+    seed: Seed = 1

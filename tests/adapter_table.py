@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -71,7 +71,8 @@ def base_of(column: str) -> Base:
 
 def config_of(name: str, **keys: Any) -> Any:
     """The PEFT config that a file of conf/adapter builds."""
-    return make(OmegaConf.load(config_dir() / "adapter" / f"{name}.yaml"), _convert_="all", **keys)
+    file = config_dir() / "adapter" / f"{name}.yaml"
+    return make(DictConfig(OmegaConf.load(file)), "adapter", adapters.PEFT_TYPES, **keys)
 
 
 def logits(model: Any, kind: str) -> list[torch.Tensor]:

@@ -22,11 +22,12 @@ from PIL import Image
 from rich.console import Console
 
 from debias.benchmarks.evaluation import evaluation_of, prepared
-from debias.cli.build import make_benchmarks, make_report
+from debias.cli.build import make_benchmarks
 from debias.cli.config import make
 from debias.records import Figure
 from debias.report import comparison
-from debias.report.one_run.report import write_reports
+from debias.report.one_run.report import RunReport, write_reports
+from debias.report.outcome import Bounds
 from debias.results import RunFolder, read_figures, read_likelihoods
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +68,7 @@ def write_page(run: Path) -> None:
     folder = RunFolder(run, text, {key: value for key, value in status.items() if key.endswith("_sha256")})
     folder.write_figures(evaluation.figures)
     data = make(cfg.data).load(cfg.seed)
-    write_reports(folder, evaluation, make_report(cfg), data, MODEL, run / "adapter")
+    write_reports(folder, evaluation, RunReport(cfg.data.bias, Bounds(**cfg.outcome)), data, MODEL, run / "adapter")
 
 
 def picture(page: Page, report: Path, name: str, width: int, height: int) -> None:

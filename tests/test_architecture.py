@@ -26,6 +26,7 @@ ROOMS = [
     "assets",  # where public data and weights come from
     "results",  # the run folder
     "locks",  # between processes
+    "schema",  # what a config may say
     "files",  # written whole or not at all
     "progress",
     "records",  # the types that travel

@@ -32,50 +32,6 @@ def complaint(answer: tuple[int, str, str]) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["run", "data=generated", "generate.nn=3"], "unknown key 'generate.nn' (did you mean 'generate.n'?)"),
-        (["run", "data=generated", "generate.n=abc"], "generate.n: Value 'abc' of type 'str' could not be converted"),
-        (["run", "data=general", "data.path=x"], "data.path is not a key of data=general, only of other options"),
-        (["run", "llm=local"], "does not use llm=... with these settings; data=generated and `debias generate` do"),
-        (["run", "data.n=x"], "data.n=x must be 1 or more"),
-        (["run", "data.weights=3"], "data.weights must name the sources"),
-        (["run", "-m", "seed=1,2", "--cfg", "job"], "--cfg and --info show one config; leave -m out"),
-        (["generate", "llm=ollama"], "llm.model must be set: add llm.model=VALUE"),
-        (["generate", "bias=people (Scottish, Irish)"], "quote blanks, commas or brackets: \"KEY='TEXT'\""),
-        (["generate", "strategy=general", "bias=age"], "chooses the biases by itself: leave bias out"),
-        (["rnu"], "unknown verb 'rnu' (did you mean 'run'?)"),
-        (["run", "data.bais=gender"], "unknown key 'data.bais' (did you mean 'data.bias'?)"),
-        (["run", "trainig.lr=1"], "unknown key 'trainig.lr' (did you mean 'training.lr'?)"),
-        (["run", "modle=gpt2"], "unknown key 'modle' (did you mean 'model'?)"),
-        (["run", "data=targetd"], "there is no data=targetd (did you mean 'targeted'?)"),
-        (["run", "eval=[steroset]"], "there is no eval=steroset (did you mean 'stereoset'?)"),
-        (["run", "data=triplets", "data.bias=age"], "data.path must be set: add data.path=VALUE"),
-        (
-            ["run", "data.path=none.jsonl", "data.bias=age"],
-            "none.jsonl: cannot read this file (No such file or directory)",
-        ),
-        (["run", "data.path=none.jsonl"], "data.path names a file, but not what it is about; add data.bias=gender"),
-        (["run", "data.bias=height"], "there is no corpus of ours for data.bias='height'"),
-        (["run", "data.policy=lax"], "data.policy='lax' is unknown; choose strict or as_published"),
-        (["run", "data.n=0"], "data.n=0 must be 1 or more"),
-        (["run", "eval.stereoset.split=train"], "eval.stereoset.split='train' is unknown; choose dev or test"),
-        (["run", "eval.stereoset.path=none.json"], "none.json is not a StereoSet file"),
-        (["run", "training.lr=fast"], "training.lr: Value 'fast' of type 'str' could not be converted to Float"),
-        (["run", "training.epochs=0"], "training.epochs=0 must be more than 0"),
-        (["run", "scoring.precision=16"], "scoring.precision='16' is unknown; choose auto, 32 or bf16"),
-        (["ls", "modle"], "unknown group 'modle' (did you mean 'model'?)"),
-        (["report", "nowhere"], "nowhere does not exist"),
-        (["report", "."], "no finished run below ."),
-    ],
-)
-def test_bad_words(debias: Run, tmp_path: Path, words: list[str], message: str) -> None:
-    assert message in complaint(debias(*words))
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
-    assert not (tmp_path / "outputs/run/default").exists()
-
-
 def test_corrupt_triplets_are_named_by_line(debias: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('["A man wept.", "man", "wept"]\n{"sentence": \n')
     assert "bad.jsonl:2: not JSON" in complaint(debias("run", "data.path=bad.jsonl", "data.bias=age"))

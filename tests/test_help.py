@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from debias.cli import VERBS, help
-from debias.cli.config import groups, nearest, options
+from debias.cli.config import groups, options
 from debias.cli.help import every_key, keys_in
+from debias.schema import nearest
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -112,6 +112,15 @@ def test_a_sweep_that_is_refused_twice_leaves_other_files(debias: Run, tmp_path:
     assert own.read_text() == "mine"
 
 
+@pytest.mark.parametrize("word", ["no", "off", "maybe"])
+def test_overwrite_is_true_or_false(debias: Run, tmp_path: Path, word: str) -> None:
+    path = written(tmp_path / "outputs/run", state="done")
+    path.rename(path.with_name("default"))
+    before = left(tmp_path)
+    assert f"overwrite='{word}' must be true or false" in debias("run", f"overwrite={word}").err
+    assert left(tmp_path) == before
+
+
 def test_a_set_keeps_its_ledger_and_files_of_others(tmp_path: Path) -> None:
     def of(config: str) -> DataFolder:
         return DataFolder(tmp_path / "job", "a: 1\n", {"config_sha256": config, "code_sha256": "p"}, "ages")
@@ -184,3 +193,13 @@ def test_a_folder_named_like_a_temporary_one_is_left_alone(tmp_path: Path) -> No
     with whole_folder(tmp_path / "merged", replace=True) as unfinished:
         (unfinished / "config.json").write_text("{}")
     assert own.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["lr=1e-3 x", "'lr=1e-3 x'"])
+def test_a_sweep_finds_its_jobs_under_a_name_in_quotes(debias: Run, tmp_path: Path, name: str) -> None:
+    shown = debias("run", "-m", f"name={name}", "seed=1,2", "data.bias=height")
+    assert "2 failed" in shown.out
+    assert [p.name for p in (tmp_path / "outputs").iterdir()] == ["lr=1e-3 x"]
+    assert {p.name for p in (tmp_path / "outputs/lr=1e-3 x").iterdir() if p.is_dir()} == {
+        "bias-height+seed-1", "bias-height+seed-2",
+    }  # fmt: skip

@@ -6,17 +6,18 @@ import csv
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import peft
 import pytest
 import pytorch_lightning as pl
 import torch
+from transformers import get_scheduler
 
 from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel, weights_sha256
-from debias.records import Recipe, Span, UserError
+from debias.records import Recipe, Schedule, Span, UserError
 from debias.scoring.encoding import encode
 from debias.scoring.layouts import padded, prefix_tree
 from debias.scoring.likelihood import beside_base, score
@@ -267,3 +268,10 @@ def test_lengths_are_mixed_where_an_epoch_may_be_cut() -> None:
     assert mixed.batches(0) != grouped
     assert sorted(mixed.batches(0)) == sorted(grouped)
     assert mixed.batches(0) == mixed.batches(0) != mixed.batches(1)
+
+
+@pytest.mark.parametrize("name", get_args(Schedule))
+def test_every_schedule_needs_no_settings_of_its_own(name: str) -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    get_scheduler(name, optimizer, 1, 10).step()
+    assert 0 < optimizer.param_groups[0]["lr"] <= 1

@@ -80,10 +80,3 @@ def test_masked_models_write_nothing(tiny_masked: Path) -> None:
     with pytest.raises(UserError, match="choose neutral=wikipedia"):
         SelfGenerated().spans(base, True)
     assert ByKind(SelfGenerated(), Wikipedia()).spans(base, True) == Wikipedia().spans(base, True)
-
-
-def test_sizes_are_checked() -> None:
-    with pytest.raises(UserError, match="must be 1 or more"):
-        SelfGenerated(n=0)
-    with pytest.raises(UserError, match="more than 0 and at most 1"):
-        SelfGenerated(top_p=0)

@@ -146,7 +146,5 @@ def test_missing_special_tokens_are_named(causal: Tokens) -> None:
         each_masked([text("He ran")], causal.tokenizer)
     with pytest.raises(UserError, match=r"start token '<bos>' is not in the vocabulary; choose one with"):
         start_id(causal.tokenizer, "<bos>")
-    with pytest.raises(UserError, match=r"protocol.unit='word' is unknown; choose token or text"):
-        Conditional(unit="word")
     with pytest.raises(UserError, match="example '1' has no blank to fill"):
         spans(Continuation(), causal, text("He ran"))

@@ -112,7 +112,7 @@ def test_outcome_without_adapter_or_benchmark() -> None:
 
 def test_bounds_are_the_users() -> None:
     assert outcome(story(lms=(89, -2.9, -1.1)), "gender").verdict == "inconclusive"
-    assert outcome(story(lms=(89, -2.9, -1.1)), "gender", Bounds(lms_points=3)).verdict == "debiased"
+    assert outcome(story(lms=(89, -2.9, -1.1)), "gender", Bounds(max_lms_drop=3)).verdict == "debiased"
 
 
 def test_rows_put_the_targeted_bias_first_and_know_what_is_better() -> None:

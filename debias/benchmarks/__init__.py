@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import pandas as pd
 
 from debias.benchmarks.sampling import fingerprint, per_bias
-from debias.records import Candidate, Tokens
+from debias.records import Candidate, Count, Tokens
 
 if TYPE_CHECKING:
     from debias.benchmarks.statistics import Comparison
@@ -66,7 +66,7 @@ class LikelihoodBenchmark:
     name: str
 
     def __init__(
-        self, protocol: ScoringProtocol, path: str | None = None, limit: int | None = None, n_resamples: int = 9999
+        self, protocol: ScoringProtocol, path: str | None = None, limit: Count | None = None, n_resamples: Count = 9999
     ) -> None:
         self.protocol, self.limit, self.n_resamples = protocol, limit, n_resamples
         self.path = Path(path).expanduser() if path else None

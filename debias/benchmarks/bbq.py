@@ -15,7 +15,7 @@ from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import strata
 from debias.benchmarks.statistics import Comparison, compare
-from debias.records import Candidate, Cloze, Tokens, UserError
+from debias.records import Candidate, Cloze, Count, Tokens, UserError
 from debias.scoring.protocols import Protocol
 
 CATEGORIES = (
@@ -49,8 +49,8 @@ class BBQ(LikelihoodBenchmark):
         protocol: Protocol,
         categories: Sequence[str] | str = (),
         path: str | None = None,
-        limit: int | None = None,
-        n_resamples: int = 9999,
+        limit: Count | None = None,
+        n_resamples: Count = 9999,
     ) -> None:
         super().__init__(protocol, path, limit, n_resamples)
         self.categories = [categories] if isinstance(categories, str) else list(categories) or list(CATEGORIES)

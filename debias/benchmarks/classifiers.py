@@ -18,7 +18,7 @@ from transformers import get_scheduler
 
 from debias.benchmarks.probe import tuned
 from debias.progress import Stage, bar, report, stage
-from debias.records import UserError
+from debias.records import Count, Positive, Seed, UserError
 from debias.scoring import likelihood
 from debias.scoring.layouts import Batch, masked_rows
 from debias.scoring.scorer import Scorer
@@ -88,9 +88,7 @@ class FineTuned:
 
     name = "fine_tuned"
 
-    def __init__(self, epochs: int = 3, lr: float = 2e-5, batch_size: int = 16, seed: int = 1) -> None:
-        if min(epochs, lr, batch_size) <= 0:
-            raise UserError("eval.glue_finetuned.classifier: epochs, lr and batch_size must be more than 0")
+    def __init__(self, epochs: Count = 3, lr: Positive = 2e-5, batch_size: Count = 16, seed: Seed = 1) -> None:
         self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
 
     def predict(self, scorer: Scorer, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:

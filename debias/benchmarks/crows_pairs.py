@@ -12,10 +12,10 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import left_out, same_texts, strata
+from debias.benchmarks.sampling import check_biases, left_out, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare, ratio
 from debias.data.rows import read_table
-from debias.records import Candidate, Tokens, UserError
+from debias.records import Candidate, Count, Tokens, UserError
 from debias.scoring.protocols import Protocol
 
 
@@ -44,7 +44,7 @@ class CrowsPairs(LikelihoodBenchmark):
         protocol: turns a sentence into a likelihood.
         path: another file in the authors' format, also a translation; null means the published one.
         limit: pairs per bias, a fixed sample; null means all.
-        whole: biases scored in full, whatever `limit` is.
+        whole: biases scored in full, whatever `limit` is; those in a list must be there.
         n_resamples: bootstrap resamples.
     """
 
@@ -54,13 +54,12 @@ class CrowsPairs(LikelihoodBenchmark):
         self,
         protocol: Protocol,
         path: str | None = None,
-        limit: int | None = None,
+        limit: Count | None = None,
         whole: Sequence[str] | str = (),
-        n_resamples: int = 9999,
+        n_resamples: Count = 9999,
     ) -> None:
         super().__init__(protocol, path, limit, n_resamples)
-        names = [whole] if isinstance(whole, str) else list(whole)
-        self.whole = ["race-color" if name == "race" else name for name in names]
+        self.whole = whole if isinstance(whole, str) else list(whole)
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
         """Two sentences per pair."""
@@ -103,7 +102,11 @@ class CrowsPairs(LikelihoodBenchmark):
 
     @cached_property
     def _pairs(self) -> list[Pair]:
-        return self.sample(self._file.pairs, lambda p: p.bias, lambda p: p.example, self.whole)
+        names = [self.whole] if isinstance(self.whole, str) else self.whole
+        renamed = ["race-color" if name == "race" else name for name in names]
+        if not isinstance(self.whole, str):
+            check_biases(renamed, (pair.bias for pair in self._file.pairs), "eval.crows_pairs.whole")
+        return self.sample(self._file.pairs, lambda p: p.bias, lambda p: p.example, renamed)
 
     @cached_property
     def _file(self) -> PairFile:

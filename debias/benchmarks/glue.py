@@ -14,7 +14,7 @@ from debias import assets
 from debias.benchmarks import metrics
 from debias.benchmarks.sampling import fingerprint, per_bias
 from debias.benchmarks.statistics import Comparison, Statistic, compare
-from debias.records import Candidate, Tokens, UserError
+from debias.records import Candidate, Count, Tokens, UserError
 from debias.scoring.spans import after, start_id
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ class Glue:
     def __init__(
         self,
         tasks: Sequence[str] = tuple(TASKS),
-        limit_train: int | None = None,
-        limit: int | None = None,
+        limit_train: Count | None = None,
+        limit: Count | None = None,
         path: str | None = None,
-        n_resamples: int = 9999,
+        n_resamples: Count = 9999,
         classifier: Classifier | None = None,
     ) -> None:
         self.tasks, self.n_resamples = list(tasks), n_resamples

@@ -17,7 +17,7 @@ from debias import assets
 from debias.benchmarks.sampling import fingerprint, per_bias, strata
 from debias.benchmarks.statistics import Comparison, compare_means
 from debias.progress import bar
-from debias.records import Candidate, Masked, Scored, Span, Tokens, UserError
+from debias.records import Candidate, Count, Masked, Scored, Span, Tokens, UserError
 from debias.scoring.spans import after, mask_id, start_id
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class Honest:
         self,
         lexicon: str | None,
         sets: Sequence[str] | str = SETS,
-        k: int = 5,
-        limit: int | None = None,
-        n_resamples: int = 9999,
+        k: Count = 5,
+        limit: Count | None = None,
+        n_resamples: Count = 9999,
     ) -> None:
         self.sets = [sets] if isinstance(sets, str) else list(sets)
         if unknown := set(self.sets) - set(SETS):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ import pandas as pd
 from debias.benchmarks.metrics import mean_of_first
 from debias.benchmarks.sampling import fingerprint
 from debias.benchmarks.statistics import Comparison, compare
-from debias.records import Candidate, Tokens, UserError
+from debias.records import Candidate, Count, Natural, Tokens, UserError
 
 if TYPE_CHECKING:
     from debias.scoring.scorer import Scorer
@@ -49,11 +49,11 @@ class LmEval:
     def __init__(
         self,
         tasks: Sequence[str] | str,
-        limit: int | None = None,
+        limit: Count | None = None,
         include_path: str | None = None,
-        num_fewshot: int | None = None,
-        batch_size: int | str = 8,
-        n_resamples: int = 9999,
+        num_fewshot: Natural | None = None,
+        batch_size: Count | Literal["auto"] = 8,
+        n_resamples: Count = 9999,
     ) -> None:
         self.tasks = [tasks] if isinstance(tasks, str) else list(tasks)
         self.limit, self.include_path, self.num_fewshot = limit, include_path, num_fewshot

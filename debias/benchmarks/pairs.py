@@ -12,7 +12,7 @@ import pandas as pd
 from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.statistics import Comparison, compare, compare_means
 from debias.data.rows import rows
-from debias.records import Candidate, Tokens, UserError
+from debias.records import Candidate, Count, Tokens, UserError
 from debias.scoring.protocols import Protocol
 
 # Columns that are found by their names, in lower case with _ for blanks and hyphens.
@@ -58,8 +58,8 @@ class Pairs(LikelihoodBenchmark):
         bias: str | None = None,
         group: str | None = None,
         cluster: str | None = None,
-        limit: int | None = None,
-        n_resamples: int = 9999,
+        limit: Count | None = None,
+        n_resamples: Count = 9999,
     ) -> None:
         super().__init__(protocol, path, limit, n_resamples)
         self.name = str(name)

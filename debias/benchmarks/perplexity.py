@@ -12,7 +12,7 @@ from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import fingerprint
 from debias.benchmarks.statistics import Comparison, compare
-from debias.records import Candidate, Tokens, UserError
+from debias.records import Candidate, Count, Tokens, UserError
 from debias.scoring.protocols import Protocol
 
 
@@ -37,9 +37,9 @@ class Perplexity(LikelihoodBenchmark):
         self,
         protocol: Protocol,
         path: str | None = None,
-        window: int | None = None,
-        limit: int | None = None,
-        n_resamples: int = 9999,
+        window: Count | None = None,
+        limit: Count | None = None,
+        n_resamples: Count = 9999,
     ) -> None:
         super().__init__(protocol, path, limit, n_resamples)
         self.window = window

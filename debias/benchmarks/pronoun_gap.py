@@ -13,7 +13,7 @@ import pandas as pd
 
 from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.statistics import Comparison, compare
-from debias.records import Candidate, Cloze, Tokens, UserError
+from debias.records import Candidate, Cloze, Count, Tokens, UserError
 from debias.scoring.protocols import Protocol
 
 # Share of women in percent: US Bureau of Labor Statistics, Current Population Survey, annual averages of 2018, table 11
@@ -57,7 +57,7 @@ class PronounGap(LikelihoodBenchmark):
     name = "pronoun_gap"
 
     def __init__(
-        self, protocol: Protocol, split: str = "test", path: str | None = None, n_resamples: int = 9999
+        self, protocol: Protocol, split: str = "test", path: str | None = None, n_resamples: Count = 9999
     ) -> None:
         if split not in BEGINNINGS:
             raise UserError(f"eval.pronoun_gap.split={split!r} is unknown; choose dev or test")

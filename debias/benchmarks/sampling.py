@@ -12,6 +12,7 @@ import numpy as np
 
 from debias.benchmarks.statistics import Strata
 from debias.records import UserError
+from debias.schema import nearest
 
 Example = TypeVar("Example")
 
@@ -70,6 +71,15 @@ def left_out(name: str, reasons: Counter[str], total: int) -> list[str]:
     """The note that says how many of a file's examples are left out and why; none if all are used."""
     why = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items())
     return [f"{name}: {reasons.total():,} of {total:,} examples are left out: {why}"] if reasons else []
+
+
+def check_biases(whole: Sequence[str] | str, known: Iterable[str], place: str) -> None:
+    """Raise UserError for a bias in a list that the examples do not have. A single name may be missing from them."""
+    names = sorted(set(known))
+    for name in () if isinstance(whole, str) else whole:
+        if name not in names:
+            hint = nearest(name, names)
+            raise UserError(f"{place}: there is no bias {name!r}{hint}; choose from: {', '.join(names)}")
 
 
 def fingerprint(texts: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from debias.benchmarks import metrics
 from debias.benchmarks.sampling import fingerprint
 from debias.benchmarks.statistics import Comparison, from_resamples, permutation_p, within
 from debias.progress import bar
-from debias.records import Candidate, Tokens, UserError
+from debias.records import Candidate, Count, Tokens, UserError
 
 if TYPE_CHECKING:
     from debias.scoring.scorer import Scorer
@@ -53,7 +53,7 @@ class Seat:
     name = "seat"
     protocol_name = "mean_hidden"
 
-    def __init__(self, biases: Sequence[str] | str = (), path: str | None = None, n_resamples: int = 9999) -> None:
+    def __init__(self, biases: Sequence[str] | str = (), path: str | None = None, n_resamples: Count = 9999) -> None:
         self.biases = [biases] if isinstance(biases, str) else list(biases) or list(TESTS)
         if unknown := set(self.biases) - set(TESTS):
             raise UserError(f"eval.seat.biases: {min(unknown)!r} is unknown; choose from: {', '.join(TESTS)}")

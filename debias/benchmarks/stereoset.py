@@ -8,17 +8,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.filling import filling
-from debias.benchmarks.sampling import left_out, same_texts, strata
+from debias.benchmarks.sampling import check_biases, left_out, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare
 from debias.data.rows import read_text
-from debias.records import Candidate, Cloze, Tokens, UserError
+from debias.records import Candidate, Cloze, Count, Tokens, UserError
 from debias.scoring.protocols import Protocol
 from debias.scoring.spans import BLANK
 
@@ -43,28 +43,24 @@ class StereoSet(LikelihoodBenchmark):
         task: `intrasentence` (three words for a blank) or `intersentence` (three sentences that follow a context).
         path: another file in the authors' format, also a translation; null means the published one.
         limit: examples per bias, a fixed sample; null means all.
-        whole: biases scored in full, whatever `limit` is.
+        whole: biases scored in full, whatever `limit` is; those in a list must be there.
         n_resamples: bootstrap resamples.
     """
 
     def __init__(
         self,
         protocol: Protocol,
-        split: str = "test",
-        task: str = "intrasentence",
+        split: Literal["dev", "test"] = "test",
+        task: Literal["intrasentence", "intersentence"] = "intrasentence",
         path: str | None = None,
-        limit: int | None = None,
+        limit: Count | None = None,
         whole: Sequence[str] | str = (),
-        n_resamples: int = 9999,
+        n_resamples: Count = 9999,
     ) -> None:
-        if split not in ("dev", "test"):
-            raise UserError(f"eval.stereoset.split={split!r} is unknown; choose dev or test")
-        if task not in ("intrasentence", "intersentence"):
-            raise UserError(f"eval.stereoset.task={task!r} is unknown; choose intrasentence or intersentence")
         self.task, self.name = task, "stereoset" if task == "intrasentence" else "stereoset_intersentence"
         super().__init__(protocol, path, limit, n_resamples)
         self.split = split
-        self.whole = [whole] if isinstance(whole, str) else list(whole)
+        self.whole = whole if isinstance(whole, str) else list(whole)
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:
         """Three sentences per example."""
@@ -102,7 +98,10 @@ class StereoSet(LikelihoodBenchmark):
     @cached_property
     def examples(self) -> list[dict[str, Any]]:
         """The sampled examples, as in the file."""
-        return self.sample(self._file.examples, lambda e: e["bias_type"], lambda e: e["id"], self.whole)
+        found = self._file.examples
+        check_biases(self.whole, (e["bias_type"] for e in found), f"eval.{self.name}.whole")
+        whole = [self.whole] if isinstance(self.whole, str) else self.whole
+        return self.sample(found, lambda e: e["bias_type"], lambda e: e["id"], whole)
 
     def _terms_by_bias(self) -> Counter[str]:
         return Counter(bias for bias, _ in {(e["bias_type"], e["target"]) for e in self._file.examples})

@@ -13,10 +13,11 @@ from typing import NoReturn
 
 from debias import __version__
 from debias.cli import build, jobs, sweep, sweepfiles
-from debias.cli.config import config_dir, explain, nearest, shorthands
+from debias.cli.config import check_words, config_dir, explain, keys, quoted, readable, shorthands, whole_values
 from debias.cli.terminal import console, next_step
 from debias.files import disk_error
 from debias.records import UserError
+from debias.schema import nearest
 
 VERBS = (*jobs.JOBS, "sweep", "report", "archive", "ls", "explain", "help")
 
@@ -159,7 +160,9 @@ def _hydra(verb: str, overrides: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    words = shorthands(_plain_words(verb, [word for word in overrides if word != "--dry-run"]))
+    given = _plain_words(verb, [word for word in overrides if word != "--dry-run"])
+    words = whole_values(readable(shorthands(given), sweep.flagged(given, "-m", "--multirun")))
+    check_words(words)
     if sweep.flagged(words, "-m", "--multirun") and sweep.flagged(words, "-c", "--cfg", "-i", "--info"):
         raise UserError("--cfg and --info show one config; leave -m out")
     if "--dry-run" in overrides and not sweep.is_multirun(words):
@@ -186,7 +189,9 @@ def _sweep(words: list[str]) -> int:
         return 0
     path = sweepfiles.find(words[0])
     sweepfiles.check(path)
-    told = sweepfiles.words_for(shorthands([word for word in words[1:] if word != "--dry-run"]))
+    given = [word for word in words[1:] if word != "--dry-run"]
+    told = sweepfiles.words_for(readable(shorthands(given), several=True))
+    check_words(told)
     start = partial(_start, path.stem, path.parent, told)
     try:
         if sweep.looks(told):
@@ -223,18 +228,17 @@ def _plain_words(verb: str, words: Sequence[str]) -> list[str]:
     """`debias doctor a.jsonl --json` is short for `debias doctor files=[a.jsonl] json=true`."""
     if verb == "show":
         prompts = [word for word in words if " " in word or not ("=" in word or word.startswith("-"))]
-        told = f"prompts=[{_quoted(prompts)}]"
+        told = f"prompts=[{','.join(map(quoted, prompts))}]"
         return [*([told] if prompts else []), *(word for word in words if word not in prompts)]
     if verb != "doctor":
         return list(words)
-    files = [word for word in words if "=" not in word and not word.startswith("-")]
+    settings = keys(verb)
+    files = [w for w in words if not w.startswith("-") and w.lstrip("+~").partition("=")[0] not in settings]
+    files = [w for w in files if "=" not in w or Path(w).expanduser().is_file() or w.endswith((".json", ".jsonl"))]
     flags = [word for word in words if word in ("--json", "--html", "--fix")]
     others = [word for word in words if word not in files and word not in flags]
-    return [*([f"files=[{_quoted(files)}]"] if files else []), *(f"{flag[2:]}=true" for flag in flags), *others]
-
-
-def _quoted(texts: Sequence[str]) -> str:
-    return ",".join("'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'" for text in texts)
+    listed = ",".join(map(quoted, files))
+    return [*([f"files=[{listed}]"] if files else []), *(f"{flag[2:]}=true" for flag in flags), *others]
 
 
 def _complete(words: list[str]) -> None:

@@ -6,23 +6,33 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from debias.cli.config import config_dir, make, nearest, options
+from debias.cli.config import config_dir, make, options
 from debias.records import UserError
+from debias.schema import nearest
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
     from debias.benchmarks import Benchmark
-    from debias.report.one_run.report import RunReport
+    from debias.jobs.tracking import Tracker
     from debias.scoring.protocols import Protocol
 
 
 def make_adapter(cfg: DictConfig) -> PeftConfig:
     """The PEFT config of the adapter to train. PEFT does not know the key `train_head`."""
-    from debias.models.targets import PREDICTION_HEAD
+    from debias.models.adapter import PEFT_TYPES
+    from debias.models.targets import PLACES, PREDICTION_HEAD
 
+    if not isinstance(cfg.train_head, bool):
+        raise UserError(f"adapter.train_head={cfg.train_head!r} must be true or false")
     of_peft = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "train_head"])
-    config = make(of_peft, _convert_="all")  # PEFT wants a list, not a ListConfig
+    config = make(of_peft, "adapter", PEFT_TYPES)
+    for key in ("target_modules", "feedforward_modules"):
+        modules = vars(config).get(key)
+        if not modules and modules is not None:
+            raise UserError(f"adapter.{key} is empty; name modules, or one of these places: {', '.join(PLACES)}")
+        if isinstance(modules, str) and modules not in PLACES and (hint := nearest(modules, list(PLACES))):
+            raise UserError(f"adapter.{key}={modules!r} is not a place in the model{hint}; name modules in a list")
     if cfg.train_head:
         config.modules_to_save = [PREDICTION_HEAD]
     return config
@@ -32,6 +42,14 @@ def make_benchmarks(cfg: DictConfig) -> list[Benchmark]:
     """The benchmarks of a config. Those that follow `protocol` are repeated for each of `eval.protocols`, if set."""
     # A sweep file may set a key of a benchmark that eval=[...] then leaves out: such a node has no _target_.
     chosen = [node for name, node in cfg.eval.items() if name != "protocols" and "_target_" in node]
+    for name, node in cfg.eval.items():
+        if name != "protocols" and name not in options("eval") and "_target_" not in node:
+            hint = nearest(f"eval.{name}", [f"eval.{known}" for known in sorted(options("eval"))])
+            raise UserError(f"unknown key 'eval.{name}'{hint}; see `debias ls eval`")
+    for node in chosen:
+        # The default is the targeted bias, which a benchmark need not have. A name that was chosen must be there.
+        if isinstance(node.get("whole"), str) and node.whole != cfg.data.bias:
+            node.whole = [node.whole]
     if not chosen:
         raise UserError("eval is empty: name at least one benchmark, as in eval=[stereoset]")
     if not cfg.eval.get("protocols"):
@@ -53,7 +71,6 @@ def benchmarks_of(config: dict[str, Any]) -> list[Benchmark]:
 
     Raises UserError if the config comes from a version with other classes or keys.
     """
-    from hydra.errors import InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 
     cfg = OmegaConf.create(config)
@@ -61,7 +78,7 @@ def benchmarks_of(config: dict[str, Any]) -> list[Benchmark]:
         cfg.eval.protocols = sorted(options("protocol"))
     try:
         return make_benchmarks(cfg)
-    except (InstantiationException, OmegaConfBaseException) as error:
+    except (UserError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"this version does not know the run's benchmarks ({reason}); run the job again") from error
 
@@ -69,22 +86,24 @@ def benchmarks_of(config: dict[str, Any]) -> list[Benchmark]:
 def _protocols(cfg: DictConfig) -> list[Protocol]:
     """The protocols named by `eval.protocols`, or all that fit the kind of model."""
     known = sorted(options("protocol"))
-    names = known if cfg.eval.protocols == "all" else list(cfg.eval.protocols)
+    names = known if cfg.eval.protocols == "all" else cfg.eval.protocols
+    if not OmegaConf.is_list(names) and not isinstance(names, list):
+        raise UserError(f"eval.protocols={names!r} must be a list such as [bias_bench,conditional], all or null")
     for name in names:
         if name not in known:
             raise UserError(
                 f"eval.protocols: unknown protocol {name!r}{nearest(name, known)}; choose among: {', '.join(known)}"
             )
-    protocols = [make(OmegaConf.load(config_dir() / "protocol" / f"{name}.yaml")) for name in names]
+    files = {name: config_dir() / "protocol" / f"{name}.yaml" for name in names}
+    protocols = [make(DictConfig(OmegaConf.load(file)), f"protocol={name}") for name, file in files.items()]
     if cfg.eval.protocols != "all":
         return protocols
     kind = make(cfg.model).tokens().kind
     return [protocol for protocol in protocols if kind in protocol.kinds]
 
 
-def make_report(cfg: DictConfig) -> RunReport:
-    """The settings of a run's report: the bias on top, and when a model counts as broken."""
-    from debias.report.one_run.report import RunReport
-    from debias.report.outcome import Bounds
+def make_tracker(cfg: DictConfig) -> Tracker:
+    """The tracker named by `logger`."""
+    from debias.jobs.tracking import Tracker
 
-    return RunReport(cfg.data.bias, Bounds(cfg.outcome.max_lms_drop, cfg.outcome.max_perplexity_ratio))
+    return make(cfg.logger) if cfg.get("logger") else Tracker()

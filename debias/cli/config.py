@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, OmegaConf
 
 from debias.generation.wanted import BESIDE
 from debias.records import UserError, without_passwords
+from debias.schema import check_call, nearest
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 
 def config_dir() -> Path:
@@ -21,16 +26,58 @@ def config_dir() -> Path:
 
 
 def any_model(overrides: Sequence[str]) -> list[str]:
-    """Expand `model=ID` to `model=hf model.path=ID` unless ID is a config of its own."""
+    """Expand `model=ID` to `model=hf model.path=ID` unless ID is a config of its own; also each of `model=A,B`."""
     known = options("model")
     words = []
     for word in overrides:
         key, _, value = word.partition("=")
-        if key == "model" and value and not set(value.split(",")) & known:
-            words += ["model=hf", f"model.path={value}"]
+        several = value.split(",")
+        if key == "model" and value and not set(several) <= known:
+            paths = [_path_of(one) if one in known else one for one in several]
+            words += ["model=hf", f"model.path={','.join(paths)}"]
         else:
             words.append(word)
     return words
+
+
+def _path_of(option: str) -> str:
+    """The path of a model that has a config of its own."""
+    return str(DictConfig(OmegaConf.load(config_dir() / "model" / f"{option}.yaml")).path)
+
+
+def readable(overrides: Sequence[str], several: bool) -> list[str]:
+    """Quote values that Hydra's grammar cannot read, such as `~/a.jsonl` or `runs/lr=1e-3`, so that they are text.
+
+    Args:
+        several: whether commas separate the values of a sweep, each of which is then looked at by itself.
+    """
+    return [_readable(word, several) for word in overrides]
+
+
+def _readable(word: str, several: bool) -> str:
+    key, equals, value = word.partition("=")
+    is_key = equals and re.fullmatch(r"\+{0,2}[\w./@:][\w./@:-]*", key)
+    if not is_key or _value(word) is not None:
+        return word
+    parts = value.split(",") if several and not re.search(r"""["'()\[\]{}]""", value) else [value]
+    return f"{key}={','.join(part if _value(f'{key}={part}') is not None else quoted(part) for part in parts)}"
+
+
+def _value(word: str) -> Override | None:
+    """An override that Hydra can read."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra reads it: in quotes, with a backslash before those inside and before backslashes that end it."""
+    inside = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", text)
+    return "'" + re.sub(r"\\+$", lambda found: found[0] * 2, inside) + "'"
 
 
 def whole_values(overrides: Sequence[str]) -> list[str]:
@@ -78,7 +125,23 @@ def counterparts_of(overrides: Sequence[str]) -> list[str]:
 
 def shorthands(overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra understands them."""
-    return whole_values(chat_models(several_models(counterparts_of(any_model(overrides)))))
+    return chat_models(several_models(counterparts_of(any_model(overrides))))
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise UserError for a flag that Hydra does not know, and for a group without an option."""
+    from hydra._internal.utils import get_args_parser
+
+    def wrong(message: str) -> NoReturn:
+        raise UserError(f"{message}; see `debias --help`")
+
+    parser = get_args_parser()
+    parser.error = wrong  # type: ignore[method-assign]
+    parser.parse_args(list(words))
+    for word in words:
+        group, _, value = word.partition("=")
+        if group in groups() and value in ("null", ""):
+            raise UserError(f"there is no {word}; choose one of: {', '.join(sorted(options(group)))}")
 
 
 def groups() -> set[str]:
@@ -92,9 +155,10 @@ def options(group: str) -> set[str]:
 
 
 def job_name(overrides: Sequence[str], verb: str = "run") -> str:
-    """Folder name of a job: its overrides in short form, or `default`. Long names are cut and get a hash.
+    """Folder name of a job: its overrides in short form, or `default`.
 
-    It contains nothing that Hydra or a shell would want quoted, so that `adapter.path=FOLDER` can be typed as it is.
+    It contains nothing that Hydra or a shell would want quoted, so that `adapter.path=FOLDER` can be typed as it is. A
+    name that had to be changed or cut for that ends with a hash, so that no two jobs share a folder.
     """
     beside = {"name", "overwrite", "accept_other_code", "logger"}
     if verb == "generate":  # a set that is to grow stays in its folder
@@ -108,11 +172,16 @@ def job_name(overrides: Sequence[str], verb: str = "run") -> str:
     kept = sorted(without_passwords(word) for word in overrides if counts(word))
     short = [re.sub(r"^\+*\w+\.(?=[\w.]+=)", "", word) for word in kept]  # training.lr=1e-3 -> lr=1e-3
     short = [b if short.count(b) == 1 else a for a, b in zip(kept, short, strict=True)]
-    words = [re.sub(r"[^\w.-]+", "_", word.replace("=", "-")) for word in sorted(short)]
+    plain = [re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", word).replace("=", "-", 1) for word in sorted(short)]
+    words = [re.sub(r"[^\w.-]+", "_", word) for word in plain]
     name = "+".join(words) or "default"
-    if len(name) > 120:
-        name = f"{name[:110]}-{hashlib.sha256(','.join(kept).encode()).hexdigest()[:8]}"
-    return name
+    if words == plain and len(name.encode()) <= LONGEST:
+        return name
+    digest = hashlib.sha256(",".join(kept).encode()).hexdigest()[:8]
+    return f"{name.encode()[: LONGEST - 9].decode(errors='ignore')}-{digest}"
+
+
+LONGEST = 120  # bytes of a job's name; most file systems take 255, and temporary names are longer
 
 
 # Launchers that need an extra of this package, and the name of the extra.
@@ -125,8 +194,11 @@ def explain(error: Exception, verb: str, words: Sequence[str] = ()) -> str:
 
     text = str(error)
     if isinstance(error, OverrideParseException):
-        said = text.split("\nSee https")[0].splitlines()[0]
-        return f"{error.override!r} cannot be read ({said}); quote blanks, commas or brackets: \"KEY='TEXT'\""
+        name, _, value = str(error.override).partition("=")
+        return f"{error.override!r} cannot be read; write KEY=VALUE, and text in quotes: {_typed(name, value)}"
+    if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
+        name, value = ambiguous[1], ambiguous[2]
+        return f"{name}={value} has several values: add -m to run each, or write one text as {_typed(name, value)}"
     if launcher := re.search(r"Could not (?:find|load) 'hydra/launcher/([^']+)'", text):
         if extra := LAUNCHERS.get(launcher[1]):
             return f"hydra/launcher={launcher[1]} needs a package that is not installed: {install(extra)}"
@@ -154,6 +226,11 @@ def explain(error: Exception, verb: str, words: Sequence[str] = ()) -> str:
     return text.split("\nSee https")[0]
 
 
+def _typed(key: str, value: str) -> str:
+    """How to type a text in a shell so that Hydra reads it as one."""
+    return shlex.quote(f"{key}={quoted(value)}")
+
+
 def install(extra: str) -> str:
     """The command that installs an extra of this package."""
     return f"python -m pip install 'debias[{extra}]'"
@@ -179,54 +256,29 @@ def keys(verb: str, chosen: Sequence[str] = ()) -> list[str]:
         ]
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint with the known name that was probably meant; empty if none is close.
+def make(cfg: DictConfig, place: str = "", types: Mapping[str, Any] | None = None, /, **more: Any) -> Any:
+    """Build the object that a config names by `_target_`. Its signature is the schema of the config.
 
-    A key is looked for beside its siblings (`training.` has those of `training`), then under its own name elsewhere.
+    Raises UserError for a setting that does not fit, and for whatever the object itself complains about.
+
+    Args:
+        place: the config's key, for messages; found by itself for a part of a job's config.
+        types: types of settings that are stricter than those of the signature.
+        more: objects that replace settings.
     """
-    section, _, last = name.rpartition(".")
-    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
-    found = _closest(last, list(siblings))
-    if found is None:
-        namesakes = [key for key in known if key.rpartition(".")[2] == last]
-        meant = namesakes[0] if namesakes else None if siblings else _closest(name, known)
-    else:
-        meant = siblings[found]
-    return f" (did you mean {meant!r}?)" if meant else ""
-
-
-def _closest(name: str, known: Sequence[str]) -> str | None:
-    """The name with the fewest edits, if they are one in four letters at most, or one that begins like this."""
-    allowed = max(1, len(name) // 4)
-    edits = {other: _edits(name, other) for other in known if abs(len(other) - len(name)) <= allowed}
-    best = min(edits, key=lambda other: edits[other], default=None)
-    if best is not None and edits[best] <= allowed and edits[best] < max(len(name), len(best)):
-        return best
-    longer = [other for other in known if len(name) > 2 and other.startswith(name)]
-    return longer[0] if len(longer) == 1 else None
-
-
-def _edits(a: str, b: str) -> int:
-    """Letters to insert, delete, replace or swap with their neighbour (optimal string alignment)."""
-    rows = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, 1):
-        rows.append([i])
-        for j, y in enumerate(b, 1):
-            cost = min(rows[i - 1][j] + 1, rows[i][j - 1] + 1, rows[i - 1][j - 1] + (x != y))
-            if i > 1 and j > 1 and (x, y) == (b[j - 2], a[i - 2]):
-                cost = min(cost, rows[i - 2][j - 2] + 1)
-            rows[i].append(cost)
-    return rows[-1][-1]
-
-
-def make(cfg: DictConfig | ListConfig, **more: Any) -> Any:
-    """Build the object that a config names by `_target_`. A UserError inside is raised as such, not as Hydra's."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    try:
+    if "_target_" not in cfg:  # a section with objects in it, which checks itself
         return instantiate(cfg, **more)
+    place = place or str(cfg._get_full_key(None))
+    node = check_call(cfg, place, types or {})
+    try:
+        own = {key: value for key, value in node.items() if key not in more}
+        return instantiate({"_convert_": "all", **own}, **more)  # lists as lists: nothing below knows Hydra
     except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from error
-        raise
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise cause from error
+        reason = " ".join(str(cause).split())[:300]
+        raise UserError(f"{place} does not work with these settings ({type(cause).__name__}: {reason})") from error

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.text import Text
 
 from debias import __version__
-from debias.cli.config import config_dir, groups, nearest, options
+from debias.cli.config import config_dir, groups, options
 from debias.cli.terminal import next_step
 from debias.records import UserError
 from debias.report.grid import Grid, row, text_columns
+from debias.schema import nearest
 
 OF_GROUP = {"llm": "llm_defaults", "strategy": "strategy_defaults"}  # files with the keys that all options share
 HIDDEN = ("defaults", "hydra", "_target_", "_convert_", "_partial_")

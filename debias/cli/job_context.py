@@ -14,7 +14,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from debias.cli import workers
-from debias.cli.config import make
 from debias.cli.terminal import console, logging_to, next_step, page, quieten, shown
 from debias.models.identity import content_sha256
 from debias.progress import on_terminal
@@ -119,11 +118,10 @@ class Tracking:
 
 
 @contextmanager
-def tracked(cfg: DictConfig, folder: RunFolder) -> Iterator[Tracking]:
-    """Tell the tracker named by `logger` when the job starts and how it ends."""
-    from debias.jobs.tracking import Tracked, Tracker
+def tracked(cfg: DictConfig, folder: RunFolder, tracker: Tracker) -> Iterator[Tracking]:
+    """Tell the tracker when the job starts and how it ends."""
+    from debias.jobs.tracking import Tracked
 
-    tracker = make(cfg.logger) if cfg.get("logger") else Tracker()
     chosen = {k: v for k, v in HydraConfig.get().runtime.choices.items() if v and "/" not in k and "@" not in k}
     choices = [f"{k}={v if isinstance(v, str) else ','.join(v)}" for k, v in chosen.items()]
     run = Tracked(folder.path, yaml.safe_load(folder.config), folder.identity, choices, cfg.data.bias)

@@ -4,50 +4,61 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from debias.cli.build import make_adapter, make_benchmarks, make_report
+from debias.cli.build import make_adapter, make_benchmarks, make_tracker
 from debias.cli.config import make
 from debias.cli.job_context import claimed, logged, recorded, run_folder, set_folder, tracked
+from debias.cli.settings import Doctor, Evaluate, Export, Generate, Run, Show, settings_of
 from debias.cli.terminal import console, next_step, page, quieten, shown
 from debias.models.ranks import launched_rank
-from debias.records import Recipe, Scoring, UserError, Writing, checked
+from debias.records import UserError, checked
+
+if TYPE_CHECKING:
+    from debias.data.mixture import Mixture
+    from debias.training.stage import Tuning
 
 
 def run_job(cfg: DictConfig) -> None:
     """Train and score. If a launcher started several processes, the first runs the job and the others help to train."""
-    recipe, scoring = checked(Recipe, cfg, "training"), checked(Scoring, cfg, "scoring")
+    settings = settings_of(cfg, Run)
     _check_bias_is_named()
-    writing = checked(Writing, cfg, "show")
     data, benchmarks = make(cfg.data), make_benchmarks(cfg)
     folder = run_folder(cfg, [data, *benchmarks])
     if launched_rank() > 0:
         from debias.jobs import cost, run
-        from debias.training.stage import Tuning
 
-        if cfg.threads:
-            cost.set_threads(cfg.threads)
-        parts = make_adapter(cfg.adapter), make(cfg.objective), make(cfg.neutral)
-        run.assist(
-            folder,
-            Tuning(data, *parts, recipe, make(cfg.trainer), cfg.seed, balance=make(cfg.balance)),
-            make(cfg.model),
-        )
+        if settings.threads:
+            cost.set_threads(settings.threads)
+        run.assist(folder, _tuning(cfg, settings, data), make(cfg.model))
         return
     with claimed(cfg, folder) as to_do:
         if to_do:
-            with logged(cfg, folder), tracked(cfg, folder) as tracking:
+            tuning, model = _tuning(cfg, settings, data), make(cfg.model)
+            tracker = make_tracker(cfg)
+            tuning.make_trainer()  # fail on a device that is not there before anything is written
+            with logged(cfg, folder), tracked(cfg, folder, tracker) as tracking:
                 from debias.jobs import run
-                from debias.training.stage import Tuning
+                from debias.report.one_run.report import RunReport
 
-                parts = make_adapter(cfg.adapter), make(cfg.objective), make(cfg.neutral)
-                tuning = Tuning(data, *parts, recipe, make(cfg.trainer), cfg.seed, tracking.logger, make(cfg.balance))
-                report = make_report(cfg)
-                tracking.scored(run.run(folder, tuning, make(cfg.model), scoring, benchmarks, report, writing))
+                report = RunReport(cfg.data.bias, settings.outcome)
+                tuning = tuning._replace(logger=tracking.logger)
+                tracking.scored(run.run(folder, tuning, model, settings.scoring, benchmarks, report, settings.show))
+
+
+def _tuning(cfg: DictConfig, settings: Run, data: Mixture) -> Tuning:
+    """The parts that decide an adapter: their classes take seconds to import, and a finished run needs none of them."""
+    from debias.training.stage import Tuning
+
+    parts = make_adapter(cfg.adapter), make(cfg.objective), make(cfg.neutral)
+    balance = make(cfg.balance)
+    return Tuning(data, *parts, settings.training, make(cfg.trainer), settings.seed, balance=balance)
 
 
 def _check_bias_is_named() -> None:
@@ -62,26 +73,29 @@ def _check_bias_is_named() -> None:
 
 def evaluate_job(cfg: DictConfig) -> None:
     """Score a base model, alone or with adapters."""
-    scoring = checked(Scoring, cfg, "scoring")
+    settings = settings_of(cfg, Evaluate)
     benchmarks = make_benchmarks(cfg)
-    adapter_paths = [path] if isinstance(path := cfg.adapter.path, str) else list(path or [])
+    adapter_paths = [path] if isinstance(path := settings.adapter.path, str) else path or []
     folder = run_folder(cfg, benchmarks, adapter_paths)
     if launched_rank() > 0:
         raise UserError("only training can use several processes; start this job in one")
     with claimed(cfg, folder) as to_do:
         if to_do:
-            with logged(cfg, folder), tracked(cfg, folder) as tracking:
-                from debias.jobs.evaluate import evaluate
+            from debias.jobs.evaluate import check, evaluate
+            from debias.report.one_run.report import RunReport
 
+            model, tracker = make(cfg.model), make_tracker(cfg)
+            check(adapter_paths, settings.adapter.combine, settings.adapter.weights)
+            with logged(cfg, folder), tracked(cfg, folder, tracker) as tracking:
                 evaluation = evaluate(
                     folder,
-                    model=make(cfg.model),
+                    model=model,
                     adapter_paths=adapter_paths,
-                    scoring=scoring,
+                    scoring=settings.scoring,
                     benchmarks=benchmarks,
-                    report=make_report(cfg),
-                    combine=cfg.adapter.combine,
-                    weights=None if cfg.adapter.weights is None else list(cfg.adapter.weights),
+                    report=RunReport(settings.data.bias, settings.outcome),
+                    combine=settings.adapter.combine,
+                    weights=settings.adapter.weights,
                 )
                 tracking.scored(evaluation)
 
@@ -93,18 +107,19 @@ def generate_job(cfg: DictConfig) -> int:
     from debias.jobs import generate
     from debias.report.one_run import generated_set
 
+    settings = settings_of(cfg, Generate)
     folder = set_folder(cfg)
     wanted = checked(Wanted, cfg, "generate")
     writers = writers_of(make(cfg.llm, _convert_="all"))
     generation = generate.Generation(
-        name=cfg.name,
+        name=str(settings.name),
         writers=writers,
-        strategy=make(cfg.strategy, _convert_="all"),
+        strategy=make(cfg.strategy),
         wanted=wanted,
-        biases=generate.biases(list(cfg.bias) if OmegaConf.is_list(cfg.bias) else str(cfg.bias)),
-        seed=cfg.seed,
-        judge=make(cfg.judge, _convert_="all").beside(writers[0]) if cfg.judge.llm else None,
-        counterparts=make(cfg.counterparts, _convert_="all").beside(writers[0]) if cfg.counterparts.llm else None,
+        biases=generate.biases(settings.bias),
+        seed=settings.seed,
+        judge=make(cfg.judge).beside(writers[0]) if cfg.judge.llm else None,
+        counterparts=make(cfg.counterparts).beside(writers[0]) if cfg.counterparts.llm else None,
     )
     if not generation.strategy.biased and any(w.startswith("bias=") for w in HydraConfig.get().overrides.task):
         raise UserError(f"strategy={generation.strategy.name} chooses the biases by itself: leave bias out")
@@ -115,23 +130,23 @@ def generate_job(cfg: DictConfig) -> int:
         estimate = generate.estimate(generation, folder.path / generate.LEDGER)
         console.print(generated_set.dry_run(estimate), highlight=False)
         return 0
-    if cfg.preview is not None:
+    if settings.preview is not None:
         with folder.claim():
-            seen = generate.preview(folder, generation, cfg.preview)
+            seen = generate.preview(folder, generation, settings.preview)
         console.print(generated_set.preview(seen._replace(ledger=shown(seen.ledger))), highlight=False)
         return 0 if seen.harvest.stopped in ("preview", "patience", "filtered") else 3
     if generation.counterparts is not None and generation.counterparts.file is not None:
         source = Path(generation.counterparts.file).expanduser()
-        with folder.claim(cfg.overwrite), recorded(folder):
+        with folder.claim(settings.overwrite), recorded(folder):
             path, named = generate.add_counterparts(folder, generation.counterparts, source)
         console.print(generated_set.named(named), highlight=False, soft_wrap=True)
         console.print(f"file: {shown(path)}", highlight=False, soft_wrap=True)
         return {"": 0, "batch": 4}.get(named.stopped, 3)
-    with folder.claim(cfg.overwrite), recorded(folder):
-        if cfg.threads:
+    with folder.claim(settings.overwrite), recorded(folder):
+        if settings.threads:
             from debias.jobs import cost
 
-            cost.set_threads(cfg.threads)
+            cost.set_threads(settings.threads)
         product = generate.generate(folder, generation)
     product = product._replace(path=shown(product.path))
     console.print(generated_set.terminal(product), highlight=False, soft_wrap=True)
@@ -146,20 +161,21 @@ def doctor_job(cfg: DictConfig) -> int:
     from debias.jobs.doctor import examine_files
     from debias.report.one_run import data_quality
 
-    if not cfg.files:
+    settings = settings_of(cfg, Doctor)
+    if not settings.files:
         raise UserError("name at least one file: debias doctor FILE...")
     examined = []
     for one in examine_files(
-        [Path(name).expanduser() for name in cfg.files],
-        bias=cfg.bias,
-        search_leakage=cfg.leakage,
-        write_page=cfg.html,
-        fix=cfg.fix,
-        overwrite=cfg.overwrite,
-        model=make(cfg.model) if cfg.loss else None,
+        [Path(name).expanduser() for name in settings.files],
+        bias=settings.bias,
+        search_leakage=settings.leakage,
+        write_page=settings.html,
+        fix=settings.fix,
+        overwrite=settings.overwrite,
+        model=make(cfg.model) if settings.loss else None,
     ):
         examined.append(one)
-        if cfg.json:
+        if settings.json:
             continue
         console.print(data_quality.terminal(one.diagnosis), highlight=False)
         if one.page:
@@ -170,13 +186,13 @@ def doctor_job(cfg: DictConfig) -> int:
             told = f"\nwrote {one.fixed.path}: {one.fixed.kept:,} records{reasons}"
             console.print(told, highlight=False, soft_wrap=True)
     passes = all(one.diagnosis.passes for one in examined)
-    if not cfg.json:
-        first = examined[0].fixed.path if examined[0].fixed else cfg.files[0]
-        if passes or cfg.fix:
-            next_step(f"debias run data=triplets data.path={first} data.bias={cfg.bias or 'BIAS'}")
+    if not settings.json:
+        first = shlex.quote(str(examined[0].fixed.path if examined[0].fixed else settings.files[0]))
+        if passes or settings.fix:
+            next_step(f"debias run data=triplets data.path={first} data.bias={settings.bias or 'BIAS'}")
         else:
             next_step(f"debias doctor {first} --fix, for a copy without the records that cannot be used")
-    if cfg.json:
+    if settings.json:
         print(json.dumps([one.as_json() for one in examined], indent=2, ensure_ascii=False))
     return 0 if passes else 1
 
@@ -187,12 +203,19 @@ def export_job(cfg: DictConfig) -> None:
 
     from debias.jobs import export
 
+    settings = settings_of(cfg, Export)
     quieten()
     warnings.simplefilter("ignore")  # advice to programmers from other libraries
-    plan = export.planned(cfg.adapter.path, cfg.merge, cfg.folder, cfg.repo, cfg.private, cfg.overwrite)
-    words = [f"would {step}" for step in export.steps(plan)] if cfg.dry_run else export.carry_out(plan, make(cfg.model))
+    plan = export.planned(
+        settings.adapter.path, settings.merge, settings.folder, settings.repo, settings.private, settings.overwrite
+    )
+    words = (
+        [f"would {step}" for step in export.steps(plan)]
+        if settings.dry_run
+        else export.carry_out(plan, make(cfg.model))
+    )
     console.print("\n".join(words), highlight=False, soft_wrap=True, markup=False)
-    if cfg.dry_run:
+    if settings.dry_run:
         next_step("the same command with dry_run=false")
     elif plan.merge:
         next_step(f"debias evaluate model={plan.folder}")
@@ -203,14 +226,16 @@ def show_job(cfg: DictConfig) -> None:
     from debias.jobs import cost, show
     from debias.report.one_run import written
 
+    settings = settings_of(cfg, Show)
     quieten()
-    if cfg.threads:
-        cost.set_threads(cfg.threads)
-    prompts = cfg.prompts or []
-    prompts = show.prompts_in(Path(prompts).expanduser()) if isinstance(prompts, str) else list(prompts)
-    found = show.show(make(cfg.model), cfg.adapter.path, prompts, checked(Writing, cfg, "show"))
+    if settings.threads:
+        cost.set_threads(settings.threads)
+    named = settings.prompts or []
+    prompts = show.prompts_in(Path(named).expanduser()) if isinstance(named, str) else named
+    folder = settings.adapter.path
+    found = show.show(make(cfg.model), folder, prompts, settings.show)
     console.print(written.grid(found).terminal())
-    next_step("debias show adapter.path=FOLDER" if not cfg.adapter.path else "debias show adapter.path=... 'PROMPT'")
+    next_step("debias show adapter.path=... 'PROMPT'" if folder else "debias show adapter.path=FOLDER")
 
 
 # Verbs configured by Hydra. Each has a primary config of its name and returns an exit status or nothing.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from debias.cli.config import job_name
+from debias.cli.config import groups, job_name
 from debias.cli.jobs import JOBS
 from debias.cli.terminal import shown
 from debias.files import disk_error
@@ -33,15 +35,26 @@ def task(cfg: DictConfig) -> None:
     if sys.stderr.isatty() and hydra.mode is RunMode.RUN and verb in ("run", "evaluate"):
         print(f"folder: {shown(output)}", file=sys.stderr, flush=True)  # before anything slow is imported
     try:
+        _check_repeated(hydra.overrides.task)
         ended.append(JOBS.get(verb, JOBS["run"])(cfg) or 0)
     except Exception as error:
         ended.append(error)
         if hydra.mode is RunMode.MULTIRUN:
             _record(output, error)
     finally:
-        with suppress(OSError):
-            if output.resolve() != Path.cwd():
-                output.rmdir()
+        for folder in (output, *output.parents[:2]):  # outputs/NAME/JOB, as far as a refused job left them empty
+            if folder.resolve() != Path.cwd() and folder.resolve().is_relative_to(Path.cwd()):
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+def _check_repeated(words: Sequence[str]) -> None:
+    """Raise UserError for data=[a,a]: the second merges into the first, so that it would have no effect."""
+    for word in words:
+        group, _, value = word.lstrip("+").partition("=")
+        names = [name.strip() for name in value.strip("[]").split(",")] if value.startswith("[") else []
+        if group in groups() and (repeated := [name for name, count in Counter(names).items() if count > 1]):
+            raise UserError(f"{group}=[...] names {repeated[0]} more than once; name it once")
 
 
 def _record(output: Path, error: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from debias.cli.config import job_name
 from debias.cli.terminal import next_step
+from debias.records import UserError
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +60,21 @@ def plan(config: str, folder: Path, words: Sequence[str]) -> dict[Path, str]:
     common = set(jobs[0]).intersection(*jobs)
     names = [" ".join(word for word in overrides if word not in common) for overrides in jobs]
     folders = [_folder(cfg, overrides, config) for overrides in jobs]
+    seen: dict[Path, Sequence[str]] = {}
+    for folder, overrides in zip(folders, jobs, strict=True):
+        if folder in seen:
+            both = " and ".join(" ".join(words) or "no overrides" for words in (seen[folder], overrides))
+            raise UserError(f"two jobs of this sweep would share the folder {folder} ({both}); leave one of them out")
+        seen[folder] = overrides
     return {folder: name or folder.name for folder, name in zip(folders, names, strict=True)}
 
 
 def _folder(cfg: DictConfig, overrides: Sequence[str], config: str) -> Path:
-    for word in overrides:
-        if word.startswith("name="):
-            cfg.name = word.removeprefix("name=")
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.key_or_group == "name":
+            cfg.name = str(override.value())
     return Path(str(cfg.hydra.sweep.dir)) / job_name(overrides, config)
 
 
@@ -113,7 +123,7 @@ def follow(jobs: Mapping[Path, str], title: str, console: Console, start: Callab
     console.print(Text(f"page: {page.resolve().as_uri()}"), soft_wrap=True)
     to_do = any(s.state not in progress.FINISHED for s in states)
     again = "the same command again, for the jobs that are not done; or " if to_do else ""
-    next_step(f"{again}debias report {page.parent}")
+    next_step(f"{again}debias report {shlex.quote(str(page.parent))}")
     return max(statuses) if complete else 1
 
 

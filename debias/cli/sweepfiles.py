@@ -11,11 +11,12 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from debias.cli.config import config_dir, explain, keys, nearest
+from debias.cli.config import config_dir, explain, keys
 from debias.cli.sweep import looks, plan
 from debias.cli.terminal import next_step
 from debias.records import UserError
 from debias.report.grid import Grid, number_columns, row, text_columns
+from debias.schema import nearest
 
 COST = re.compile(r"^# Cost: .*?([\d.]+) (s|min|h) a run", re.MULTILINE)
 SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}

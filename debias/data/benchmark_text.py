@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 from debias import assets
 from debias.data.plaintext import whole
@@ -22,9 +22,7 @@ class StereoSetSentences:
         split: `dev` or `test`.
     """
 
-    def __init__(self, bias: str, split: str = "dev") -> None:
-        if split not in ("dev", "test"):
-            raise UserError(f"data.sources.stereoset.split={split!r} is unknown; choose dev or test")
+    def __init__(self, bias: str, split: Literal["dev", "test"] = "dev") -> None:
         self.bias, self.split = bias, split
         self._asset = f"stereoset-{split}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Literal
 
 from debias import assets
 from debias.data.triplets import Checked, Policy, TripletFile
@@ -19,12 +20,11 @@ class PaperFile:
         policy: `strict`, or `as_published` for the paper's own treatment of records that do not fit.
     """
 
-    def __init__(self, bias: str, file: str = "1S", policy: Policy = "strict") -> None:
+    def __init__(self, bias: str, file: Literal["1S", "2S", "3S"] = "1S", policy: Policy = "strict") -> None:
         name = f"paper-{bias.capitalize()}_{file}"
         if name not in assets.REMOTE:
             raise UserError(
-                f"the paper released no file {file!r} for data.bias={bias!r}; "
-                "choose gender, race, religion or general, and data.sources.paper.file=1S, 2S or 3S"
+                f"the paper released no file for data.bias={bias!r}; choose gender, race, religion or general"
             )
         self.bias, self.policy, self.remote = bias, policy, assets.REMOTE[name]
 

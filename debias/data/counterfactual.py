@@ -24,8 +24,6 @@ class Counterfactual:
     """
 
     def __init__(self, bias: str, text: str | None = None, sides: Sides = "two") -> None:
-        if sides not in ("two", "one", "none"):
-            raise UserError(f"sides={sides!r} is unknown; choose two, one or none")
         self.bias, self.sides = bias, sides
         self.swapper = Swapper(bias)
         self.text = Text(text, bias)

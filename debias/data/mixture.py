@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from debias.data.triplets import Checked
-from debias.records import Triplet, UserError
+from debias.data.triplets import Checked, Policy
+from debias.records import Count, Positive, Triplet, UserError
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +48,13 @@ class Mixture:
         self,
         bias: str,
         sources: Mapping[str, Source],
-        n: int | None = None,
+        n: Count | None = None,
         match: Match | None = None,
-        match_to: int = 500,
-        weights: Mapping[str, float] | None = None,
+        match_to: Count = 500,
+        weights: Mapping[str, Positive] | None = None,
         path: str | None = None,
-        policy: str = "strict",
+        policy: Policy = "strict",
     ) -> None:
-        if n is not None and not (isinstance(n, int) and n >= 1):
-            raise UserError(f"data.n={n} must be 1 or more, or null for all")
-        if match not in (None, "examples", "steps", "tokens"):
-            raise UserError(f"data.match={match!r} is unknown; choose examples, steps, tokens or null")
-        if not (isinstance(match_to, int) and match_to >= 1):
-            raise UserError(f"data.match_to={match_to} must be 1 or more")
         self.bias, self.sources, self.n, self.match, self.match_to = bias, dict(sources), n, match, match_to
         self.weights = _checked_weights(weights, self.sources) if weights else None
 
@@ -97,6 +91,7 @@ class Mixture:
             drawn = draw.sample(part.triplets, sizes[name]) if self.weights else part.triplets
             pairs += [(name, triplet) for triplet in drawn]
         few = self.match == "examples" and self.match_to > min(len(pairs), self.n or len(pairs))
+        fewer = self.n is not None and most == self.n and self.n > len(pairs)
         if most is not None and most < len(pairs):
             pairs = draw.sample(pairs, most)
         triplets = [triplet for _, triplet in pairs]
@@ -106,6 +101,8 @@ class Mixture:
         if few:
             notes.append(f"data.match=examples asks for {self.match_to} sentences, but there are fewer: all are used")
         plain = sum(not t.attribute for t in triplets)
+        if fewer:
+            notes.append(f"data.n={self.n} asks for more sentences than there are: all {len(triplets)} are used")
         if plain:
             notes.append(
                 f"plain text: {plain} of {len(triplets)} sentences have no attribute; the loss covers all their tokens"
@@ -114,7 +111,7 @@ class Mixture:
         return Checked(triplets, dropped, tuple(notes), spent)
 
 
-def shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None, most: int | None = None) -> dict[str, int]:
+def shares(sizes: Mapping[str, int], weights: Mapping[str, Positive] | None, most: int | None = None) -> dict[str, int]:
     """Number of sentences to take from each source: as many as the shares of `weights` allow without repeats.
 
     Not more than `most`, if given. Raises UserError if a source would get none.
@@ -136,7 +133,7 @@ def shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None, most: 
     return taken
 
 
-def _checked_weights(weights: Mapping[str, float], sources: Mapping[str, Source]) -> dict[str, float]:
+def _checked_weights(weights: Mapping[str, Positive], sources: Mapping[str, Source]) -> dict[str, float]:
     if not isinstance(weights, Mapping) or set(weights) != set(sources):
         raise UserError(f"data.weights must name the sources, and no others: {', '.join(sources)}")
     for name, weight in weights.items():

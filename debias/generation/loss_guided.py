@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from debias.data.doctor import histogram
 from debias.data.triplets import TripletFile
@@ -15,7 +15,7 @@ from debias.generation.prompts import Prompt, as_json, listed, turn
 from debias.generation.strategies import FORM, Targeted, Task, Wave, Waves, Writer, often, used
 from debias.models.base import Base, BaseModel
 from debias.progress import bar
-from debias.records import Triplet, UserError
+from debias.records import Count, Triplet
 from debias.scoring import likelihood
 from debias.scoring.encoding import encode
 from debias.training.objectives import Attribute
@@ -39,14 +39,11 @@ class LossGuided(Writer):
     name, biased = "loss_guided", True
 
     def __init__(
-        self, model: BaseModel, first: Targeted, start: str | None, rounds: int, extremes: int, side: str, loss: str,
-        wish: Mapping[str, str], sentence_prompt: str, **common: Any,
+        self, model: BaseModel, first: Targeted, start: str | None, rounds: Count, extremes: Count,
+        side: Literal["high", "low"], loss: Literal["mean", "sum"], wish: Mapping[str, str], sentence_prompt: str,
+        **common: Any,
     ) -> None:  # fmt: skip
         super().__init__(**common)
-        if side not in ("high", "low") or loss not in ("mean", "sum"):
-            raise UserError("strategy.side must be high or low, and strategy.loss must be mean or sum")
-        if rounds < 1 or extremes < 1:
-            raise UserError("strategy.rounds and strategy.extremes must be 1 or more")
         self.model, self.first, self.rounds, self.extremes = model, first, rounds, extremes
         self.side, self.loss, self.wish = side, loss, dict(wish)
         self.start = TripletFile("general", start) if start else None

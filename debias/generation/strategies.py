@@ -15,7 +15,7 @@ from debias.generation import parser
 from debias.generation.exchange import Message, Request
 from debias.generation.prompts import Prompt, as_json, listed, term_schema, triplet_schema, turn
 from debias.generation.wanted import Wanted
-from debias.records import UserError
+from debias.records import Count, Natural, UserError
 
 
 class Task(NamedTuple):
@@ -79,11 +79,9 @@ class Writer:
     labelled = False
 
     def __init__(
-        self, system: str, scenes: Sequence[str], scenes_per_call: int, shown: Sequence[Sequence[str]],
-        calls_per_wave: int,
+        self, system: str, scenes: Sequence[str], scenes_per_call: Natural, shown: Sequence[Sequence[str]],
+        calls_per_wave: Count,
     ) -> None:  # fmt: skip
-        if calls_per_wave < 1:
-            raise UserError(f"strategy.calls_per_wave={calls_per_wave} must be 1 or more")
         if not scenes or any(len(row) != 4 for row in shown):
             raise UserError("strategy: scenes must not be empty; shown holds [sentence, target, attribute, bias]")
         self.system, self.scenes, self.scenes_per_call = system, list(scenes), scenes_per_call
@@ -125,14 +123,12 @@ class Targeted(Writer):
     name, biased = "targeted", True
 
     def __init__(
-        self, about: Mapping[str, str], intersection: str, terms: Sequence[str] | None, num_terms: int,
-        terms_per_call: int, term_prompt: str, sentence_prompt: str, **common: Any,
+        self, about: Mapping[str, str], intersection: str, terms: Sequence[str] | None, num_terms: Count,
+        terms_per_call: Count, term_prompt: str, sentence_prompt: str, **common: Any,
     ) -> None:  # fmt: skip
         super().__init__(**common)
         if terms is not None and not [term for term in terms if str(term).strip()]:
             raise UserError("strategy.terms is empty; name some terms, or set it to null to ask the model")
-        if num_terms < 1 or terms_per_call < 1:
-            raise UserError("strategy.num_terms and strategy.terms_per_call must be 1 or more")
         self.about, self.num_terms, self.terms_per_call = dict(about), num_terms, terms_per_call
         self.terms = None if terms is None else [str(term).strip() for term in terms]
         self.intersection = Prompt("strategy.intersection", intersection, ["biases"])

@@ -45,13 +45,10 @@ def evaluate(
         weights: weights of the average.
     """
     cost = Cost(folder.path)
-    for path in adapter_paths:
-        adapters.located(path)  # check every path before scoring any adapter
     adapted_by: dict[str, Callable[[Base], Any]] = {
         name: partial(adapters.load, folder=path) for name, path in adapter_names(adapter_paths).items()
     }
     if combine:
-        composition.check(adapter_paths, combine, weights)
         adapted_by = {
             "debiased": partial(composition.combined, folders=adapter_paths, combine=combine, weights=weights)
         }
@@ -85,6 +82,16 @@ def evaluate(
     with stage("write the report", said=True):
         write_reports(folder, evaluation, report, None, base.name, None)
     return evaluation
+
+
+def check(adapter_paths: Sequence[str], combine: str | None, weights: Sequence[float] | None) -> None:
+    """Raise UserError for adapters that are not there or cannot be combined, before anything is loaded."""
+    for path in adapter_paths:
+        adapters.located(path)
+    if combine:
+        composition.check(adapter_paths, combine, weights)
+    elif weights is not None:
+        raise UserError("adapter.weights belong to an average; set adapter.combine=average, or remove them")
 
 
 def adapter_names(paths: Sequence[str]) -> dict[str, str]:

@@ -38,7 +38,6 @@ def run(
     writing: Writing | None = None,
 ) -> Evaluation:
     """Train an adapter unless the folder has one, score the base and the debiased model, write the reports."""
-    tuning.make_trainer()  # fail on an unusable precision or device before loading the model
     cost = Cost(folder.path)
     with cost.stage("load"), stage("load the model", said=True):
         base = model.load()  # refuse a model that cannot be scored before a chat model is paid for the data

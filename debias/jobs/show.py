@@ -38,6 +38,10 @@ CHAT = (
 
 def show(model: BaseModel, adapter_path: str | None, prompts: Sequence[str], writing: Writing) -> list[Written]:
     """What a base model writes, alone or beside an adapter. Raises UserError for a masked model."""
+    if not writing.samples:
+        raise UserError("show.samples=0 leaves nothing to show; set it to 1 or more")
+    if adapter_path:
+        adapters.located(adapter_path)  # before the model is loaded
     base = model.load()
     adapted = adapters.load(base, adapter_path) if adapter_path else None
     return written(base, adapted, prompts, writing)

@@ -103,7 +103,11 @@ class WeightsAndBiases(Tracker):
     """
 
     def __init__(
-        self, project: str = "debias", entity: str | None = None, mode: str | None = None, adapter: bool = True
+        self,
+        project: str = "debias",
+        entity: str | None = None,
+        mode: Literal["online", "offline", "disabled"] | None = None,
+        adapter: bool = True,
     ) -> None:
         for name, value in (("logger.mode", mode), ("WANDB_MODE", os.environ.get("WANDB_MODE") or None)):
             if value not in (None, *MODES):

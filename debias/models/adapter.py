@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import peft
 import torch
@@ -19,11 +20,22 @@ from torch import nn
 from debias.files import whole_folder
 from debias.models import bottleneck, targets
 from debias.models.base import Base, LanguageModel, weights_sha256
-from debias.records import UserError
+from debias.records import Count, NotNegative, Positive, Range, Share, UserError
 
 PROVENANCE = "debias.json"  # base model and parameter counts; PEFT ignores this file
 METHODS = peft.PEFT_TYPE_TO_CONFIG_MAPPING  # PEFT's methods and our bottleneck
 assert bottleneck.BOTTLENECK in METHODS
+
+# What PEFT's settings may be. PEFT itself says less, and much of it only once a model is there.
+Modules = list[str] | str | None
+PEFT_TYPES = {
+    **dict.fromkeys(("r", "init_r", "target_r", "deltaT", "total_step", "num_virtual_tokens"), Count),
+    **dict.fromkeys(("lora_dropout", "vera_dropout", "dropout", "beta1", "beta2"), Share),
+    **dict.fromkeys(("tinit", "tfinal", "orth_reg_weight"), NotNegative),  # a share of the steps, in our config
+    **dict.fromkeys(("target_modules", "feedforward_modules", "exclude_modules"), Modules),
+    "lora_alpha": Positive,
+    "reduction_factor": Annotated[float, Range(1)],
+}
 
 
 def attach(base: Base, config: peft.PeftConfig) -> peft.PeftModel:

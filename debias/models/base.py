@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from unittest.mock import patch
 
 import peft
@@ -111,19 +111,12 @@ class BaseModel:
         self,
         path: str,
         revision: str | None = None,
-        kind: str | None = None,
-        quantization: str | None = None,
-        dtype: str = AUTO,
+        kind: Literal["causal", "masked"] | None = None,
+        quantization: Literal["4bit", "8bit"] | None = None,
+        dtype: Literal["auto", "float32", "bf16"] = AUTO,
     ) -> None:
-        if dtype not in (AUTO, *DTYPES):
-            raise UserError(f"model.dtype={dtype!r} is unknown; choose {AUTO}, {' or '.join(DTYPES)}")
-        self.dtype = dtype
-        if quantization not in (None, *QUANTIZATIONS):
-            raise UserError(f"model.quantization={quantization!r} is unknown; choose {' or '.join(QUANTIZATIONS)}")
-        self.quantization = quantization
-        if kind not in (None, *LOADERS):
-            raise UserError(f"model.kind={kind!r} is unknown; choose {' or '.join(LOADERS)}")
         self.path, self.revision, self.kind = str(path), revision, kind
+        self.quantization, self.dtype = quantization, dtype
 
     def load(self) -> Base:
         """Load the model to its device in eval mode, and freeze it.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from debias.records import Figure
+from debias.records import Figure, NotNegative, Positive
 from debias.report.comparison import UNCHANGED, p_text, title_of
 
 
-class Bounds(NamedTuple):
+@dataclass(frozen=True)
+class Bounds:
     """How much ability a model may lose before a fall in bias no longer counts as a success."""
 
-    lms_points: float = 2.0  # the language-modelling score may fall by this much
-    perplexity_ratio: float = 1.25  # perplexity may rise by this factor
+    max_lms_drop: NotNegative = 2.0  # the language-modelling score may fall by this much
+    max_perplexity_ratio: Positive = 1.25  # perplexity may rise by this factor
 
 
 class Ability(NamedTuple):
@@ -37,7 +39,7 @@ class Outcome(NamedTuple):
 Key = tuple[str, str, str, str]  # benchmark, bias, metric, model
 
 
-def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> Outcome:  # noqa: B008 (immutable)
+def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> Outcome:
     """Judge a run by StereoSet's SS of `bias` (or overall) and by the ability figures beside it."""
     by: dict[Key, Figure] = {}
     for f in figures:
@@ -79,7 +81,7 @@ def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> 
     return Outcome(verdict, f"{name.capitalize()} fell: {change}; {price}.")
 
 
-def outcomes(figures: Sequence[Figure], bias: str, bounds: Bounds = Bounds()) -> dict[str, Outcome]:  # noqa: B008
+def outcomes(figures: Sequence[Figure], bias: str, bounds: Bounds = Bounds()) -> dict[str, Outcome]:
     """The outcome of each adapter by name; a single adapter has the empty name."""
     return {name: outcome(of_one, bias, bounds) for name, of_one in by_adapter(figures).items()}
 
@@ -116,16 +118,16 @@ def _ability(by: Mapping[Key, Figure], benchmark: str, of: str, bounds: Bounds) 
     """What happened to the model's ability: the intervals of its changes against the bounds."""
     words, states = [], []
     for place, bound in (
-        ((benchmark, of, "LMS"), f"{bounds.lms_points:g} points"),
-        (("perplexity", "all", "perplexity"), f"x {bounds.perplexity_ratio:g}"),
+        ((benchmark, of, "LMS"), f"{bounds.max_lms_drop:g} points"),
+        (("perplexity", "all", "perplexity"), f"x {bounds.max_perplexity_ratio:g}"),
     ):
         if not all((*place, model) in by for model in ("base", "debiased", "delta")):
             continue
         base, after, delta = (by[*place, model] for model in ("base", "debiased", "delta"))
         # The loss, and the loss that is allowed. The base's own error is left out: it moves both sides alike.
-        low, high, allowed = -delta.ci_high, -delta.ci_low, bounds.lms_points
+        low, high, allowed = -delta.ci_high, -delta.ci_low, bounds.max_lms_drop
         if base.metric == "perplexity":
-            low, high, allowed = delta.ci_low, delta.ci_high, (bounds.perplexity_ratio - 1) * base.value
+            low, high, allowed = delta.ci_low, delta.ci_high, (bounds.max_perplexity_ratio - 1) * base.value
         states.append("kept" if high <= allowed else "broken" if low > allowed else "not shown")
         interval = f"{delta.ci_low:+.1f} to {delta.ci_high:+.1f}" if low == low else UNCHANGED
         mark = {"kept": "", "broken": f", beyond the bound of {bound}", "not shown": f"; the bound is {bound}"}[

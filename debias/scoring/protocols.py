@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from typing import Protocol as Interface
 
 import numpy as np
 
-from debias.records import Candidate, Scored, Span, Tokens, UserError
+from debias.records import Candidate, Scored, Share, Span, Tokens, UserError
 from debias.scoring.spans import (
     all_after,
     causal,
@@ -29,6 +29,7 @@ from debias.scoring.spans import (
 )
 
 BOTH: tuple[str, ...] = ("causal", "masked")
+Unit = Literal["token", "text"]
 
 
 class Pieces(NamedTuple):
@@ -116,7 +117,7 @@ class Conditional:
 
     kinds = BOTH
 
-    def __init__(self, start_token: str | None = None, unit: str = "token", ties: float = 0.0) -> None:
+    def __init__(self, start_token: str | None = None, unit: Unit = "token", ties: Share = 0.0) -> None:
         self.start_token, self.score, self.ties = start_token, _unit(unit), ties
         self.name = _name("conditional", unit, ties)
 
@@ -137,7 +138,7 @@ class NoStart:
 
     kinds: tuple[str, ...] = ("causal",)
 
-    def __init__(self, unit: str = "token", ties: float = 0.0) -> None:
+    def __init__(self, unit: Unit = "token", ties: Share = 0.0) -> None:
         self.score, self.ties = _unit(unit), ties
         self.name = _name("no_start", unit, ties)
 
@@ -186,7 +187,7 @@ class Continuation:
     kinds = BOTH
     ties = 0.0
 
-    def __init__(self, start_token: str | None = None, unit: str = "token") -> None:
+    def __init__(self, start_token: str | None = None, unit: Unit = "token") -> None:
         self.start_token, self.score = start_token, _unit(unit)
         self.name = _name("continuation", unit, 0.0)
 
@@ -216,11 +217,8 @@ def _name(name: str, unit: str, ties: float) -> str:
     return name + ("_sum" if unit == "text" else "") + (f"_ties_{ties:g}" if ties else "")
 
 
-def _unit(unit: str) -> Callable[[Pieces], np.ndarray]:
-    units = {"token": mean_per_token, "text": total}
-    if unit not in units:
-        raise UserError(f"protocol.unit={unit!r} is unknown; choose token or text")
-    return units[unit]
+def _unit(unit: Unit) -> Callable[[Pieces], np.ndarray]:
+    return {"token": mean_per_token, "text": total}[unit]
 
 
 def _check_kind(protocol: Protocol, tokens: Tokens) -> None:

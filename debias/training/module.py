@@ -31,7 +31,7 @@ from transformers import get_scheduler
 
 from debias.models.base import bf16_is_native
 from debias.models.ranks import ignores_slurm, in_slurm_step, launched_processes
-from debias.records import Recipe, UserError, Watch
+from debias.records import Count, Positive, Recipe, UserError, Watch
 from debias.scoring.layouts import Batch
 from debias.scoring.likelihood import beside_base, beside_target, span_logprobs
 from debias.training import balance, sharding
@@ -208,17 +208,24 @@ def _mean(total: Tensor, weight: Tensor, parts: int) -> Tensor:
     return total.sum() / (weight.clamp(min=1) / parts)
 
 
-def make_trainer(precision: str | int = "auto", **options: Any) -> pl.Trainer:
+def make_trainer(
+    precision: str = "auto",
+    accelerator: str = "auto",
+    devices: int | str | list[int] = "auto",
+    strategy: str = "auto",
+    accumulate_grad_batches: Count = 1,
+    gradient_clip_val: Positive | None = None,
+    **options: Any,
+) -> pl.Trainer:
     """A Lightning trainer. Raises UserError for a precision that would change the base, or devices that are not there.
 
     Args:
         precision: `32-true`, `bf16-mixed`, `16-mixed` or `auto`: bf16-mixed on a GPU with bfloat16, else 32-true. CPUs
             get float32 even if they have bfloat16 instructions: the matrices of a small model are too small to gain
             (docs/decisions.md).
-        options: of `pytorch_lightning.Trainer`.
+        accelerator, devices, strategy, accumulate_grad_batches, gradient_clip_val, options: as in Lightning's Trainer.
     """
-    precision = str(precision)  # YAML reads 32 as a number
-    on_gpu = torch.cuda.is_available() and options.get("accelerator") != "cpu"
+    on_gpu = torch.cuda.is_available() and accelerator != "cpu"
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
     elif precision not in PRECISIONS:
@@ -230,20 +237,30 @@ def make_trainer(precision: str | int = "auto", **options: Any) -> pl.Trainer:
         )
     elif precision.startswith("bf16") and not on_gpu and not bf16_is_native():
         log.warning("this CPU has no bfloat16 instructions: %s may be a hundred times slower than 32-true", precision)
-    if options.get("strategy") == "ddp" and launched_processes() < 2:
-        options["strategy"] = "ddp_spawn"  # Lightning's `ddp` would run the command line again in each process
-    if options.get("strategy") == "fsdp":
-        options["strategy"] = sharding.strategy()
+    placed: Any = strategy
+    if strategy == "ddp" and launched_processes() < 2:
+        placed = "ddp_spawn"  # Lightning's `ddp` would run the command line again in each process
+    if strategy == "fsdp":
+        placed = sharding.strategy()
     if ignores_slurm():  # Lightning would wait for the other tasks that the variables promise, or refuse them
         options["plugins"] = [*options.get("plugins", []), LightningEnvironment()]
     try:
-        return pl.Trainer(precision=precision, enable_progress_bar=False, **options)  # type: ignore[arg-type]
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        return pl.Trainer(
+            precision=precision,  # type: ignore[arg-type]
+            accelerator=accelerator,
+            devices=devices,
+            strategy=placed,
+            accumulate_grad_batches=accumulate_grad_batches,
+            gradient_clip_val=gradient_clip_val,
+            enable_progress_bar=False,
+            **options,
+        )
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         remedy = "trainer=cpu works everywhere"
         if in_slurm_step():
             remedy = "start it with srun --ntasks-per-node=N in place of --ntasks=N, or in one task"
-        elif options.get("accelerator") == "cpu":
+        elif accelerator == "cpu":
             remedy = "leave out the trainer's other settings"
         raise UserError(f"this trainer does not work here ({reason}); {remedy}") from error
 

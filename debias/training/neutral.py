@@ -21,7 +21,7 @@ from debias.files import write_text
 from debias.models.base import Base
 from debias.models.placement import placed
 from debias.progress import bar
-from debias.records import Masked, Scored, Span, UserError
+from debias.records import Count, Masked, Scored, Seed, SomeShare, Span, UserError
 from debias.scoring.spans import after, start_id
 
 
@@ -43,7 +43,7 @@ class Wikipedia:
         longest: sentences are cut after this many tokens.
     """
 
-    def __init__(self, longest: int = 32) -> None:
+    def __init__(self, longest: Count = 32) -> None:
         self.longest = longest
 
     def spans(self, base: Base, start_token: bool) -> list[Scored]:
@@ -78,17 +78,13 @@ class SelfGenerated:
 
     def __init__(
         self,
-        n: int = 640,
-        longest: int = 48,
+        n: Count = 640,
+        longest: Count = 48,
         start: str | None = None,
-        top_p: float = 1.0,
-        seed: int = 1,
-        batch_size: int | None = None,
+        top_p: SomeShare = 1.0,
+        seed: Seed = 1,
+        batch_size: Count | None = None,
     ) -> None:
-        if min(n, longest, 1 if batch_size is None else batch_size) < 1:
-            raise UserError("neutral.n, neutral.longest and neutral.batch_size must be 1 or more")
-        if not 0 < top_p <= 1:
-            raise UserError(f"neutral.top_p={top_p} must be more than 0 and at most 1")
         self.n, self.longest, self.start, self.top_p = n, longest, start, top_p
         self.seed, self.batch_size = seed, batch_size
 

@@ -11,7 +11,6 @@ Shapes: B examples, K texts per example (the training sentence, then its counter
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from debias.records import Encoded, Masked, Scored, Span, UserError
+from debias.records import Encoded, Masked, Positive, Scored, SomeShare, Span, UserError
 
 
 class Objective(Protocol):
@@ -51,9 +50,7 @@ class Attribute:
 
     contrast: str | None = None
 
-    def __init__(self, margin: float | None = None) -> None:
-        if margin is not None and not margin > 0:
-            raise UserError(f"objective.margin={margin} must be more than 0, or null for none")
+    def __init__(self, margin: Positive | None = None) -> None:
         self.margin = margin
         self.needs_base = margin is not None
 
@@ -123,7 +120,7 @@ class LanguageModel(Attribute):
         share: share of tokens to mask for a masked model. A sentence always gets the same mask.
     """
 
-    def __init__(self, share: float = 0.15) -> None:
+    def __init__(self, share: SomeShare = 0.15) -> None:
         super().__init__()
         self.share = share
 
@@ -170,10 +167,8 @@ class Preference(_Comparison):
 
     contrast = "stereotype"
 
-    def __init__(self, beta: float = 0.1) -> None:
+    def __init__(self, beta: Positive = 0.1) -> None:
         super().__init__()
-        if not beta > 0:
-            raise UserError(f"objective.beta={beta} must be more than 0")
         self.beta, self.needs_base = beta, True
 
     def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
@@ -193,8 +188,6 @@ class PreferenceMargin(_Comparison):
 
     def __init__(self, by: float = 0.0) -> None:
         super().__init__()
-        if not math.isfinite(by):
-            raise UserError(f"objective.by={by} must be a number")
         self.by = by
 
     def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:

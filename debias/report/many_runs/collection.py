@@ -71,9 +71,7 @@ class Run:
     def bounds(self) -> Bounds:
         """How much ability the model may lose before it counts as broken."""
         kept = self.config.get("outcome", {})
-        return Bounds(
-            kept.get("max_lms_drop", Bounds().lms_points), kept.get("max_perplexity_ratio", Bounds().perplexity_ratio)
-        )
+        return Bounds(**{name: kept[name] for name in ("max_lms_drop", "max_perplexity_ratio") if name in kept})
 
 
 @dataclass(frozen=True)
