@@ -65,6 +65,8 @@ def claimed(cfg: DictConfig, folder: RunFolder) -> Iterator[bool]:
         if not to_do:
             how = f" ({folder.opened})" if folder.opened else ""
             console.print(f"done before{how}, nothing to do: {shown(folder.path)}", highlight=False, soft_wrap=True)
+        else:
+            workers.claim_gpu(HydraConfig.get().launcher, folder.path.parent)  # before CUDA is first used
         yield to_do
         if HydraConfig.get().mode is not RunMode.MULTIRUN:  # a sweep has a line for each job and a table at its end
             show(cfg, folder)
@@ -75,7 +77,6 @@ def logged(cfg: DictConfig, folder: RunFolder) -> Iterator[None]:
     """Record a run and its end, and use only this job's share of the machine."""
     with recorded(folder):
         launcher = HydraConfig.get().launcher
-        workers.claim_gpu(launcher, folder.path.parent)  # before CUDA is first used
         from debias.jobs import cost  # slow to import, and a finished run does not need it
 
         quieten()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,9 @@ def run_job(cfg: DictConfig) -> None:
         if to_do:
             tuning, model = _tuning(cfg, settings, data), make(cfg.model)
             tracker = make_tracker(cfg)
-            tuning.make_trainer()  # fail on a device that is not there before anything is written
+            quieten()
+            with warnings.catch_warnings(action="ignore"):  # run.log gets them from the trainer that is used
+                tuning.make_trainer()  # fail on a device that is not there before anything is written
             with logged(cfg, folder), tracked(cfg, folder, tracker) as tracking:
                 from debias.jobs import run
                 from debias.report.one_run.report import RunReport
@@ -199,8 +202,6 @@ def doctor_job(cfg: DictConfig) -> int:
 
 def export_job(cfg: DictConfig) -> None:
     """Merge or upload an adapter, or only say what would be done."""
-    import warnings
-
     from debias.jobs import export
 
     settings = settings_of(cfg, Export)
