@@ -24,7 +24,8 @@ class PaperFile:
         name = f"paper-{bias.capitalize()}_{file}"
         if name not in assets.REMOTE:
             raise UserError(
-                f"the paper released no file for data.bias={bias!r}; choose gender, race, religion or general"
+                f"the paper released no file {file!r} for data.bias={bias!r}; "
+                "choose gender, race, religion or general, and data.sources.paper.file=1S, 2S or 3S"
             )
         self.bias, self.policy, self.remote = bias, policy, assets.REMOTE[name]
 
