@@ -11,7 +11,10 @@ import pytest
 from command import Shown, run
 from filelock import FileLock
 
+from debias.cli import terminal
+
 os.environ["HF_HUB_OFFLINE"] = "1"
+terminal.console.width = 160  # as in a pipe; pytest's worker processes say that they are 80 wide
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and lose on a busy machine
 
 

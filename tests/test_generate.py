@@ -361,7 +361,7 @@ def test_a_preview_is_one_call_that_the_set_begins_with(tmp_path: Path, monkeypa
 def test_a_preview_that_brings_nothing_says_so(tmp_path: Path) -> None:
     with serving([Fault(text="I cannot do that.")]) as server:
         assert "The call brought no triplet (no triplet in it)" in generate(server, tmp_path, "preview=5").out
-        assert "preview=0 must be 1 or more" in generate(server, tmp_path, "preview=0", status=1).err
+        assert "preview=0 must be a whole number of 1 or more" in generate(server, tmp_path, "preview=0", status=1).err
 
 
 def test_the_key_reaches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

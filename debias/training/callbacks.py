@@ -95,8 +95,7 @@ class ShowProgress(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Tell where it is after each step."""
-        done = trainer.global_step - self.before
-        if self.shown is None or done == self.stage.done:
+        if self.shown is None or (done := trainer.global_step - self.before) == self.stage.done:
             return
         epochs = f" of {trainer.max_epochs}" if self.steps is None else ""
         loss = float(trainer.callback_metrics["loss"])
