@@ -185,6 +185,7 @@ run eval=[bbq] eval.bbq.categories=[Agee] -> eval.bbq.categories: 'Agee' is unkn
 run eval=[glue] eval.glue.tasks=[sst3] -> eval.glue.tasks: 'sst3' is unknown; choose from: sst2
 run eval=[glue_finetuned] eval.glue_finetuned.classifier.lr=0 -> must be a number more than 0
 run eval=[seat] eval.seat.biases=[age] -> eval.seat.biases: 'age' is unknown; choose from: gender
+run eval=[pronoun_gap] eval.pronoun_gap.split=train -> choose dev or test
 run eval=[pairs] -> eval.pairs.path must be set: add eval.pairs.path=VALUE
 run eval=[pairs] eval.pairs.path=none.csv -> none.csv
 run eval=[pairs] eval.pairs.path=own.jsonl -> own.jsonl

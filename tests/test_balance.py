@@ -34,7 +34,6 @@ def test_mean_odds_and_pairs_at_the_end() -> None:
     spans = torch.tensor([-1.0, -2.0, -5.0, -3.0])
     assert balance.mean_odds(spans) == pytest.approx((1 - 2) / 2)
     assert balance.of_pairs(spans, 1).tolist() == [[-5, -3]]
-    assert balance.of_pairs(spans, 0).shape == (0, 2)
 
 
 def test_roles_and_places_are_not_those_of_the_witness() -> None:

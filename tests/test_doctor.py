@@ -312,7 +312,7 @@ def test_words_that_are_wrong(tmp_path: Path) -> None:
     assert "none.jsonl: cannot read this file" in run(tmp_path, "doctor", "none.jsonl").err
     assert run(tmp_path, "doctor", "none.jsonl").status == 1
     write(tmp_path / "a.json", "[]")
-    assert "there is no record in this file" in run(tmp_path, "doctor", "a.json").err
+    assert "this file holds no records" in run(tmp_path, "doctor", "a.json").err
     write(tmp_path / "a.json", [GOOD])
     write(tmp_path / "a.jsonl", GOOD)
     assert (

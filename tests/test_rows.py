@@ -117,9 +117,9 @@ def test_a_dataset_saved_to_disk(tmp_path: Path) -> None:
             b"text,label\nx,1\n",
             "no row has the columns sentence, target, attribute; found text, label; rename",
         ),
-        ("a.csv", b"sentence,target,attribute\n", "there is no record in this file"),
+        ("a.csv", b"sentence,target,attribute\n", "this file holds no records"),
         ("a.csv", b"", "the file is empty"),
-        ("a.csv", b'"sentence,target\nx', "no record in this file"),
+        ("a.csv", b'"sentence,target\nx', "holds no records"),
         (
             "a.jsonl",
             b'{"prompt": "x", "chosen": "a", "rejected": "b"}',

@@ -123,7 +123,7 @@ class Pairs(LikelihoodBenchmark):
                 pairs.append(Pair(place, *(texts[key] for key in ("more", "less", "bias", "group", "cluster"))))
         if not pairs:
             first = f": {self._bad[0]}" if self._bad else ""
-            raise UserError(f"{self.path}: there is no pair in this file{first}; write two sentences in each row")
+            raise UserError(f"{self.path}: this file holds no pairs{first}; write two sentences in each row")
         if columns["cluster"]:  # a pair that names no cluster is one of its own
             pairs = [p if p.cluster else p._replace(cluster=f"row {p.place}") for p in pairs]
         return pairs

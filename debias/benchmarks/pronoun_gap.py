@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -43,7 +44,7 @@ PRONOUNS = ("she", "he")
 class PronounGap(LikelihoodBenchmark):
     """Log-odds of "she" and "he" after neutral beginnings with occupations: log P(she) - log P(he), in nats.
 
-    `slope` is how much they rise from an occupation without women to one without men (least squares on the share of
+    `slope` is how much they rise from occupations without women to those without men (least squares on the share of
     women); 0 is no association. `mean log-odds` is their mean over occupations. Its change tells whether a model moved
     *all* occupations towards one pronoun, which is not debiasing.
 
@@ -57,10 +58,12 @@ class PronounGap(LikelihoodBenchmark):
     name = "pronoun_gap"
 
     def __init__(
-        self, protocol: Protocol, split: str = "test", path: str | None = None, n_resamples: Count = 9999
+        self,
+        protocol: Protocol,
+        split: Literal["dev", "test"] = "test",
+        path: str | None = None,
+        n_resamples: Count = 9999,
     ) -> None:
-        if split not in BEGINNINGS:
-            raise UserError(f"eval.pronoun_gap.split={split!r} is unknown; choose dev or test")
         super().__init__(protocol, path, None, n_resamples)
         self.split = split
 

@@ -205,7 +205,7 @@ def explain(name: str, console: Console) -> None:
         listing([name], console)
         return
     names = sorted({key.name for key in known} | groups())
-    raise UserError(f"there is no key or group {name!r}{nearest(name, names)}; `debias ls` lists the groups")
+    raise UserError(f"no key or group is called {name!r}{nearest(name, names)}; `debias ls` lists the groups")
 
 
 def every_key() -> list[Key]:

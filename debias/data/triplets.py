@@ -136,7 +136,7 @@ def read_records(path: Path, bias: str = "") -> tuple[list[Record], list[Broken]
 def _check_columns(path: Path, found: Sequence[Row]) -> None:
     """Raises UserError if there are no rows, or if none of them has the columns of a triplet."""
     if not found:
-        raise UserError(f"{path}: there is no record in this file; write one triplet per line, or choose another file")
+        raise UserError(f"{path}: this file holds no records; write one triplet per line, or choose another file")
     if any(not isinstance(row.content, dict) or set(FIELDS) <= set(row.content) for row in found):
         return
     names = dict.fromkeys(name for row in found for name in row.content)

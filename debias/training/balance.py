@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from debias.records import Candidate, Cloze, Scored, Tokens, UserError
@@ -48,7 +47,7 @@ class Place(NamedTuple):
 class Pronouns:
     """Feminine and masculine pronouns after roles: `The surgeon smiled because` she, he.
 
-    No role and no place is one of the pronoun gap's or an occupation of WinoBias, which ask the same of others.
+    No role is an occupation of the pronoun gap, and no place one of its sentences: it asks about words not trained on.
     """
 
     def pairs(self, tokens: Tokens) -> list[Pair]:
@@ -90,9 +89,9 @@ def losses(logprob_P2: Tensor, base_P2: Tensor, odds: float) -> Tensor:
 
 def mean_odds(logprob_S: Tensor) -> float:
     """Mean log-odds of pairs whose spans stand one after another."""
-    return float((logprob_S[::2] - logprob_S[1::2]).mean()) if len(logprob_S) else 0.0
+    return float((logprob_S[::2] - logprob_S[1::2]).mean())
 
 
 def of_pairs(values_S: Tensor, number: int) -> Tensor:
     """The last `number` pairs of scored spans, shape (P, 2)."""
-    return values_S[len(values_S) - 2 * number :].view(-1, 2) if number else torch.empty(0, 2)
+    return values_S[len(values_S) - 2 * number :].view(-1, 2)
