@@ -53,7 +53,8 @@ def test_explain(debias: Run, name: str, words: list[str]) -> None:
 
 
 def test_explain_guesses_a_misspelt_key(debias: Run) -> None:
-    assert "no key or group is called 'training.lrr' (did you mean 'training.lr'?)" in debias("explain", "training.lrr")[2]
+    said = debias("explain", "training.lrr")[2]
+    assert "no key or group is called 'training.lrr' (did you mean 'training.lr'?)" in said
     assert "name one key, group or option" in debias("explain")[2]
 
 
