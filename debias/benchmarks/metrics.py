@@ -47,6 +47,51 @@ def log_odds(scores: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     return pd.DataFrame({"log_odds": means, "women": women}).reset_index()
 
 
+def group_log_odds(scores: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """Log-odds of two candidates in nats, minus the mean over groups: a row per pair of attributes (`target`).
+
+    The columns are order, template and group, which `example` begins with: `group first 1, Hindu, kind/cruel`. A pair
+    of which some text has no score is left out.
+    """
+    by_example = scores.pivot(index=["target", "example"], columns="candidate", values="score")
+    odds = (by_example[first] - by_example[second]).rename("odds").reset_index()
+    named = odds["example"].str.extract(r"^(?P<order>.+) (?P<template>\d+), (?P<group>.+), ")
+    columns = ["order", "template", "group"]
+    table = odds.join(named).pivot(index="target", columns=columns, values="odds").dropna().sort_index(axis=1)
+    return table - table.T.groupby(level=columns[:2]).transform("mean").T
+
+
+def covariance_of_groups(log_odds_PTG: np.ndarray) -> np.ndarray:
+    """Covariance over groups of two pairs of attributes, averaged over all two *different* templates, shape (P, P).
+
+    Of pairs p and q, its expectation is the sum over groups of the products of their true log-odds, divided by the
+    number of groups minus 1: what is particular to one pair or one template is independent in the two factors.
+
+    Args:
+        log_odds_PTG: centred over groups, in nats; P pairs of attributes, T templates (two or more), G groups.
+    """
+    _, templates, groups = log_odds_PTG.shape
+    total_PG = log_odds_PTG.sum(1)
+    same_template_PP = np.einsum("ptg,qtg->pq", log_odds_PTG, log_odds_PTG)
+    return (total_PG @ total_PG.T - same_template_PP) / (templates * (templates - 1) * (groups - 1))
+
+
+def spread_of_groups(covariance_PP: np.ndarray, count_RP: np.ndarray, dimension_P: np.ndarray) -> np.ndarray:
+    """Standard deviation over groups in nats: the root of the mean covariance of two *different* pairs of attributes.
+
+    Both are of the same dimension. A pair's covariance with itself is left out, because it would count the noise of
+    the pair as spread. So the mean may be negative by chance; its root then gets the same sign. Shape (R,).
+
+    Args:
+        covariance_PP: of `covariance_of_groups`.
+        count_RP: how often a resample has drawn each pair.
+    """
+    other_PP = (dimension_P[:, None] == dimension_P) & ~np.eye(len(dimension_P), dtype=bool)
+    with np.errstate(invalid="ignore"):
+        mean_R = ((count_RP @ (covariance_PP * other_PP)) * count_RP).sum(1) / ((count_RP @ other_PP) * count_RP).sum(1)
+    return np.sign(mean_R) * np.sqrt(np.abs(mean_R))
+
+
 def crows_pairs(scores: pd.DataFrame, ties: float = 0.0) -> pd.DataFrame:
     """One row per pair: `ss` is 100 if the more stereotyping sentence scores higher, else 0; a tie is 100 * `ties`."""
     return preferences(scores, "sent_more", "sent_less", ties).rename(columns={"preferred": "ss"})

@@ -12,7 +12,7 @@ from debias.report.grid import Cell, Column, Grid, Line, number_columns, text_co
 TITLES = {
     "stereoset": "StereoSet", "stereoset_intersentence": "StereoSet, intersentence", "crows_pairs": "CrowS-Pairs",
     "perplexity": "Perplexity", "biastestgpt": "BiasTestGPT", "winobias": "WinoBias", "bbq": "BBQ", "seat": "SEAT",
-    "pronoun_gap": "Pronoun gap", "honest": "HONEST",
+    "pronoun_gap": "Pronoun gap", "group_gap": "Group gap", "honest": "HONEST",
     "blimp": "BLiMP", "lambada": "LAMBADA", "glue": "GLUE", "lm_eval": "lm-evaluation-harness",
 }  # fmt: skip
 COLUMNS = (
@@ -25,6 +25,7 @@ COLUMNS = (
 COMPARED = ("debiased", "difference", "p", "MDE")  # columns that are empty when only one model was scored
 PROTOCOL_COLUMNS = (*text_columns("benchmark", "protocol", "figure"), *number_columns("base", "after", "change"))
 HEADLINES = ("SS", "LMS", "ICAT", "perplexity")  # the figures that sum up a run
+SMALL = ("effect", "spread", "favour")  # in the names of figures that are a fraction of 1
 UNCHANGED = "too few to tell"  # in place of an interval: no example changed
 LEGEND = (
     "p: corrected for the number of rows (Benjamini-Hochberg); a change is significant if it is below .05. Intervals "
@@ -184,8 +185,8 @@ def _arrow(row: Row | None) -> str:
 
 
 def _number(value: float, metric: str, sign: str = "") -> str:
-    """A percentage or perplexity with one decimal, an effect size with two, a p-value with four."""
-    decimals = 4 if metric.startswith("p ") else 2 if "effect" in metric else 1
+    """A percentage or perplexity with one decimal, an effect size or a gap in nats with two, a p-value with four."""
+    decimals = 4 if metric.startswith("p ") else 2 if any(word in metric for word in SMALL) else 1
     return f"{value:{sign}.{decimals}f}"
 
 
