@@ -32,7 +32,7 @@ def figures(
     bias: str = "gender",
     p: float = 0.001,
 ) -> list[Figure]:
-    ideal = {"SS": 50.0, "perplexity": 1.0}.get(metric, 100.0)
+    ideal = {"SS": 50.0, "perplexity": 1.0, "slope": 0.0, "s_AMB": 0.0}.get(metric, 100.0)
     return [
         Figure(benchmark, "p", bias, metric, "base", base, base - 2, base + 2, 771, ideal),
         Figure(benchmark, "p", bias, metric, "debiased", after, after - 2, after + 2, 771, ideal),
@@ -66,21 +66,37 @@ NAN = float("nan")
         (
             story(),
             "debiased",
-            "Gender bias fell: StereoSet SS 61.0 -> 54.0, difference -7.0 (95% interval -10.0 to -4.0, p = .001, "
-            "n = 771); ability kept: LMS 91.0 -> 91.0 (-1.0 to +1.0), perplexity 38.0 -> 40.0 (+1.0 to +3.0).",
+            "StereoSet gender preference fell (61.0 to 54.0, p = .001, n = 771). One benchmark only. "
+            "Ability kept: LMS 91.0 to 91.0 (-1.0 to +1.0), perplexity 38.0 to 40.0 (+1.0 to +3.0).",
         ),
-        (story(lms=(88, -3.5, -2.5)), "broken", "LMS 91.0 -> 88.0 (-3.5 to -2.5, beyond the bound of 2 points)"),
-        (story(lms=(88, -4.1, -1.9)), "inconclusive", "ability not shown to be kept: LMS 91.0 -> 88.0 (-4.1 to -1.9;"),
-        (story(lms=(91, -2.1, 2.1)), "inconclusive", "Gender bias fell: "),
-        (story(lms=(91, NAN, NAN)), "inconclusive", "LMS 91.0 -> 91.0 (too few to tell; the bound is 2 points)"),
-        (story(ppl=(48, 9.6, 10.4)), "broken", "perplexity 38.0 -> 48.0 (+9.6 to +10.4, beyond the bound of x 1.25)"),
+        (story(lms=(88, -3.5, -2.5)), "broken", "LMS 91.0 to 88.0 (-3.5 to -2.5, beyond the bound of 2 points)"),
+        (story(lms=(88, -4.1, -1.9)), "inconclusive", "Ability not shown to be kept: LMS 91.0 to 88.0 (-4.1 to -1.9;"),
+        (story(lms=(91, -2.1, 2.1)), "inconclusive", "StereoSet gender preference fell "),
+        (story(lms=(91, NAN, NAN)), "inconclusive", "LMS 91.0 to 91.0 (too few to tell; the bound is 2 points)"),
+        (story(ppl=(48, 9.6, 10.4)), "broken", "perplexity 38.0 to 48.0 (+9.6 to +10.4, beyond the bound of x 1.25)"),
         (story(ppl=(48, 9.4, 10.6)), "inconclusive", "(+9.4 to +10.6; the bound is x 1.25)"),  # 0.25 * 38 = 9.5
-        (story((45, -20, -12)), "overshot", "now prefers anti-stereotypes. StereoSet SS 61.0 -> 45.0"),
-        (story((49.5, -16, -8)), "debiased", "just below 50, which its interval (47.5 to 51.5) still includes"),
-        (story((51, -16, -8), ppl=(60, 21, 23)), "broken", "Gender bias fell, but so did the model's ability"),
-        (story((60, -4, 2), p=0.4), "unchanged", "No significant change of gender bias"),
-        (story((61, NAN, NAN), p=NAN), "unchanged", "Too few examples to tell: none of 771 changed"),
-        (story((66, 2, 8)), "worse", "Gender bias rose"),
+        (
+            story((45, -20, -12)),
+            "overshot",
+            "preference overshot to the other side (61.0 to 45.0, p = .001",
+        ),
+        (story((49.5, -16, -8)), "debiased", "preference fell (61.0 to 49.5, "),  # 49.5 ± 2 includes 50
+        (
+            story((51, -16, -8), ppl=(60, 21, 23)),
+            "broken",
+            "Ability worse than allowed: LMS 91.0 to 91.0 (",
+        ),
+        (
+            story((60, -4, 2), p=0.4),
+            "unchanged",
+            "preference: no significant change (61.0 to 60.0, p = .400",
+        ),
+        (
+            story((61, NAN, NAN), p=NAN),
+            "unchanged",
+            "preference: too few to tell (none of 771 changed)",
+        ),
+        (story((66, 2, 8)), "worse", "StereoSet gender preference rose (61.0 to 66.0, "),
     ],
 )
 def test_outcome(rows: list[Figure], verdict: str, words: str) -> None:
@@ -105,9 +121,67 @@ def test_the_corrected_p_decides_and_not_the_interval() -> None:
 
 
 def test_outcome_without_adapter_or_benchmark() -> None:
-    assert "StereoSet SS of gender: 61.0 (95% interval 59.0 to 63.0" in outcome(story()[:1], "gender").text
+    assert (
+        "StereoSet gender preference: 61.0 (95% interval 59.0 to 63.0; 50 is unbiased)"
+        in outcome(story()[:1], "gender").text
+    )
     assert outcome([], "gender").verdict == "scored"
-    assert outcome(figures("crows_pairs", "SS", 60, 52, -9, -7, "overall"), "gender").text.startswith("Bias over all")
+    overall = figures("crows_pairs", "SS", 60, 52, -9, -7, "overall")
+    assert outcome(overall, "gender").text.startswith("CrowS-Pairs overall preference fell")
+
+
+CROWS_UNCHANGED = figures("crows_pairs", "SS", 55, 53, -5, 1, p=0.4)
+GAP_FELL = figures("pronoun_gap", "slope", 3.12, 0.04, -3.5, -2.5)
+GAP_UNCHANGED = figures("pronoun_gap", "slope", 3.12, 3.0, -0.4, 0.2, p=0.3)
+
+
+def shifted(after: float, p: float) -> list[Figure]:
+    """The mean log-odds of "she" and "he", 0.4 nats before."""
+    return figures("pronoun_gap", "mean log-odds", 0.4, after, after - 0.5, after - 0.3, p=p)
+
+
+@pytest.mark.parametrize(
+    ("more", "verdict", "words"),
+    [
+        (
+            [*GAP_UNCHANGED, *CROWS_UNCHANGED],
+            "debiased on StereoSet",
+            "StereoSet gender preference fell (61.0 to 54.0, p = .001, n = 771); "
+            "CrowS-Pairs: no significant change (55.0 to 53.0, p = .400); "
+            "Pronoun gap: no significant change (3.12 to 3.00, p = .300). Only 1 of 3 bias benchmarks shows a fall. ",
+        ),
+        (GAP_FELL, "debiased on StereoSet, Pronoun gap", "fell (3.12 to 0.04, p = .001). Both bias benchmarks show"),
+        (
+            figures("winobias", "SS", 60, 66, 2, 8),
+            "mixed",
+            "WinoBias rose (60.0 to 66.0, p = .001). The bench",
+        ),
+        (
+            [*GAP_FELL, *shifted(-0.2, p=0.001)],
+            "mixed",
+            "Pronoun gap fell (3.12 to 0.04, p = .001), with over-correction: all occupations moved 0.60 nats towards "
+            '"he", p = .001. The benchmarks disagree.',
+        ),
+        # A shift that is small, or not significant, is not over-correction.
+        ([*GAP_FELL, *shifted(0.21, p=0.001)], "debiased on StereoSet, Pronoun gap", "p = .001). Both bias"),
+        ([*GAP_FELL, *shifted(-0.2, p=0.2)], "debiased on StereoSet, Pronoun gap", "p = .001). Both bias"),
+        # Another bias is not a witness; the same bias under another name is.
+        (figures("winobias", "SS", 60, 66, 2, 8, "race"), "debiased on StereoSet", "One benchmark only."),
+        (figures("bbq", "s_AMB", 20, 5, -20, -10, "Gender_identity"), "debiased on StereoSet, BBQ", "BBQ Gender_id"),
+    ],
+)
+def test_every_benchmark_of_the_bias_is_a_witness(more: list[Figure], verdict: str, words: str) -> None:
+    told = outcome([*story(), *more], "gender")
+    assert told.words == verdict
+    assert words in told.text
+
+
+def test_a_fall_by_an_uncorrected_p_is_not_a_fall() -> None:
+    """Every interval excludes zero; after the correction one p is .06."""
+    crows = [f._replace(p_adjusted=0.06) for f in figures("crows_pairs", "SS", 60, 52, -9, -7)]
+    told = outcome([*story(), *crows], "gender")
+    assert told.on == ("StereoSet",)
+    assert "CrowS-Pairs: no significant change (60.0 to 52.0, p = .060)" in told.text
 
 
 def test_bounds_are_the_users() -> None:

@@ -88,9 +88,9 @@ def test_tables_are_the_same_figures_in_every_format(tmp_path: Path) -> None:
     lines = [[cell.text for cell in line.cells] for line in main(study).lines]
     assert lines[0] == ["base model", "", "64.0", "", "", "91.0", "65.5", "40.0", "", ""]
     assert lines[1] == [
-        "cda", "✓ debiased", "61.5", "-2.5* (-4.5 to -0.5)", ".040", "91.0", "70.1", "40.0", "1", "1 of 1",
+        "cda", "✓ debiased on StereoSet", "61.5", "-2.5* (-4.5 to -0.5)", ".040", "91.0", "70.1", "40.0", "1", "1 of 1",
     ]  # fmt: skip
-    assert lines[2][:3] == ["targeted", "✓ debiased, ★ best, ◆ Pareto", "56.0 ± 1.4"]
+    assert lines[2][:3] == ["targeted", "✓ debiased on StereoSet, ★ best, ◆ Pareto", "56.0 ± 1.4"]
     assert lines[2][3].startswith("≈ -8.0* (-11")
     text = study_files.markdown(study, study.grids())
     assert "| 61.5 | **-2.5\\* (-4.5 to -0.5)** | .040 | 91.0 |" in text
@@ -200,7 +200,7 @@ def shown(*paths: Path, **more: Any) -> tuple[str, list[str]]:
 def test_the_report_is_made_of_reduced_folders(tmp_path: Path) -> None:
     text, faults = shown(two_sources(tmp_path))
     assert not faults
-    assert "data=targeted  ✓ debiased, ★ best, ◆ Pareto  56.0 ± 1.4  ≈ -8.0* (" in text
+    assert "data=targeted  ✓ debiased on StereoSet, ★ best, ◆ Pareto  56.0 ± 1.4  ≈ -8.0* (" in text
     assert {path.name for path in tmp_path.iterdir()} >= {"report.html", "report.md", "report.tex", "report.csv"}
 
 

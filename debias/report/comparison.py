@@ -10,7 +10,7 @@ from debias.records import Figure
 from debias.report.grid import Cell, Column, Grid, Line, number_columns, text_columns
 
 TITLES = {
-    "stereoset": "StereoSet", "stereoset_intersentence": "StereoSet, intersentence", "crows_pairs": "CrowS-Pairs",
+    "stereoset": "StereoSet", "stereoset_intersentence": "StereoSet intersentence", "crows_pairs": "CrowS-Pairs",
     "perplexity": "Perplexity", "biastestgpt": "BiasTestGPT", "winobias": "WinoBias", "bbq": "BBQ", "seat": "SEAT",
     "pronoun_gap": "Pronoun gap", "group_gap": "Group gap", "honest": "HONEST",
     "blimp": "BLiMP", "lambada": "LAMBADA", "glue": "GLUE", "lm_eval": "lm-evaluation-harness",
@@ -24,8 +24,19 @@ COLUMNS = (
 )
 COMPARED = ("debiased", "difference", "p", "MDE")  # columns that are empty when only one model was scored
 PROTOCOL_COLUMNS = (*text_columns("benchmark", "protocol", "figure"), *number_columns("base", "after", "change"))
+IN_NATS = ("slope", "mean log-odds", "spread", "favour")  # how such metrics begin
 HEADLINES = ("SS", "LMS", "ICAT", "perplexity")  # the figures that sum up a run
-SMALL = ("effect", "spread", "favour")  # in the names of figures that are a fraction of 1
+NAMES = {  # of a bias, where a benchmark calls it otherwise
+    "gender": ("Gender_identity", "career-family", "math-arts"),
+    "race": ("race-color", "Race_ethnicity"),
+    "religion": ("Religion",),
+    "age": ("Age",),
+    "disability": ("Disability_status",),
+    "nationality": ("Nationality",),
+    "physical-appearance": ("Physical_appearance",),
+    "sexual-orientation": ("Sexual_orientation",),
+    "socioeconomic": ("SES",),
+}
 UNCHANGED = "too few to tell"  # in place of an interval: no example changed
 LEGEND = (
     "p: corrected for the number of rows (Benjamini-Hochberg); a change is significant if it is below .05. Intervals "
@@ -73,17 +84,17 @@ class Row(NamedTuple):
             "bias": f"{base.bias} ({self.adapter})" if self.adapter else base.bias,
             "metric": base.metric,
             "ideal": "" if base.ideal is None else f"{base.ideal:g}",
-            "base": _number(base.value, base.metric),
+            "base": number(base.value, base.metric),
             "n": f"{base.n:,}",
         }
         if debiased is None or delta is None:
             return texts | {"95% interval": _interval(base, "")}
         return texts | {
-            "debiased": _number(debiased.value, base.metric),
-            "difference": _number(delta.value, base.metric, "+"),
+            "debiased": number(debiased.value, base.metric),
+            "difference": number(delta.value, base.metric, "+"),
             "95% interval": _interval(delta, "+"),
             "p": "" if delta.p is None else p_text(delta.p),
-            "MDE": "" if self.significant or delta.mde is None else _number(delta.mde, base.metric),
+            "MDE": "" if self.significant or delta.mde is None else number(delta.mde, base.metric),
         }
 
 
@@ -151,6 +162,11 @@ def protocols(rows: Sequence[Row], first: str) -> Grid:
                 by=("benchmark", "figure"))  # fmt: skip
 
 
+def under(bias: str, benchmark: str) -> tuple[str, ...]:
+    """The names of a bias in a benchmark. HONEST has no gender of its own, and all its groups are about it."""
+    return (bias, *NAMES.get(bias, ()), *(("overall",) if (benchmark, bias) == ("honest", "gender") else ()))
+
+
 def headlines(figures: Sequence[Figure], bias: str) -> dict[str, Row]:
     """Those of `HEADLINES` that were measured: SS, LMS, ICAT of the targeted bias (or overall), and perplexity.
 
@@ -158,11 +174,10 @@ def headlines(figures: Sequence[Figure], bias: str) -> dict[str, Row]:
     """
     by: dict[tuple[str, str, str], Row] = {}
     for row in rows(figures, bias):
-        by.setdefault(
-            (row.base.benchmark, row.base.bias, row.base.metric), row
-        )  # the first protocol, if there are several
+        place = (row.base.benchmark, row.base.bias, row.base.metric)
+        by.setdefault(place, row)  # the first protocol, if there are several
     scored = dict.fromkeys(("stereoset", "crows_pairs", *(benchmark for benchmark, _, metric in by if metric == "SS")))
-    found = ((benchmark, of) for benchmark in scored for of in (bias, "overall") if (benchmark, of, "SS") in by)
+    found = ((b, of) for b in scored for of in (*under(bias, b), "overall") if (b, of, "SS") in by)
     benchmark, of = next(found, ("stereoset", "overall"))
     places = {m: (benchmark, of, m) for m in HEADLINES[:3]} | {"perplexity": ("perplexity", "all", "perplexity")}
     return {metric: by[place] for metric, place in places.items() if place in by}
@@ -181,13 +196,18 @@ def headline_cells(figures: Sequence[Figure], bias: str) -> list[str]:
 def _arrow(row: Row | None) -> str:
     if row is None:
         return ""
-    return f"{row.base.value:.1f}" + (f" -> {row.debiased.value:.1f}" if row.debiased else "")
+    texts = row.texts()
+    return texts["base"] + (f" -> {texts['debiased']}" if row.debiased else "")
 
 
-def _number(value: float, metric: str, sign: str = "") -> str:
-    """A percentage or perplexity with one decimal, an effect size or a gap in nats with two, a p-value with four."""
-    decimals = 4 if metric.startswith("p ") else 2 if any(word in metric for word in SMALL) else 1
-    return f"{value:{sign}.{decimals}f}"
+def number(value: float, metric: str, sign: str = "") -> str:
+    """A figure as every page rounds it: p-values four decimals, effects and nats two, thousands none, others one."""
+    decimals = 1 if abs(value) < 1000 else 0
+    if metric.startswith("p "):
+        decimals = 4
+    elif "effect" in metric or metric.startswith(IN_NATS):
+        decimals = 2
+    return f"{value:{sign},.{decimals}f}"
 
 
 def p_text(p: float) -> str:
@@ -197,7 +217,13 @@ def p_text(p: float) -> str:
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
+def p_equals(p: float) -> str:
+    """As in `p = .003`, or `p < .001`."""
+    text = p_text(p)
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+
+
 def _interval(figure: Figure, sign: str) -> str:
     if figure.ci_low != figure.ci_low:  # NaN: nothing changed, or there was only one unit to resample
         return UNCHANGED if sign and figure.value == 0 else "unknown"
-    return f"{_number(figure.ci_low, figure.metric, sign)} to {_number(figure.ci_high, figure.metric, sign)}"
+    return f"{number(figure.ci_low, figure.metric, sign)} to {number(figure.ci_high, figure.metric, sign)}"

@@ -1,13 +1,25 @@
-"""One plain sentence: what happened to the targeted bias, and at what price."""
+"""What happened to the targeted bias, on which benchmarks, and at what price: one verdict and a few plain sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from debias.records import Figure, NotNegative, Positive
-from debias.report.comparison import UNCHANGED, p_text, title_of
+from debias.report.comparison import UNCHANGED, Row, headlines, number, p_equals, rows, title_of, under
+
+# The metrics that measure bias, and what each measures. A figure under another metric is not a witness.
+MEASURES = {
+    "SS": "preference",
+    "slope": "association",
+    "spread": "association",
+    "s_AMB": "bias score",
+    "HONEST": "hurtful completions",
+    "mean |effect|": "association",
+}
+FIRST = ("stereoset", "crows_pairs", "winobias", "pronoun_gap", "group_gap")  # the order of the witnesses
+ALLOWED_SHIFT = 0.2  # nats; a larger shift of all occupations towards one pronoun is over-correction
 
 
 @dataclass(frozen=True)
@@ -16,6 +28,12 @@ class Bounds:
 
     max_lms_drop: NotNegative = 2.0  # the language-modelling score may fall by this much
     max_perplexity_ratio: Positive = 1.25  # perplexity may rise by this factor
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Bounds:
+        """The bounds in a run's config."""
+        kept = config.get("outcome", {})
+        return cls(**{name: kept[name] for name in ("max_lms_drop", "max_perplexity_ratio") if name in kept})
 
 
 class Ability(NamedTuple):
@@ -26,59 +44,58 @@ class Ability(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A verdict and the sentence for it.
+    """A verdict, the sentences for it, and the benchmarks on which the verdict was reached.
 
     The verdict is `debiased` (bias fell, ability is shown to be kept), `inconclusive` (bias fell, ability is not shown
-    to be kept), `broken` (bias fell, and so did ability), `overshot`, `unchanged`, `worse` or `scored`.
+    to be kept), `broken` (bias fell, and so did ability), `mixed` (bias fell on one benchmark and rose or overshot on
+    another), `overshot`, `worse`, `unchanged` or `scored`.
     """
 
     verdict: str
     text: str
+    on: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The verdict with the benchmarks it rests on, as in `debiased on StereoSet`."""
+        return f"{self.verdict} on {', '.join(self.on)}" if self.on else self.verdict
 
 
-Key = tuple[str, str, str, str]  # benchmark, bias, metric, model
+class Witness(NamedTuple):
+    """What one benchmark says: its title, `fell`, `rose`, `overshot` or `unchanged`, and a clause about it."""
+
+    title: str
+    state: str
+    text: str
 
 
 def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> Outcome:
-    """Judge a run by StereoSet's SS of `bias` (or overall) and by the ability figures beside it."""
-    by: dict[Key, Figure] = {}
-    for f in figures:
-        by.setdefault((f.benchmark, f.bias, f.metric, f.model), f)  # the first protocol, if there are several
-    benchmark, of, metric = _headline(by, bias)
-    if not benchmark:
+    """Judge a run by every benchmark that measured `bias` (or, if none did, bias overall), and by its ability."""
+    figures = list(figures)
+    found = _bias_rows(figures, bias)
+    if not found:
         return Outcome("scored", "No bias benchmark was scored.")
-    base = by[benchmark, of, metric, "base"]
-    name = f"{of} bias" if of != "overall" else "bias over all categories"
-    score = f"{title_of(base)} {metric}"
-    if (benchmark, of, metric, "delta") not in by:
-        text = (
-            f"{score} of {of}: {base.value:.1f} (95% interval {base.ci_low:.1f} to {base.ci_high:.1f}; 50 is unbiased)."
-        )
-        return Outcome("scored", text)
+    if any(row.delta is None for row in found):
+        return Outcome("scored", f"{'; '.join(_alone(row, bias) for row in found)}.")
 
-    after, delta = (by[benchmark, of, metric, model] for model in ("debiased", "delta"))
-    fell = abs(after.value - 50) < abs(base.value - 50)
-    change = (
-        f"{score} {base.value:.1f} -> {after.value:.1f}, difference {delta.value:+.1f} "
-        f"(95% interval {delta.ci_low:+.1f} to {delta.ci_high:+.1f}{_p(delta)}, n = {base.n:,})"
-    )
-    ability = _ability(by, benchmark, of, bounds)
-    price = ability.text
-    if delta.value == 0 and delta.ci_low != delta.ci_low:
-        text = f"Too few examples to tell: none of {base.n:,} changed, {score} stays {base.value:.1f}; {price}."
-        return Outcome("unchanged", text)
-    if not delta.significant:
-        return Outcome("unchanged", f"No significant change of {name}: {change}; {price}.")
-    if after.value < 50 < base.value:
-        if after.ci_high < 50:
-            return Outcome("overshot", f"The model overshot: it now prefers anti-stereotypes. {change}; {price}.")
-        change += f", just below 50, which its interval ({after.ci_low:.1f} to {after.ci_high:.1f}) still includes"
-    if not fell:
-        return Outcome("worse", f"{name.capitalize()} rose: {change}; {price}.")
-    if ability.state == "broken":
-        return Outcome("broken", f"{name.capitalize()} fell, but so did the model's ability: {change}; {price}.")
-    verdict = "debiased" if ability.state == "kept" else "inconclusive"
-    return Outcome(verdict, f"{name.capitalize()} fell: {change}; {price}.")
+    shifts = {row.base.benchmark: row for row in rows(figures) if row.base.metric == "mean log-odds"}
+    witnesses = [_witness(row, bias, i == 0, shifts.get(row.base.benchmark)) for i, row in enumerate(found)]
+    ability = _ability(figures, bias, bounds)
+    text = f"{'; '.join(witness.text for witness in witnesses)}. {_agreement(witnesses)} {ability.text}."
+    on = {
+        state: tuple(dict.fromkeys(witness.title for witness in witnesses if witness.state == state))
+        for state in ("fell", "rose", "overshot")
+    }
+    if on["fell"]:
+        if ability.state == "broken":
+            return Outcome("broken", text)
+        if on["rose"] or on["overshot"]:
+            return Outcome("mixed", text)
+        return Outcome("debiased", text, on["fell"]) if ability.state == "kept" else Outcome("inconclusive", text)
+    for state, verdict in (("rose", "worse"), ("overshot", "overshot")):
+        if on[state]:
+            return Outcome(verdict, text, on[state])
+    return Outcome("unchanged", text)
 
 
 def outcomes(figures: Sequence[Figure], bias: str, bounds: Bounds = Bounds()) -> dict[str, Outcome]:
@@ -99,43 +116,105 @@ def by_adapter(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
     }
 
 
-def _headline(by: Mapping[Key, Figure], bias: str) -> tuple[str, str, str]:
-    others = [key[0] for key in by if key[2] == "SS"]  # pairs or a class of the user's own, for example
-    for benchmark in dict.fromkeys(("stereoset", "crows_pairs", *others)):
-        for of in (bias, "overall"):
-            if (benchmark, of, "SS", "base") in by:
-                return benchmark, of, "SS"
-    return "", "", ""
+# ---------------------------------------------------------------- the witnesses
+
+
+def _bias_rows(figures: Sequence[Figure], bias: str) -> list[Row]:
+    """The rows that measure the targeted bias or, if there are none, bias overall; one protocol of each benchmark."""
+    protocol: dict[str, str] = {}
+    measured = [
+        row
+        for row in rows(figures)
+        if row.base.metric.partition(",")[0] in MEASURES
+        and protocol.setdefault(row.base.benchmark, row.base.protocol) == row.base.protocol
+    ]
+    measured.sort(key=lambda row: FIRST.index(row.base.benchmark) if row.base.benchmark in FIRST else len(FIRST))
+    targeted = [row for row in measured if row.base.bias in under(bias, row.base.benchmark)]
+    return targeted or [row for row in measured if row.base.bias == "overall"]
+
+
+def _name(row: Row, bias: str, first: bool = True) -> str:
+    """As in `StereoSet gender preference` for the first witness, and `WinoBias` for the others."""
+    metric, _, part = row.base.metric.partition(", ")
+    own = row.base.bias != bias and row.base.bias != "overall"
+    words = [title_of(row.base), row.base.bias if own or first else "", MEASURES[metric] if first else ""]
+    return " ".join(filter(None, words)) + (f" ({part})" if part else "")
+
+
+def _alone(row: Row, bias: str) -> str:
+    base = row.base
+    interval = f"95% interval {number(base.ci_low, base.metric)} to {number(base.ci_high, base.metric)}"
+    return f"{_name(row, bias)}: {number(base.value, base.metric)} ({interval}; {base.ideal:g} is unbiased)"
+
+
+def _witness(row: Row, bias: str, first: bool, shift: Row | None) -> Witness:
+    """A row in words; `shift` is that of the mean log-odds beside a pronoun gap."""
+    base, after, delta = row
+    assert after is not None
+    assert delta is not None
+    assert base.ideal is not None
+    title, name = title_of(base), _name(row, bias, first)
+    if delta.value == 0 and delta.ci_low != delta.ci_low:
+        return Witness(title, "unchanged", f"{name}: {UNCHANGED} (none of {base.n:,} changed)")
+    change = f"{number(base.value, base.metric)} to {number(after.value, base.metric)}{_p(delta)}"
+    size = f"{change}, n = {base.n:,}" if first else change
+    state, text = "unchanged", f"{name}: no significant change ({size})"
+    if delta.significant:
+        if base.value > base.ideal > after.ci_high:
+            state, text = "overshot", f"{name} overshot to the other side ({size})"
+        else:
+            state = "fell" if row.better else "rose"
+            text = f"{name} {state} ({size})"
+    if shift and shift.significant and shift.delta and abs(shift.delta.value) > ALLOWED_SHIFT:
+        towards = "she" if shift.delta.value > 0 else "he"
+        moved = number(abs(shift.delta.value), shift.base.metric)
+        text += f', with over-correction: all occupations moved {moved} nats towards "{towards}"{_p(shift.delta)}'
+        state = "overshot"
+    return Witness(title, state, text)
+
+
+def _agreement(witnesses: Sequence[Witness]) -> str:
+    """How many benchmarks speak for a fall, as a sentence."""
+    fell, titles = ({w.title for w in witnesses if w.state == "fell"}, {w.title for w in witnesses})
+    if len(titles) == 1:
+        return "One benchmark only."
+    if fell and any(witness.state in ("rose", "overshot") for witness in witnesses):
+        return "The benchmarks disagree."
+    if len(fell) == len(titles):
+        return f"{'Both' if len(titles) == 2 else f'All {len(titles)}'} bias benchmarks show a fall."
+    verb = "show" if len(fell) > 1 else "shows"
+    return f"{f'Only {len(fell)}' if fell else 'None'} of {len(titles)} bias benchmarks {verb} a fall."
 
 
 def _p(delta: Figure) -> str:
     """As in `, p = .003`."""
-    text = p_text(delta.p) if delta.p is not None else ""
-    return f", p {text[0]} {text[1:]}" if text.startswith("<") else f", p = {text}" if text else ""
+    return f", {p_equals(delta.p)}" if delta.p is not None and delta.p == delta.p else ""
 
 
-def _ability(by: Mapping[Key, Figure], benchmark: str, of: str, bounds: Bounds) -> Ability:
+# ---------------------------------------------------------------- the price
+
+
+def _ability(figures: Sequence[Figure], bias: str, bounds: Bounds) -> Ability:
     """What happened to the model's ability: the intervals of its changes against the bounds."""
     words, states = [], []
-    for place, bound in (
-        ((benchmark, of, "LMS"), f"{bounds.max_lms_drop:g} points"),
-        (("perplexity", "all", "perplexity"), f"x {bounds.max_perplexity_ratio:g}"),
-    ):
-        if not all((*place, model) in by for model in ("base", "debiased", "delta")):
+    for row in headlines(figures, bias).values():
+        base, after, delta = row
+        if base.metric not in ("LMS", "perplexity") or after is None or delta is None:
             continue
-        base, after, delta = (by[*place, model] for model in ("base", "debiased", "delta"))
         # The loss, and the loss that is allowed. The base's own error is left out: it moves both sides alike.
         low, high, allowed = -delta.ci_high, -delta.ci_low, bounds.max_lms_drop
+        bound = f"{bounds.max_lms_drop:g} points"
         if base.metric == "perplexity":
             low, high, allowed = delta.ci_low, delta.ci_high, (bounds.max_perplexity_ratio - 1) * base.value
+            bound = f"x {bounds.max_perplexity_ratio:g}"
         states.append("kept" if high <= allowed else "broken" if low > allowed else "not shown")
-        interval = f"{delta.ci_low:+.1f} to {delta.ci_high:+.1f}" if low == low else UNCHANGED
-        mark = {"kept": "", "broken": f", beyond the bound of {bound}", "not shown": f"; the bound is {bound}"}[
-            states[-1]
-        ]
-        words.append(f"{base.metric} {base.value:.1f} -> {after.value:.1f} ({interval}{mark})")
+        ends = " to ".join(number(end, base.metric, "+") for end in (delta.ci_low, delta.ci_high))
+        interval = ends if low == low else UNCHANGED
+        mark = {"kept": "", "broken": f", beyond the bound of {bound}", "not shown": f"; the bound is {bound}"}
+        change = f"{number(base.value, base.metric)} to {number(after.value, base.metric)}"
+        words.append(f"{base.metric} {change} ({interval}{mark[states[-1]]})")
     if not words:
-        return Ability("not shown", "ability was not measured (add eval=perplexity)")
+        return Ability("not shown", "Ability was not measured (add eval=perplexity)")
     state = "broken" if "broken" in states else "not shown" if "not shown" in states else "kept"
     told = {"kept": "kept", "broken": "worse than allowed", "not shown": "not shown to be kept"}[state]
-    return Ability(state, f"ability {told}: {', '.join(words)}")
+    return Ability(state, f"Ability {told}: {', '.join(words)}")

@@ -70,8 +70,7 @@ class Run:
     @property
     def bounds(self) -> Bounds:
         """How much ability the model may lose before it counts as broken."""
-        kept = self.config.get("outcome", {})
-        return Bounds(**{name: kept[name] for name in ("max_lms_drop", "max_perplexity_ratio") if name in kept})
+        return Bounds.of(self.config)
 
 
 @dataclass(frozen=True)

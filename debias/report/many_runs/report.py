@@ -124,7 +124,7 @@ def _runs(kept: Sequence[LabelledRun]) -> Grid:
     lines = []
     for member in kept:
         run = member.run
-        verdict = outcome(member.figures, run.bias, run.bounds).verdict
+        verdict = outcome(member.figures, run.bias, run.bounds).words
         lines.append(row(words(member.label) or run.name, run.bias, *headline_cells(member.figures, run.bias), verdict))
     columns = [
         *text_columns("run", "bias"),

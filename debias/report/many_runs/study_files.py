@@ -67,4 +67,5 @@ def _values(study: Study, configuration: Configuration) -> dict[str, Any]:
             "significant_seeds": configuration.significant_seeds,
             "interval": "exact" if configuration.exact else "approximate",
         }
-    return line | {"verdict": configuration.outcome.verdict, "best": configuration.best, "pareto": configuration.pareto}
+    reached = {"verdict": configuration.outcome.verdict, "verdict_on": ", ".join(configuration.outcome.on)}
+    return line | reached | {"best": configuration.best, "pareto": configuration.pareto}

@@ -17,6 +17,7 @@ from debias.report.many_runs.configurations import Configuration, by_baseline
 FLAGS = {
     "debiased": ("✓", "good"),
     "inconclusive": ("?", "warning"),
+    "mixed": ("?", "warning"),
     "broken": ("⚠", "bad"),
     "overshot": ("⚠", "bad"),
     "worse": ("⚠", "bad"),
@@ -125,7 +126,7 @@ def _main_line(study: Study, configuration: Configuration) -> Line:
 def verdict(configuration: Configuration) -> Cell:
     """The verdict with its sign, and the marks of the best and the Pareto-optimal configurations."""
     sign, kind = FLAGS.get(configuration.outcome.verdict, ("", ""))
-    marks = [f"{sign} {configuration.outcome.verdict}".strip()]
+    marks = [f"{sign} {configuration.outcome.words}".strip()]
     marks += ["★ best"] if configuration.best else []
     marks += ["◆ Pareto"] if configuration.pareto else []
     return Cell(", ".join(marks), None, kind)

@@ -14,7 +14,8 @@ import yaml
 from debias.progress import duration
 from debias.records import UserError
 from debias.report.comparison import headline_cells
-from debias.report.grid import Cell, Column, Grid, Line, number_columns, text_columns
+from debias.report.grid import Cell, Grid, Line, number_columns, text_columns
+from debias.report.outcome import Bounds, outcome
 from debias.results import (
     INTERRUPTED,
     REFUSED,
@@ -28,7 +29,7 @@ from debias.results import (
 OTHER_CODE = "by other code"
 EARLIER = "done earlier"
 STATES = ("done", EARLIER, OTHER_CODE, "failed", "interrupted", "running", "not started")
-FIGURES = ("SS", "change of SS", "LMS", "ICAT", "perplexity")
+FIGURES = ("SS", "change of SS", "LMS", "ICAT", "perplexity", "verdict")
 KINDS = {"done": "good", OTHER_CODE: "warning", "failed": "bad", "interrupted": "warning", "not started": "warning"}
 FINISHED = ("done", EARLIER, OTHER_CODE)
 
@@ -101,8 +102,9 @@ def table(states: Sequence[State]) -> Grid:
         state = Cell(f"done, {s.state}" if s.state == OTHER_CODE else s.state, kind=KINDS.get(s.state, ""))
         lines.append(Line((Cell(s.name), state, *map(Cell, (duration(s.seconds), *_figures(s), s.error)))))
     error = "last line of the error"
-    columns = [*text_columns("job", "state"), *number_columns("time", *FIGURES, extra=("LMS", "ICAT", "perplexity"))]
-    grid = Grid([*columns, Column(error)], lines)
+    *numbers, verdict = FIGURES
+    shown = number_columns("time", *numbers, extra=("LMS", "ICAT", "perplexity"))
+    grid = Grid([*text_columns("job", "state"), *shown, *text_columns(verdict, error)], lines)
     return grid if any(s.error for s in states) else grid.without(error)
 
 
@@ -132,8 +134,8 @@ def _figures(state: State) -> Sequence[str]:
     if state.state in FINISHED:
         try:
             config: Mapping[str, Any] = yaml.safe_load((state.folder / "config.yaml").read_text(encoding="utf-8"))
-            bias = config["data"]["bias"]
-            return headline_cells(read_figures(state.folder), bias)
+            bias, figures = config["data"]["bias"], read_figures(state.folder)
+            return [*headline_cells(figures, bias), outcome(figures, bias, Bounds.of(config)).words]
         except (OSError, KeyError, UserError, yaml.YAMLError):  # the page is a by-product and must not stop the sweep
             pass
     return [""] * len(FIGURES)
