@@ -32,7 +32,8 @@ def figures(
     bias: str = "gender",
     p: float = 0.001,
 ) -> list[Figure]:
-    ideal = {"SS": 50.0, "perplexity": 1.0, "slope": 0.0, "s_AMB": 0.0}.get(metric, 100.0)
+    ideal = {"SS": 50.0, "perplexity": 1.0, "slope": 0.0, "s_AMB": 0.0}.get(metric)
+    ideal = ideal if ideal is not None else 0.0 if metric.startswith(("spread", "favour")) else 100.0
     return [
         Figure(benchmark, "p", bias, metric, "base", base, base - 2, base + 2, 771, ideal),
         Figure(benchmark, "p", bias, metric, "debiased", after, after - 2, after + 2, 771, ideal),
@@ -174,6 +175,21 @@ def test_every_benchmark_of_the_bias_is_a_witness(more: list[Figure], verdict: s
     told = outcome([*story(), *more], "gender")
     assert told.words == verdict
     assert words in told.text
+
+
+def test_groups_of_people_are_witnesses_too() -> None:
+    """Two orders of one benchmark count once. A spread below 0 is chance; a group that is favoured now is a finding."""
+    spread = [f for order in ("group first", "attribute first")
+              for f in figures("group_gap", f"spread, {order}", 4, -3, -8, -6, "race")]  # fmt: skip
+    stereoset = figures("stereoset", "SS", 61, 54, -10, -4, "race")
+    told = outcome([*stereoset, *spread, *story()[3:]], "race")
+    assert told.words == "debiased on StereoSet, Group gap"
+    assert "Group gap (group first) fell (4.00 to -3.00, p = .001); Group gap (attribute first) fell" in told.text
+    assert "Both bias benchmarks show a fall" in told.text
+    favoured = figures("group_gap", "favour of Arab", -3, 3, 5, 7, "race")
+    told = outcome([*stereoset, *spread, *favoured], "race")
+    assert told.verdict == "mixed"
+    assert "over-correction: Arab people are favoured now (-3.00 to +3.00 nats, p = .001)" in told.text
 
 
 def test_a_fall_by_an_uncorrected_p_is_not_a_fall() -> None:

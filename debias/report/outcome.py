@@ -19,6 +19,7 @@ MEASURES = {
     "mean |effect|": "association",
 }
 FIRST = ("stereoset", "crows_pairs", "winobias", "pronoun_gap", "group_gap")  # the order of the witnesses
+REVERSIBLE = ("SS", "slope", "s_AMB")  # below their ideal, they measure the opposite bias
 ALLOWED_SHIFT = 0.2  # nats; a larger shift of all occupations towards one pronoun is over-correction
 
 
@@ -78,8 +79,8 @@ def outcome(figures: Iterable[Figure], bias: str, bounds: Bounds = Bounds()) -> 
     if any(row.delta is None for row in found):
         return Outcome("scored", f"{'; '.join(_alone(row, bias) for row in found)}.")
 
-    shifts = {row.base.benchmark: row for row in rows(figures) if row.base.metric == "mean log-odds"}
-    witnesses = [_witness(row, bias, i == 0, shifts.get(row.base.benchmark)) for i, row in enumerate(found)]
+    beyond = {row.base.benchmark: said for row in rows(figures) if (said := _over_correction(row))}
+    witnesses = [_witness(row, bias, i == 0, beyond.get(row.base.benchmark, "")) for i, row in enumerate(found)]
     ability = _ability(figures, bias, bounds)
     text = f"{'; '.join(witness.text for witness in witnesses)}. {_agreement(witnesses)} {ability.text}."
     on = {
@@ -147,8 +148,23 @@ def _alone(row: Row, bias: str) -> str:
     return f"{_name(row, bias)}: {number(base.value, base.metric)} ({interval}; {base.ideal:g} is unbiased)"
 
 
-def _witness(row: Row, bias: str, first: bool, shift: Row | None) -> Witness:
-    """A row in words; `shift` is that of the mean log-odds beside a pronoun gap."""
+def _over_correction(row: Row) -> str:
+    """What a gap's further figures say against a model: all occupations moved, or another group is favoured now."""
+    base, after, delta = row
+    if after is None or delta is None or not row.significant or abs(delta.value) <= ALLOWED_SHIFT:
+        return ""
+    if base.metric == "mean log-odds":
+        towards = "she" if delta.value > 0 else "he"
+        return f'all occupations moved {number(abs(delta.value), base.metric)} nats towards "{towards}"{_p(delta)}'
+    favoured = base.metric.removeprefix("favour of ")
+    if favoured != base.metric and base.value < 0 < after.ci_low:
+        change = f"{number(base.value, base.metric)} to {number(after.value, base.metric, '+')}"
+        return f"{favoured} people are favoured now ({change} nats{_p(delta)})"
+    return ""
+
+
+def _witness(row: Row, bias: str, first: bool, beyond: str) -> Witness:
+    """A row in words, with the over-correction that its benchmark found `beyond` it."""
     base, after, delta = row
     assert after is not None
     assert delta is not None
@@ -160,16 +176,13 @@ def _witness(row: Row, bias: str, first: bool, shift: Row | None) -> Witness:
     size = f"{change}, n = {base.n:,}" if first else change
     state, text = "unchanged", f"{name}: no significant change ({size})"
     if delta.significant:
-        if base.value > base.ideal > after.ci_high:
+        if base.metric in REVERSIBLE and base.value > base.ideal > after.ci_high:
             state, text = "overshot", f"{name} overshot to the other side ({size})"
         else:
             state = "fell" if row.better else "rose"
             text = f"{name} {state} ({size})"
-    if shift and shift.significant and shift.delta and abs(shift.delta.value) > ALLOWED_SHIFT:
-        towards = "she" if shift.delta.value > 0 else "he"
-        moved = number(abs(shift.delta.value), shift.base.metric)
-        text += f', with over-correction: all occupations moved {moved} nats towards "{towards}"{_p(shift.delta)}'
-        state = "overshot"
+    if beyond:
+        state, text = "overshot", f"{text}, with over-correction: {beyond}"
     return Witness(title, state, text)
 
 
