@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple
 
 SIGNIFICANT = 0.05  # corrected p-values below it
-Section = TypeVar("Section")
 AUTO: Literal["auto"] = "auto"  # the value of a setting that the program chooses
 
 
@@ -150,20 +149,6 @@ class Figure(NamedTuple):
     def significant(self) -> bool:
         """Whether a difference is significant; one without a p-value (None or NaN) is not."""
         return self.p is not None and self.p < SIGNIFICANT
-
-
-def checked(schema: type[Section], cfg: Any, section: str) -> Section:
-    """A section of a config as the dataclass `schema`. Raises UserError, which names the key, for a wrong value."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg[section]))  # type: ignore[return-value]
-    except MissingMandatoryValue as error:
-        key = f"{section}.{str(error).splitlines()[0].rpartition(' ')[2]}"
-        raise UserError(f"{key} must be set: add {key}=VALUE") from error
-    except OmegaConfBaseException as error:
-        raise UserError(f"{section}.{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
 class Range(NamedTuple):

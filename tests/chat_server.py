@@ -20,6 +20,7 @@ from typing import Any
 from debias.generation.client import Chat
 from debias.generation.exchange import LLM, Answer, Message, Outcome, Request, Spent
 from debias.generation.ledger import Ledger
+from debias.schema import checked
 
 PATIENCE = 60  # seconds after which a test that waits has failed
 TRIPLET = {"sentence": "The nurse fixed his own motorbike.", "target": "nurse", "attribute": "motorbike"}
@@ -369,7 +370,7 @@ def settings(base_url: str | None, **changes: Any) -> LLM:
         "batch": False, "batch_price_factor": 0.5, "price_prompt": 2.0, "price_completion": 10.0,
         "priced_on": "2026-01-01",
     }  # fmt: skip
-    return LLM(**{**values, **changes})
+    return checked(LLM, {**values, **changes}, "llm")
 
 
 def question(text: str, sample: int = 0, max_tokens: int = 100) -> Request:

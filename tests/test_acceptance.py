@@ -10,6 +10,7 @@ from debias.data.quality import NearDuplicates
 from debias.generation.acceptance import Acceptance, Rejection, form
 from debias.generation.wanted import Wanted
 from debias.records import Triplet, UserError
+from debias.schema import checked
 
 TEMPLATE = "template: markup, numbering or talk about the task"
 
@@ -21,7 +22,7 @@ def wanted(**changes: Any) -> Wanted:
         "against": [], "benchmarks": False, "min_words": 4, "max_words": 12, "similarity": 0.5, "cap_target": 0.03,
         "cap_attribute": 0.02, "cap_opening": 0.01, "licence": "other",
     }  # fmt: skip
-    return Wanted(**{**values, **changes})
+    return checked(Wanted, {**values, **changes}, "generate")
 
 
 def item(sentence: Any, target: Any, attribute: Any, **more: Any) -> dict[str, Any]:

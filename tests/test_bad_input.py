@@ -83,6 +83,7 @@ run overwrite=maybe -> overwrite='maybe' must be true or false
 run overwrite=1 -> overwrite=1 must be true or false
 run name= -> name='' must be the name of a folder below outputs
 run name=[a,b] -> name=['a', 'b'] must be text
+run training={lrr:3} -> unknown key 'training.lrr' (did you mean 'training.lr'?)
 run training=3 -> training=3 must be a section with lr, epochs
 run training.schedule=liner -> training.schedule='liner' is unknown (did you mean 'linear'?)
 run training.warmup=2 -> training.warmup=2 must be a number from 0 to 1
@@ -128,28 +129,74 @@ generate seed=-1 -> seed=-1 must be a whole number from 0
 generate bias=5.5 -> quote what is meant as text: "bias='...'"
 generate bias= -> bias is empty: name one, as in bias=age
 generate bias=[] -> bias is empty: name one, as in bias=age
-generate generate.n=0 -> generate.n=0 must be 1 or more
-generate generate.n=many -> generate.n: Value 'many'
-generate generate.expected_yield=0 -> must be more than 0 and at most 1
-generate generate.similarity=0.1 -> must be between 0.3 and 1
+generate generate.n=0 -> generate.n=0 must be a whole number of 1 or more
+generate generate.n=-3 -> generate.n=-3 must be a whole number of 1 or more
+generate generate.n=many -> generate.n='many' must be a whole number of 1 or more
+generate generate.n=1.5 -> generate.n=1.5 must be a whole number of 1 or more
+generate +generate.nn=3 -> unknown key 'generate.nn' (did you mean 'generate.n'?)
+generate generate.per_call=0 -> generate.per_call=0 must be a whole number of 1 or more
+generate generate.patience=none -> generate.patience='none' must be a whole number of 1 or more
+generate generate.max_filtered=0 -> must be a whole number of 1 or more
+generate generate.expected_yield=0 -> must be a number more than 0 and at most 1
+generate generate.similarity=0.1 -> generate.similarity=0.1 must be a number from 0.3 to 1
+generate generate.cap_target=2 -> generate.cap_target=2 must be a number more than 0 and at most 1
+generate generate.cap_attribute=0 -> generate.cap_attribute=0 must be a number more than 0 and at most 1
+generate generate.cap_opening=-1 -> generate.cap_opening=-1 must be a number more than 0 and at most 1
+generate generate.benchmarks=no -> generate.benchmarks='no' must be true or false
+generate generate.dry_run=yes -> generate.dry_run='yes' must be true or false
+generate generate.licence=[a] -> generate.licence=['a'] must be text
+generate generate.min_words=0 -> generate.min_words=0 must be a whole number of 1 or more
 generate generate.max_words=3 -> is less than generate.min_words=5
-generate generate.against=a.jsonl -> generate.against: Invalid value
+generate generate.against=a.jsonl -> generate.against='a.jsonl' must be a list such as [A,B], each text
 generate generate.against=[none.jsonl] generate.dry_run=true -> none.jsonl: cannot read this file
-generate llm.max_tokens=0 -> llm.max_tokens=0 must be more than 0
-generate llm.temperature=hot -> llm.temperature: Value 'hot'
-generate llm.timeout=0 -> llm.timeout=0.0 must be more than 0
-generate llm.max_retries=-1 -> must be 0 or more
-generate llm.max_cost_usd=lots -> llm.max_cost_usd: Value 'lots'
+generate llm.temprature=1 -> unknown key 'llm.temprature' (did you mean 'llm.temperature'?)
+generate +llm.temprature=1 -> unknown key 'llm.temprature' (did you mean 'llm.temperature'?)
+generate llm.temperature=hot -> llm.temperature='hot' must be a number of 0 or more, or null
+generate llm.temperature=-1 -> llm.temperature=-1 must be a number of 0 or more, or null
+generate llm.top_p=2 -> llm.top_p=2 must be a number more than 0 and at most 1 or null
+generate llm.seed=x -> llm.seed='x' must be a whole number or null
+generate llm.max_tokens=0 -> llm.max_tokens=0 must be a whole number of 1 or more
+generate llm.max_tokens=1.5 -> llm.max_tokens=1.5 must be a whole number of 1 or more
+generate llm.timeout=0 -> llm.timeout=0 must be a number more than 0
+generate llm.timeout=long -> llm.timeout='long' must be a number more than 0
+generate llm.max_retries=-1 -> llm.max_retries=-1 must be a whole number of 0 or more
+generate llm.concurrency=0 -> llm.concurrency=0 must be a whole number of 1 or more
+generate llm.max_cost_usd=lots -> llm.max_cost_usd='lots' must be a number of 0 or more, or null
+generate llm.max_cost_usd=-1 -> llm.max_cost_usd=-1 must be a number of 0 or more, or null
+generate llm.price_prompt=-1 -> llm.price_prompt=-1 must be a number of 0 or more, or null
+generate llm.batch=maybe -> llm.batch='maybe' must be true or false
+generate llm.batch_price_factor=-1 -> llm.batch_price_factor=-1 must be a number of 0 or more
+generate llm.adapt=no -> llm.adapt='no' must be true or false
+generate llm.share=0 -> llm.share=0 must be a number more than 0
+generate llm=[openai:0,local] -> llm.share=0 must be a number more than 0
+generate llm=[openai,local] llm.others.local.timeout=0 -> llm.others.local.timeout=0 must be a number more than 0
 generate llm.structured=xml -> llm.structured='xml' is unknown; choose json_schema, json_object or text
+generate llm.structured=json_shema -> (did you mean 'json_schema'?)
 generate llm.system_role=boss -> choose system or user
 generate llm.max_tokens_name=max -> choose max_tokens or max_completion_tokens
-generate llm.prices=cheap -> llm.prices: Cannot assign
+generate llm.schema_drops=minLength -> llm.schema_drops='minLength' must be a list such as [A,B], each text
+generate llm.prices=cheap -> llm.prices='cheap' must be a mapping such as {NAME: VALUE}
+generate llm.prices={m:{prompt:1}} -> unknown key 'llm.prices.m'; write +llm.prices=... to add it
+generate +llm.prices={m:{prompt:1}} -> llm.prices.m.completion must be set
 generate llm.extra_body={stream:true} -> llm.extra_body.stream is not supported
+generate llm=local llm.server.threads=0 -> llm.server.threads=0 must be a whole number of 1 or more
+generate llm=local llm.server.context=big -> llm.server.context='big' must be a whole number of 1 or more
+generate llm=local llm.server.thread=2 -> (did you mean 'llm.server.threads'?)
+generate llm=local +llm.server.thread=2 -> (did you mean 'llm.server.threads'?)
 generate preview=0 -> preview=0 must be a whole number of 1 or more, or null
-generate judge=llm judge.attempts=0 -> judge.attempts=0 must be 1 or more
-generate judge=llm judge.least.fluency=9 -> judge.least needs a bound from 1 to 5
+generate judge=llm judge.attempts=0 -> judge.attempts=0 must be a whole number of 1 or more
+generate judge=llm judge.least.fluency=9 -> judge.least.fluency=9 must be a whole number from 1 to 5
+generate judge=llm judge.least.fluensy=3 -> (did you mean 'judge.least.fluency'?)
+generate judge=llm +judge.least.tone=3 -> judge.least needs a bound for each of fluency
 generate judge=llm judge.keep_unscored=no -> judge.keep_unscored='no' must be true or false
-generate counterparts=llm counterparts.attempts=0 -> counterparts.attempts=0 must be 1 or more
+generate judge=llm judge.llm.timeout=0 -> judge.llm.timeout=0 must be a number more than 0
+generate judge=llm judge.llm.temperature=hot -> judge.llm.temperature='hot' must be a number of 0 or more
+generate judge=llm judge.prompt=hello$x -> judge.prompt: $x is unknown
+generate counterparts=llm counterparts.attempts=0 -> counterparts.attempts=0 must be a whole number of 1 or more
+generate counterparts=llm counterparts.llm.max_tokens=0 -> counterparts.llm.max_tokens=0 must be a whole number
+generate strategy.num_terms=0 -> strategy.num_terms=0 must be a whole number of 1 or more
+generate strategy.terms_per_call=x -> strategy.terms_per_call='x' must be a whole number of 1 or more
+generate strategy.scenes_per_call=-1 -> strategy.scenes_per_call=-1 must be a whole number of 0 or more
 generate strategy.calls_per_wave=0 -> strategy.calls_per_wave=0 must be a whole number of 1 or more
 generate strategy.terms=[] -> strategy.terms is empty
 generate strategy.scenes=5 -> strategy.scenes=5 must be a list
@@ -214,9 +261,9 @@ run data=cda data.bias=age -> choose one of: gender, race, religion
 run data=cda data.sources.cda.sides=both -> choose two, one or none
 run data=paper data.sources.paper.file=4S -> choose 1S, 2S or 3S
 run data=panda data.sources.panda.categories=[Martian] -> PANDA has no category 'Martian'; choose among
-run data=generated generate.n=abc -> generate.n: Value 'abc'
+run data=generated generate.n=abc -> generate.n='abc' must be a whole number of 1 or more
 run data=generated generate.dry_run=true -> generate.dry_run=true works only in `debias generate`
-run data=generated llm.temperature=hot -> llm.temperature: Value 'hot'
+run data=generated llm.temperature=hot -> llm.temperature='hot' must be a number of 0 or more
 evaluate adapter.path=none eval=[crows_pairs] -> none is not an adapter folder
 evaluate adapter.combine=stack eval=[crows_pairs] -> adapter.combine needs several adapters
 evaluate adapter.weights=[1,2] eval=[crows_pairs] -> adapter.weights belong to an average

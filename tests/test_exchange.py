@@ -77,7 +77,10 @@ def test_prices_are_those_of_the_model_or_unknown() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"prices": {"mock": {"prompt": 1}}, "price_prompt": None, "price_completion": None}, "llm.prices of mock"),
+        (
+            {"prices": {"mock": {"prompt": 1}}, "price_prompt": None, "price_completion": None},
+            "llm.prices.mock.completion must be set",
+        ),
         ({"structured": "xml"}, "llm.structured='xml'"),
         ({"concurrency": 0}, "llm.concurrency=0"),
         ({"max_cost_usd": 1.0, "price_prompt": None}, "the price of mock is unknown"),

@@ -24,7 +24,7 @@ from debias.records import UserError
 
 
 def built(*overrides: str) -> Any:
-    return make(composed("generate", *overrides).strategy, _convert_="all")
+    return make(composed("generate", *overrides).strategy)
 
 
 def task(*biases: str, seed: int = 1, **changes: Any) -> Task:

@@ -51,7 +51,7 @@ def test_all_keep_within_one_budget_and_a_wrong_setting_is_named() -> None:
     assert (one.llm.max_cost_usd, two.llm.max_cost_usd) == (2.0, 2.0)
     with pytest.raises(UserError, match=r"the price of b is unknown; set llm\.others\.b\.price_prompt"):
         writers_of({**plain, "others": {"b": other}, "max_cost_usd": 2.0})
-    with pytest.raises(UserError, match=r"llm\.others\.b\.share=0\.0 must be more than 0"):
+    with pytest.raises(UserError, match=r"llm\.others\.b\.share=0 must be a number more than 0"):
         writers_of({**plain, "others": {"b": {**other, "share": 0}}})
     assert isinstance(one.llm, LLM)
 

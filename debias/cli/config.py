@@ -218,6 +218,9 @@ def explain(error: Exception, verb: str, words: Sequence[str] = ()) -> str:
         chosen = [word for word in words if word.partition("=")[0] in groups()]
         if key[1] not in keys(verb):
             return f"unknown key {key[1]!r}{nearest(key[1], keys(verb, chosen))}; see `debias {verb} --cfg job`"
+        inner = getattr(error.__cause__, "full_key", None)  # the key that {KEY: VALUE} would have added
+        if inner and inner != key[1]:
+            return f"unknown key {inner!r}{nearest(inner, keys(verb)) or f'; write +{key[1]}=... to add it'}"
         return f"{key[1]} is not a key of {' '.join(chosen)}, only of other options; leave it out"
     if group := re.search(r"Could not override '?([^'\s]+)'?\.\s*No match in the defaults list", text):
         return f"unknown group {group[1]!r}{nearest(group[1], keys(verb))}; see `debias ls`"
@@ -269,8 +272,9 @@ def make(cfg: DictConfig, place: str = "", types: Mapping[str, Any] | None = Non
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    if "_target_" not in cfg:  # a section with objects in it, which checks itself
-        return instantiate(cfg, **more)
+    if "_target_" not in cfg:  # a section, which may have configs inside it
+        values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        return {key: make(cfg[key]) if OmegaConf.is_dict(cfg[key]) else value for key, value in values.items()}
     place = place or str(cfg._get_full_key(None))
     node = check_call(cfg, place, types or {})
     try:

@@ -19,7 +19,8 @@ from debias.cli.job_context import claimed, logged, recorded, run_folder, set_fo
 from debias.cli.settings import Doctor, Evaluate, Export, Generate, Run, Show, settings_of
 from debias.cli.terminal import console, next_step, page, quieten, shown
 from debias.models.ranks import launched_rank
-from debias.records import UserError, checked
+from debias.records import UserError
+from debias.schema import checked
 
 if TYPE_CHECKING:
     from debias.data.mixture import Mixture
@@ -112,8 +113,8 @@ def generate_job(cfg: DictConfig) -> int:
 
     settings = settings_of(cfg, Generate)
     folder = set_folder(cfg)
-    wanted = checked(Wanted, cfg, "generate")
-    writers = writers_of(make(cfg.llm, _convert_="all"))
+    wanted = checked(Wanted, cfg.generate, "generate")
+    writers = writers_of(make(cfg.llm))
     generation = generate.Generation(
         name=str(settings.name),
         writers=writers,

@@ -11,7 +11,7 @@ from debias.generation import parser
 from debias.generation.exchange import Answer, ChatModel, Message, Partner, Request
 from debias.generation.per_triplet import Asker
 from debias.generation.prompts import LONGEST_WORD, Prompt, quoted
-from debias.records import Triplet, UserError
+from debias.records import Count, Triplet
 
 AGAIN = "This is attempt number $attempt: mind the rules above."
 BLANK = "____"
@@ -35,10 +35,8 @@ class Counterparts:
         system, prompt: templates.
     """
 
-    def __init__(self, llm: Mapping[str, Any], file: str | None, attempts: int, system: str, prompt: str) -> None:
+    def __init__(self, llm: Mapping[str, Any], file: str | None, attempts: Count, system: str, prompt: str) -> None:
         self.model = ChatModel.of(llm, "counterparts.llm")
-        if attempts < 1:
-            raise UserError(f"counterparts.attempts={attempts} must be 1 or more")
         self.file, self.attempts, self.system = file, attempts, system
         self.prompt = Prompt("counterparts.prompt", prompt, ["triplet"])
         self.again = Prompt("counterparts.prompt", AGAIN, ["attempt"])

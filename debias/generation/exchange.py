@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from debias.records import UserError, checked
+from debias.records import Count, Natural, NotNegative, Positive, SomeShare, UserError
+from debias.schema import checked
 
 FILTERED = "filtered"  # finish reason of a request that a content filter refused
 THINKING = "thinking"  # finish reason of an answer that is nothing but reasoning
@@ -118,6 +119,15 @@ class Partner(Protocol):
 
 
 @dataclass
+class Price:
+    """Dollars per million tokens, and the day they were looked up."""
+
+    prompt: NotNegative
+    completion: NotNegative
+    date: str
+
+
+@dataclass
 class LLM:
     """A chat model and its settings; `conf/llm_defaults.yaml` explains the keys, and these types check them."""
 
@@ -125,54 +135,36 @@ class LLM:
     model: str
     api_key_env: str | None
     system_prompt: str | None
-    temperature: float | None
-    top_p: float | None
+    temperature: NotNegative | None
+    top_p: SomeShare | None
     seed: int | None
-    max_tokens: int
-    max_tokens_name: str
-    system_role: str
-    structured: str
+    max_tokens: Count
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"]
+    system_role: Literal["system", "user"]
+    structured: Literal["json_schema", "json_object", "text"]
     schema_drops: list[str]
     extra_body: dict[str, Any]
     adapt: bool
-    timeout: float
-    max_retries: int
-    concurrency: int
-    max_cost_usd: float | None
+    timeout: Positive
+    max_retries: Natural
+    concurrency: Count
+    max_cost_usd: NotNegative | None
     batch: bool
-    batch_price_factor: float
-    price_prompt: float | None
-    price_completion: float | None
+    batch_price_factor: NotNegative
+    price_prompt: NotNegative | None
+    price_completion: NotNegative | None
     priced_on: str | None
-    prices: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model: prompt, completion, date
+    prices: dict[str, Price] = field(default_factory=dict)  # by model
     server: Any = field(default=None)  # config of our own server, see conf/llm/local.yaml
-    share: float = 1.0
+    share: Positive = 1.0
     others: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.structured not in ("json_schema", "json_object", "text"):
-            raise UserError(f"llm.structured={self.structured!r} is unknown; choose json_schema, json_object or text")
-        if self.max_tokens_name not in ("max_tokens", "max_completion_tokens"):
-            raise UserError(
-                f"llm.max_tokens_name={self.max_tokens_name!r} is unknown; choose max_tokens or max_completion_tokens"
-            )
-        if self.system_role not in ("system", "user"):
-            raise UserError(f"llm.system_role={self.system_role!r} is unknown; choose system or user")
-        for name in ("max_tokens", "timeout", "concurrency", "share"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"llm.{name}={getattr(self, name)} must be more than 0")
-        for name in ("max_retries", "max_cost_usd", "batch_price_factor", "price_prompt", "price_completion"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise UserError(f"llm.{name}={value} must be 0 or more")
         if self.extra_body.get("stream"):
             raise UserError("llm.extra_body.stream is not supported; remove it")
         if self.price_prompt is None and self.price_completion is None and self.model in self.prices:
             listed = self.prices[self.model]
-            if set(listed) != {"prompt", "completion", "date"}:
-                raise UserError(f"llm.prices of {self.model} must be {{prompt: ..., completion: ..., date: DAY}}")
-            self.price_prompt, self.price_completion = float(listed["prompt"]), float(listed["completion"])
-            self.priced_on = str(listed["date"])
+            self.price_prompt, self.price_completion, self.priced_on = listed.prompt, listed.completion, listed.date
         if self.max_cost_usd is not None and not self.priced:
             raise UserError(
                 f"llm.max_cost_usd is set but the price of {self.model} is unknown; "
@@ -196,7 +188,7 @@ class ChatModel(NamedTuple):
         """A section of the config, whose `server` has been built. Raises UserError, which names the section."""
         plain = {name: value for name, value in settings.items() if name != "server"}
         with _named(section):
-            return cls(checked(LLM, {section: plain}, section), section, settings.get("server"))
+            return cls(checked(LLM, plain, section), section, settings.get("server"))
 
     def beside(self, writer: ChatModel) -> ChatModel:
         """This model with the writer's budget, and with the writer's prices if it is the same or the server is free."""
@@ -216,7 +208,7 @@ def _named(section: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(r"(?<![\w.])llm\.", f"{section}.", str(error))) from error
+        raise UserError(re.sub(r"(?<![\w.])llm\.(?!others\.)", f"{section}.", str(error))) from error
 
 
 def body_of(request: Request, llm: LLM) -> dict[str, Any]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from debias.data.doctor import CRITERIA
 from debias.generation import parser
 from debias.generation.exchange import LLM, Answer, ChatModel, Message, Partner, Request
 from debias.generation.per_triplet import Asker
 from debias.generation.prompts import Prompt, quoted
-from debias.records import Triplet, UserError
+from debias.records import Count, Range, Triplet, UserError
 
 LOWEST, HIGHEST = 1, 5
+Score = Annotated[int, Range(LOWEST, HIGHEST)]
 AGAIN = "\n\nThe answer must be this JSON object and nothing else. This is attempt number $attempt."
 
 
@@ -38,14 +39,12 @@ class Judge:
     """
 
     def __init__(
-        self, llm: Mapping[str, Any], least: Mapping[str, int], keep_unscored: bool, attempts: int, system: str,
+        self, llm: Mapping[str, Any], least: Mapping[str, Score], keep_unscored: bool, attempts: Count, system: str,
         prompt: str,
     ) -> None:  # fmt: skip
         self.model = ChatModel.of(llm, "judge.llm")
-        if set(least) != set(CRITERIA) or not all(LOWEST <= bound <= HIGHEST for bound in least.values()):
-            raise UserError(f"judge.least needs a bound from {LOWEST} to {HIGHEST} for each of {', '.join(CRITERIA)}")
-        if attempts < 1:
-            raise UserError(f"judge.attempts={attempts} must be 1 or more")
+        if set(least) != set(CRITERIA):
+            raise UserError(f"judge.least needs a bound for each of {', '.join(CRITERIA)}, and no other")
         self.least, self.keep_unscored, self.attempts = dict(least), keep_unscored, attempts
         self.system = system
         self.prompt = Prompt("judge.prompt", prompt, ["triplet"])

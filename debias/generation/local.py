@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from debias import assets
-from debias.records import UserError
+from debias.records import Count, UserError
 
 
 @dataclass
@@ -23,9 +23,9 @@ class LlamaServer:
     """
 
     model: str
-    threads: int
-    context: int
-    parallel: int
+    threads: Count
+    context: Count
+    parallel: Count
     _server: Any = field(default=None, init=False, compare=False)
 
     def __enter__(self) -> str:

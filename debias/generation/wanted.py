@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from debias.records import UserError
+from debias.records import Count, Range, SomeShare, UserError
 
 # Settings by config section that do not affect the identity of the set: how much, how fast, at what price.
 BESIDE = {
@@ -41,31 +41,23 @@ def lasting(config: Mapping[str, Any]) -> dict[str, Any]:
 class Wanted:
     """Settings of a generated set; `conf/generation.yaml` explains the keys, and these types check them."""
 
-    n: int
-    per_call: int
-    patience: int
-    max_filtered: int
-    expected_yield: float
+    n: Count
+    per_call: Count
+    patience: Count
+    max_filtered: Count
+    expected_yield: SomeShare
     dry_run: bool
     against: list[str]
     benchmarks: bool
-    min_words: int
-    max_words: int
-    similarity: float
-    cap_target: float
-    cap_attribute: float
-    cap_opening: float
+    min_words: Count
+    max_words: Count
+    similarity: Annotated[float, Range(0.3, 1)]
+    cap_target: SomeShare
+    cap_attribute: SomeShare
+    cap_opening: SomeShare
     licence: str
 
     def __post_init__(self) -> None:
-        for name in ("n", "per_call", "patience", "max_filtered", "min_words"):
-            if getattr(self, name) < 1:
-                raise UserError(f"generate.{name}={getattr(self, name)} must be 1 or more")
-        for name in ("expected_yield", "cap_target", "cap_attribute", "cap_opening"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"generate.{name}={getattr(self, name)} must be more than 0 and at most 1")
-        if not 0.3 <= self.similarity <= 1:
-            raise UserError(f"generate.similarity={self.similarity} must be between 0.3 and 1")
         if self.max_words < self.min_words:
             raise UserError(f"generate.max_words={self.max_words} is less than generate.min_words={self.min_words}")
 

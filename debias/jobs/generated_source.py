@@ -22,10 +22,11 @@ from debias.generation.strategies import Strategy
 from debias.generation.wanted import BESIDE, Wanted, lasting_llm
 from debias.generation.writers import writers_of
 from debias.jobs.generate import LEDGER, DataFolder, Generation, biases, generate
-from debias.records import UserError, checked
+from debias.records import UserError
 from debias.report.one_run.generated_set import named
 from debias.report.templating import dollars
 from debias.results import text_sha256
+from debias.schema import checked
 
 PARTS = ("sentence", "target", "attribute", "bias")  # of a line; the rest says where it came from
 
@@ -44,7 +45,7 @@ class Generated:
         self, bias: str | list[str], llm: Mapping[str, Any], strategy: Strategy, judge: Judge | Mapping[str, Any],
         counterparts: Counterparts | Mapping[str, Any], generate: Mapping[str, Any], seed: int, root: str,
     ) -> None:  # fmt: skip
-        wanted, writers = checked(Wanted, {"generate": dict(generate)}, "generate"), writers_of(llm)
+        wanted, writers = checked(Wanted, generate, "generate"), writers_of(llm)
         scoring = judge.beside(writers[0]) if isinstance(judge, Judge) else None
         naming = counterparts.beside(writers[0]) if isinstance(counterparts, Counterparts) else None
         if naming is not None and naming.file is not None:
