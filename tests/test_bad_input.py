@@ -5,6 +5,7 @@ A line of `CASES` is a command and, behind `->`, a part of the answer. No model 
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from command import Shown
 
+from debias.data import leakage
 from debias.models.base import BaseModel
 
 Run = Callable[..., Shown]
@@ -209,6 +211,20 @@ export adapter.path=none merge=perhaps -> merge='perhaps' must be true or false
 export adapter.path=none private=no repo=a/b -> private='no' must be true or false
 export adapter.path=none overwrite=off merge=true -> overwrite='off' must be true or false
 """
+# What is missing is told before a benchmark is read, for which some of these ask by default.
+NEEDS = """
+generate -> there is no API key; set OPENAI_API_KEY in the environment
+generate preview=3 -> there is no API key; set OPENAI_API_KEY in the environment
+generate llm=anthropic -> set ANTHROPIC_API_KEY in the environment (llm.api_key_env=null sends none)
+generate llm=[local,openai] -> set OPENAI_API_KEY in the environment (llm.others.openai.api_key_env=null sends none)
+generate llm=local judge=llm judge.llm=openai -> OPENAI_API_KEY in the environment (judge.llm.api_key_env=null
+generate llm=local counterparts=llm counterparts.llm=gemini -> set GEMINI_API_KEY in the environment
+generate llm=compatible llm.model=m llm.base_url=example.org -> llm.base_url=example.org must be an address such as
+generate llm=local generate.against=[none.jsonl] -> none.jsonl: cannot read this file
+generate llm=local counterparts=none.jsonl -> none.jsonl: cannot read this file
+generate llm=local strategy=loss_guided strategy.start=none.jsonl -> none.jsonl: cannot read this file
+run data=generated -> there is no API key; set OPENAI_API_KEY in the environment
+"""
 # Data and benchmarks.
 DATA = """
 run eval=[] -> eval is empty: name at least one benchmark
@@ -305,7 +321,7 @@ run +trainer.max_tme=3 -> unexpected keyword argument 'max_tme'
 run logger=wandb logger.mode=offlin -> (did you mean 'offline'?)
 run logger=wandb logger.adapter=perhaps -> logger.adapter='perhaps' must be true or false
 """
-CASES = [tuple(line.split(" -> ")) for line in "".join([WORDS, VALUES, DATA, PARTS]).splitlines() if line]
+CASES = [tuple(line.split(" -> ")) for line in "".join([WORDS, VALUES, NEEDS, DATA, PARTS]).splitlines() if line]
 SLOW = {line.split(" -> ")[0] for line in (DATA + PARTS).splitlines()}  # they read data, or import torch and PEFT
 
 
@@ -329,6 +345,9 @@ def test_one_line_and_no_change(
 ) -> None:
     for late in ("load", "tokens"):
         monkeypatch.setattr(BaseModel, late, lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(leakage, "benchmark_index", lambda _: pytest.fail("a benchmark was read"))
+    for name in (name for name in os.environ if name.endswith("_API_KEY")):
+        monkeypatch.delenv(name)
     (tmp_path / "own.jsonl").write_text('["A man wept.", "man", "wept"]\n')
     before = files(tmp_path)
     words = shlex.split(command)

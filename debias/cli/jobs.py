@@ -44,6 +44,7 @@ def run_job(cfg: DictConfig) -> None:
         if to_do:
             tuning, model = _tuning(cfg, settings, data), make(cfg.model)
             tracker = make_tracker(cfg)
+            data.check()
             quieten()
             with warnings.catch_warnings(action="ignore"):  # run.log gets them from the trainer that is used
                 tuning.make_trainer()  # fail on a device that is not there before anything is written
@@ -134,6 +135,7 @@ def generate_job(cfg: DictConfig) -> int:
         estimate = generate.estimate(generation, folder.path / generate.LEDGER)
         console.print(generated_set.dry_run(estimate), highlight=False)
         return 0
+    generate.check(generation)
     if settings.preview is not None:
         with folder.claim():
             seen = generate.preview(folder, generation, settings.preview)

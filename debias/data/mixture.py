@@ -6,7 +6,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from debias.data.triplets import Checked, Policy
 from debias.records import Count, Positive, Triplet, UserError
@@ -26,6 +26,14 @@ class Source(Protocol):
 
     def load(self, seed: int) -> Checked:
         """The sentences, the counts of dropped ones, and notes. Raises UserError if no sentence is left."""
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """A source with needs that can be checked at once, such as a key for a chat model."""
+
+    def check(self) -> None:
+        """Raise UserError for what is missing."""
 
 
 class Mixture:
@@ -70,6 +78,12 @@ class Mixture:
                 )
             names[checksum] = name
         return " ".join(prints.values())
+
+    def check(self) -> None:
+        """Raise UserError for what a source is missing and can tell without being loaded."""
+        for source in self.sources.values():
+            if isinstance(source, Checking):
+                source.check()
 
     def load(self, seed: int) -> Checked:
         """All sentences in the given shares, cut to `n` and, with `match=examples`, to `match_to`."""

@@ -12,7 +12,7 @@ import openai
 from debias.assets import network
 from debias.generation.batches import Batches
 from debias.generation.complaints import shown
-from debias.generation.exchange import LLM, Answer, Outcome, Request, Spent, question_of
+from debias.generation.exchange import LLM, Answer, ChatModel, Outcome, Request, Spent, named, question_of
 from debias.generation.ledger import Ledger
 from debias.generation.live import Live
 from debias.records import UserError
@@ -30,15 +30,12 @@ class Chat:
 
     def __init__(self, llm: LLM, ledger: Ledger, address: str | None = None, first_delay: float = 0.5) -> None:
         self.llm, self.ledger, self.first_delay = llm, ledger, first_delay
-        self.address, self._secret = address or llm.base_url, self._key_from_environment()
+        self.address, self._secret = _checked_address(address or llm.base_url), _key_of(llm)
 
     async def __aenter__(self) -> Chat:
         llm, address, secret = self.llm, self.address, self._secret
         for name in ("openai", "httpx2", "httpcore2"):  # below WARNING they log headers, and a server may echo the key
             logging.getLogger(name).setLevel(logging.WARNING)
-        if address is None or not address.startswith(("http://", "https://")):
-            raise UserError(f"llm.base_url={address} must be an address such as http://localhost:8000/v1")
-        network.check(address)
         timeout = httpx2.Timeout(llm.timeout, connect=min(10.0, llm.timeout))
         # No proxy reaches this machine itself, whatever NO_PROXY says.
         http = openai.DefaultAsyncHttpxClient(trust_env=not network.is_loopback(address), timeout=timeout)
@@ -102,12 +99,29 @@ class Chat:
         """What was paid according to the ledger, in this run and before it."""
         return self.ledger.memory.spent
 
-    def _key_from_environment(self) -> str:
-        name = self.llm.api_key_env
-        if name is None:
-            return ""
-        if not (secret := os.environ.get(name, "").strip()):
-            raise UserError(f"there is no API key; set {name} in the environment (llm.api_key_env=null sends none)")
-        if not secret.isascii():
-            raise UserError(f"the key in {name} has characters that no key has; check it")
-        return secret
+
+def check(model: ChatModel) -> None:
+    """Raise UserError for what would keep every request from a model: its key, its address, the proxies on the way."""
+    with named(model.section):
+        _key_of(model.llm)
+        if model.server is None:
+            _checked_address(model.llm.base_url)
+
+
+def _key_of(llm: LLM) -> str:
+    """The key in the environment; empty if the server wants none."""
+    name = llm.api_key_env
+    if name is None:
+        return ""
+    if not (secret := os.environ.get(name, "").strip()):
+        raise UserError(f"there is no API key; set {name} in the environment (llm.api_key_env=null sends none)")
+    if not secret.isascii():
+        raise UserError(f"the key in {name} has characters that no key has; check it")
+    return secret
+
+
+def _checked_address(address: str | None) -> str:
+    if address is None or not address.startswith(("http://", "https://")):
+        raise UserError(f"llm.base_url={address} must be an address such as http://localhost:8000/v1")
+    network.check(address)
+    return address

@@ -187,7 +187,7 @@ class ChatModel(NamedTuple):
     def of(cls, settings: Mapping[str, Any], section: str) -> ChatModel:
         """A section of the config, whose `server` has been built. Raises UserError, which names the section."""
         plain = {name: value for name, value in settings.items() if name != "server"}
-        with _named(section):
+        with named(section):
             return cls(checked(LLM, plain, section), section, settings.get("server"))
 
     def beside(self, writer: ChatModel) -> ChatModel:
@@ -198,12 +198,12 @@ class ChatModel(NamedTuple):
         if not llm.priced and llm.base_url == of_writer.base_url and (llm.model == of_writer.model or free):
             prices = {name: getattr(of_writer, name) for name in prices}
         budgets = [limit for limit in (llm.max_cost_usd, of_writer.max_cost_usd) if limit is not None]
-        with _named(self.section):
+        with named(self.section):
             return self._replace(llm=replace(llm, **prices, max_cost_usd=min(budgets, default=None)))
 
 
 @contextmanager
-def _named(section: str) -> Iterator[None]:
+def named(section: str) -> Iterator[None]:
     """Errors about a section `llm` name this section."""
     try:
         yield

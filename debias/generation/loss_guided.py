@@ -51,6 +51,10 @@ class LossGuided(Writer):
         self.sentence_prompt = Prompt("strategy.sentence_prompt", sentence_prompt, names)
         self._base: Base | None = None
 
+    def check(self) -> None:
+        if self.start:
+            self.start.load()
+
     def prompts(self) -> dict[str, str]:
         first = {} if self.start else {f"first {name}": text for name, text in self.first.prompts().items()}
         return {**first, "system": self.system, "sentences": self.sentence_prompt.template.template}

@@ -61,6 +61,9 @@ class Strategy(Protocol):
     def prompts(self) -> dict[str, str]:
         """The templates by name."""
 
+    def check(self) -> None:
+        """Raise UserError for a file of its own that cannot be read."""
+
 
 FORM = ("count", "min_words", "max_words", "scenes", "overused", "examples")
 
@@ -89,6 +92,8 @@ class Writer:
 
     def examples(self) -> list[str]:
         return [row[0] for row in self.shown]
+
+    def check(self) -> None: ...
 
     def _request(self, text: str, schema: dict[str, Any], task: Task, sample: int) -> Request:
         messages = (Message("system", self.system), Message("user", text))

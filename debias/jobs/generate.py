@@ -21,6 +21,7 @@ from debias.data.doctor import CRITERIA
 from debias.data.quality import NearDuplicates
 from debias.data.triplets import FIELDS, Record, TripletFile, read_records, strict
 from debias.files import write_json, write_text
+from debias.generation import client
 from debias.generation.acceptance import Acceptance
 from debias.generation.client import Chat
 from debias.generation.counterparts import Counterparts, Naming, Pair
@@ -204,12 +205,9 @@ def preview(folder: DataFolder, generation: Generation, size: int) -> report.Pre
     """
     writers = tuple(writer._replace(llm=replace(writer.llm, batch=False)) for writer in generation.writers)
     now = generation._replace(writers=writers)  # nobody waits a day for a preview
-    if size < 1:
-        raise UserError(f"preview={size} must be 1 or more")
-    indices = _benchmarks(generation.wanted)
     ledger = Ledger(folder.path / LEDGER)
-    with _chats(now.models, ledger) as chats, ledger:
-        loop = _loop(now._replace(judge=None), chats, _Silent(), indices, one_call=True)
+    with ledger, _chats(now.models, ledger) as chats:
+        loop = _loop(now._replace(judge=None), chats, _Silent(), _benchmarks(generation.wanted), one_call=True)
         asyncio.run(_run(chats[: len(writers)], loop, generation.strategy))
         kept = loop.harvest.kept[:size]
         replies: Replies[Scores] | None = None
@@ -229,20 +227,38 @@ async def _scored(judge: Judge, chat: Chat, triplets: Sequence[Triplet]) -> Repl
 # ---------------------------------------------------------------- the job
 
 
+def check(generation: Generation) -> None:
+    """Raise UserError for what can be told without reading a benchmark or asking anybody: a key, an address, a file."""
+    for model in generation.models:
+        client.check(model)
+    generation.strategy.check()
+    for path in generation.wanted.against:
+        TripletFile("general", path).load()
+    if generation.counterparts is not None and generation.counterparts.file is not None:
+        read_records(Path(generation.counterparts.file).expanduser())
+
+
 def generate(folder: DataFolder, generation: Generation) -> report.Product:
     """Ask until there are enough triplets or it has to stop, and write everything. The ledger's answers are reused.
 
     Raises UserError or KeyboardInterrupt, after writing what was harvested so far.
     """
+    ledger = Ledger(folder.path / LEDGER)
+    with ledger, _chats(generation.models, ledger) as chats:
+        product = _generated(folder, generation, chats, ledger.memory)
+    folder.end(len(product.harvest.kept), product.harvest.stopped, product.harvest.reason)
+    return product
+
+
+def _generated(folder: DataFolder, generation: Generation, chats: Sequence[Chat], memory: Memory) -> report.Product:
     start = time.monotonic()
     indices = _benchmarks(generation.wanted)
-    ledger = Ledger(folder.path / LEDGER)
-    with _Live(generation.wanted.n) as live, _chats(generation.models, ledger) as chats, ledger:
+    with _Live(generation.wanted.n) as live:
         loop = _loop(generation, chats, live, indices)
 
         def write(asker: Naming | None, pairs: Replies[Pair] | None) -> report.Product:
             seconds = time.monotonic() - start
-            return _write(folder, generation, loop, asker, pairs, ledger.memory.spent, indices, seconds)
+            return _write(folder, generation, loop, asker, pairs, memory.spent, indices, seconds)
 
         asker = None if generation.counterparts is None else Naming(generation.counterparts, chats[-1])
         pairs: Replies[Pair] | None = None
@@ -259,9 +275,7 @@ def generate(folder: DataFolder, generation: Generation) -> report.Product:
                 if loop.harvest.calls:
                     write(asker, pairs)
             raise
-    product = write(asker, pairs)
-    folder.end(len(loop.harvest.kept), loop.harvest.stopped, loop.harvest.reason)
-    return product
+    return write(asker, pairs)
 
 
 async def _asked(asker: Naming, chat: Chat, triplets: Sequence[Triplet], only_known: bool = False) -> Replies[Pair]:
@@ -293,7 +307,7 @@ def add_counterparts(
     found = [strict(record) for record in records]
     asked = [i for i, t in enumerate(found) if isinstance(t, Triplet) and not (t.stereotype and t.unrelated)]
     ledger = Ledger(folder.path / LEDGER)
-    with _chats([counterparts.model], ledger) as (chat,), ledger:
+    with ledger, _chats([counterparts.model], ledger) as (chat,):
         asker = Naming(counterparts, chat)
         triplets = [t for i in asked if isinstance(t := found[i], Triplet)]
         pairs = asyncio.run(_asked(asker, chat, triplets))

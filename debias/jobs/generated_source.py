@@ -21,7 +21,7 @@ from debias.generation.ledger import read_ledger
 from debias.generation.strategies import Strategy
 from debias.generation.wanted import BESIDE, Wanted, lasting_llm
 from debias.generation.writers import writers_of
-from debias.jobs.generate import LEDGER, DataFolder, Generation, biases, generate
+from debias.jobs.generate import LEDGER, DataFolder, Generation, biases, check, generate
 from debias.records import UserError
 from debias.report.one_run.generated_set import named
 from debias.report.templating import dollars
@@ -92,6 +92,10 @@ class Generated:
             return ""
         ended = self._loaded or stopped in ("budget", "patience", "filtered") or len(rows) == self.generation.wanted.n
         return _plain([[row.get(key) for key in PARTS] for row in rows]) if ended else ""
+
+    def check(self) -> None:
+        """Raise UserError for a missing key and what else keeps a chat model from being asked."""
+        check(self.generation)
 
     def load(self, seed: int) -> Checked:
         """Generate or replay. Raises UserError if there is nothing to train on, or a batch is still being processed."""
