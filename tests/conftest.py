@@ -95,7 +95,8 @@ def small(tiny: Path) -> list[str]:
     """Overrides that make a run take seconds: the tiny model, few sentences, few examples."""
     return [
         f"model={tiny}", "data.n=24", "training.batch_size=4", "training.epochs=2", "training.lr=1e-2", "threads=1",
-        "training.num_neutral=2", "neutral=wikipedia", "show.samples=1", "show.longest=3",
+        "eval=[stereoset,crows_pairs,perplexity]", "training.num_neutral=2", "neutral=wikipedia",
+        "show.samples=1", "show.longest=3",
         "eval.stereoset.limit=8", "eval.stereoset.whole=[]", "eval.crows_pairs.limit=4", "eval.crows_pairs.whole=[]",
         "eval.perplexity.limit=6", "eval.perplexity.window=100",
     ]  # fmt: skip

@@ -37,12 +37,14 @@ BEGIN, END = "<!-- table: python tests/pictures.py -->\n", "<!-- end of table --
 SHOWN = {  # rows of the README's table: benchmark, bias, metric
     *(("stereoset", bias, metric) for bias in ("gender", "overall") for metric in ("SS", "LMS", "ICAT")),
     ("crows_pairs", "gender", "SS"),
+    ("winobias", "gender", "SS"),
+    ("pronoun_gap", "gender", "slope"),
     ("perplexity", "all", "perplexity"),
 }
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """Twelve lines of the table that a run prints."""
+    """The lines of the table that a run prints for `SHOWN`."""
     rows = [r for r in comparison.rows(figures, "gender") if (r.base.benchmark, r.base.bias, r.base.metric) in SHOWN]
     console = Console(width=100, color_system=None)
     with console.capture() as printed:

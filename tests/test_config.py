@@ -69,7 +69,7 @@ def test_verbs_compose(verb: str) -> None:
 def test_defaults_are_those_of_the_design() -> None:
     cfg = composed("run")
     assert (cfg.model.path, cfg.data.bias, cfg.seed) == ("smollm2", "gender", 1)
-    assert list(cfg.eval) == ["protocols", "stereoset", "crows_pairs", "perplexity"]
+    assert list(cfg.eval) == ["protocols", "stereoset", "crows_pairs", "winobias", "pronoun_gap", "perplexity"]
     assert cfg.eval.protocols is None
     assert cfg.eval.stereoset.whole == "gender"
     assert cfg.eval.stereoset.protocol["_target_"].endswith("BiasBench")

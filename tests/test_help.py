@@ -80,7 +80,7 @@ def test_keys_are_read_with_their_comments() -> None:
 def test_ls_marks_what_is_taken_if_nothing_else_is_asked(debias: Run) -> None:
     shown = debias("ls", "data", "eval")[1]
     marked = [word for word in shown.split() if word.endswith("*") and len(word) > 1]
-    assert marked == ["targeted*", "crows_pairs*", "perplexity*", "stereoset*"]
+    assert marked == ["targeted*", "crows_pairs*", "perplexity*", "pronoun_gap*", "stereoset*", "winobias*"]
     assert "(needs a chat server and its key (llm=))" in " ".join(shown.split())
 
 
