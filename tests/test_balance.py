@@ -26,13 +26,21 @@ def test_loss_by_hand() -> None:
     base = logs((0.25, 0.25), (0.25, 0.25), (0.25, 0.25))
     model = logs((0.25, 0.25), (0.4, 0.1), (0.1, 0.1))
     held = 0.5 * math.log(0.5 / 0.2) + 0.5 * math.log(0.5 / 0.8)  # joint mass of 0.2 for 0.5
-    assert balance.losses(model, base, 0.0).tolist() == pytest.approx([0, math.log(4) ** 2, held])
-    assert balance.losses(model, base, math.log(4))[1].item() == pytest.approx(0)
+    aims = torch.zeros(3)
+    assert balance.losses(model, base, aims).tolist() == pytest.approx([0, math.log(4) ** 2, held])
+    aims[1] = math.log(4)
+    assert balance.losses(model, base, aims)[1].item() == pytest.approx(0)
 
 
-def test_mean_odds_and_pairs_at_the_end() -> None:
+def test_each_place_aims_at_its_own_mean() -> None:
+    """Odds 1 and -3 in one place, 2 in the other."""
+    pairs = [balance.Pair(Span((1, k), 1), Span((1, k + 1), 1), place) for k, place in ((2, 0), (4, 1), (6, 0))]
+    base = torch.tensor([[-1.0, -2.0], [-1.0, -3.0], [-6.0, -3.0]])
+    assert balance.aims(pairs, base) == pytest.approx([-1, 2, -1])
+
+
+def test_pairs_are_at_the_end() -> None:
     spans = torch.tensor([-1.0, -2.0, -5.0, -3.0])
-    assert balance.mean_odds(spans) == pytest.approx((1 - 2) / 2)
     assert balance.of_pairs(spans, 1).tolist() == [[-5, -3]]
 
 
@@ -51,7 +59,8 @@ def test_pairs_differ_in_one_scored_token(kind: str, tiny: Path, tiny_masked: Pa
     tokens = BaseModel(str(tiny if kind == "causal" else tiny_masked)).tokens()
     pairs = balance.Pronouns().pairs(tokens)
     assert pairs
-    for first, second in pairs[:: len(pairs) // 20]:
+    assert {pair.place for pair in pairs} <= set(range(14))
+    for first, second, _ in pairs[:: len(pairs) // 20]:
         assert first.num_tokens == second.num_tokens == 1
         if kind == "causal":
             assert isinstance(first, Span)
@@ -67,15 +76,17 @@ def test_a_step_holds_pairs_between_examples_and_neutral_texts() -> None:
     """Four examples, two neutral texts and two pairs a batch; in two parts each gets half of every kind."""
     examples = [(Span((1, 2, 3 + k), 2),) for k in range(8)]
     neutral = [Span((1, 30 + k, 5), 3) for k in range(3)]
-    pairs = [(Span((1, 40 + k, 6), 2), Span((1, 40 + k, 7), 2)) for k in range(5)]
-    data = SpanData(examples, prefix_tree, 4, 1, neutral, 2, pairs=pairs, num_pairs=2)
+    pairs = [balance.Pair(Span((1, 40 + k, 6), 2), Span((1, 40 + k, 7), 2), k) for k in range(5)]
+    aims = [0.0, 0.1, 0.2, 0.3, 0.4]
+    data = SpanData(examples, prefix_tree, 4, 1, neutral, 2, pairs=pairs, aims=aims, num_pairs=2)
     without = SpanData(examples, prefix_tree, 4, 1, neutral, 2)
     step, plain = data.batches(0)[0], without.batches(0)[0]
     assert step[:6] == plain  # the same examples and neutral texts, so that runs can be compared
     assert [index >= data.first_pair for index in step] == [False] * 6 + [True] * 2
     (part,) = data.divided(step, 1, 1)
     laid = data.lay(part)
-    assert (laid.pairs, laid.num_pairs, part.num_pairs) == (2, 2, 2)
+    assert (laid.num_pairs, part.num_pairs) == (2, 2)
+    assert laid.aim_P.tolist() == pytest.approx([aims[index - data.first_pair] for index in step[6:]])
     assert laid.batch.num_tokens_S.tolist() == [1] * 4 + [1] * 4 + [0] * 2
     halves = [data.lay(half) for half in data.divided(data.batches(0, 2)[0], 2, 1)]
-    assert [(half.pairs, float(half.num_pairs or 0)) for half in halves] == [(2, 4), (2, 4)]
+    assert [(len(half.aim_P), float(half.num_pairs)) for half in halves] == [(2, 4), (2, 4)]

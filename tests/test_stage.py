@@ -483,7 +483,7 @@ def test_balance_brings_the_odds_of_roles_together(tiny: Path, tmp_path: Path) -
     """Six pairs whose odds the base tells apart: after training their spread is a fraction of what it was."""
     base = BaseModel(str(tiny)).load()
     found = balance.Pronouns().pairs(base.tokens)[:6]
-    spans = [span for pair in found for span in pair]
+    spans = [span for pair in found for span in pair[:2]]
 
     class Few:
         def pairs(self, tokens: Tokens) -> list[balance.Pair]:

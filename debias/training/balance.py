@@ -7,9 +7,11 @@ learned the first still takes a surgeon for a man. It is a term of its own, like
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from debias.records import Candidate, Cloze, Scored, Tokens, UserError
@@ -17,7 +19,13 @@ from debias.scoring.protocols import Continuation
 
 CORPUS = Path(__file__).parents[1] / "corpora" / "pronoun_pairs.json"
 
-Pair = tuple[Scored, Scored]  # two texts that differ in one word, which is scored
+
+class Pair(NamedTuple):
+    """Two texts that differ in one word, which is scored."""
+
+    first: Scored
+    second: Scored
+    place: int  # number of the sentence; all pairs of a place get the same log-odds
 
 
 class Balance(Protocol):
@@ -61,8 +69,8 @@ class Pronouns:
         ]
         spans = list(Continuation().reading(tokens, blanks=True).spans(candidates, tokens.tokenizer))
         found = [
-            (first[0], second[0])
-            for first, second in zip(spans[::2], spans[1::2], strict=True)
+            Pair(first[0], second[0], number // len(corpus["roles"]))
+            for number, (first, second) in enumerate(zip(spans[::2], spans[1::2], strict=True))
             if [span.num_tokens for span in (*first, *second)] == [1, 1]
         ]
         if not found:
@@ -70,26 +78,32 @@ class Pronouns:
         return found
 
 
-def losses(logprob_P2: Tensor, base_P2: Tensor, odds: float) -> Tensor:
-    """Loss of each pair, shape (P,): squared distance of its log-odds from `odds`, and what holds its joint mass.
+def losses(logprob_P2: Tensor, base_P2: Tensor, aim_P: Tensor) -> Tensor:
+    """Loss of each pair, shape (P,): squared distance of its log-odds from its aim, and what holds its joint mass.
 
     The second part is the KL divergence between base and model of one question: either of the two words, or another
     word? So nothing is gained by making both unlikely, and what else may stand there keeps its probability.
 
     Args:
         logprob_P2, base_P2: log-probabilities of both words under the model and its base, in nats.
-        odds: the log-odds to aim for, the base's mean: no role is to be told from another, and the words themselves are
-            to stay as frequent as they are.
+        aim_P: the log-odds to aim for, in nats (`aims`).
     """
-    distance_P = (logprob_P2[:, 0] - logprob_P2[:, 1] - odds).square()
+    distance_P = (logprob_P2[:, 0] - logprob_P2[:, 1] - aim_P).square()
     either_P, base_P = (p.exp().sum(1).clamp(1e-6, 1 - 1e-6) for p in (logprob_P2, base_P2))
     held_P = base_P * (base_P / either_P).log() + (1 - base_P) * ((1 - base_P) / (1 - either_P)).log()
     return distance_P + held_P
 
 
-def mean_odds(logprob_S: Tensor) -> float:
-    """Mean log-odds of pairs whose spans stand one after another."""
-    return float((logprob_S[::2] - logprob_S[1::2]).mean())
+def aims(pairs: Sequence[Pair], base_P2: Tensor) -> list[float]:
+    """The log-odds that each pair is to get: the base's mean over all pairs of its place, in nats.
+
+    So no role is told from another, and in every place the words stay as frequent as they are. One mean for all places
+    would not do: they differ by more than two nats ("told me that she", "gave her"), so every sentence would move.
+    """
+    place_P = torch.tensor([pair.place for pair in pairs])
+    odds_P = base_P2[:, 0] - base_P2[:, 1]
+    mean = {place: float(odds_P[place_P == place].mean()) for place in set(place_P.tolist())}
+    return [mean[pair.place] for pair in pairs]
 
 
 def of_pairs(values_S: Tensor, number: int) -> Tensor:

@@ -44,8 +44,8 @@ class Step(NamedTuple):
     weight: Tensor
     num_context: Tensor
     parts: int
-    pairs: int = 0  # of this part: the last scored spans of the batch, two each
-    num_pairs: Tensor | None = None  # of the step
+    aim_P: Tensor  # log-odds to aim for, of this part's pairs: the last scored spans of the batch, two each
+    num_pairs: Tensor  # of the step
 
 
 def sentence_tokens(texts: Texts) -> int:
@@ -63,7 +63,8 @@ class SpanData(pl.LightningDataModule):
         seed: of the order.
         neutral: neutral texts, where nothing is scored and only the KL term applies.
         num_neutral: neutral texts to add to each batch, per device.
-        pairs: pairs of words that are to be equally likely.
+        pairs: pairs of words whose log-odds are to become what `aims` says.
+        aims: log-odds to aim for, in nats, one for each pair.
         num_pairs: pairs to add to each batch, per device.
         mix_lengths: shuffle the batches: otherwise a truncated epoch sees only the longest sentences.
         has_dev_set: whether the module validates during training.
@@ -86,18 +87,19 @@ class SpanData(pl.LightningDataModule):
         kl: bool = True,
         weight: Callable[[Texts], int] = sentence_tokens,
         pairs: Sequence[Pair] = (),
+        aims: Sequence[float] = (),
         num_pairs: int = 0,
     ) -> None:
         super().__init__()
         self.examples, self.layout, self.batch_size, self.seed = list(examples), layout, batch_size, seed
         self.neutral, self.num_neutral, self.mix_lengths = list(neutral), num_neutral, mix_lengths
         self.has_dev_set, self.ask, self.kl, self.weight = has_dev_set, ask, kl, weight
-        self.pairs, self.num_pairs = list(pairs), num_pairs if pairs else 0
+        self.pairs, self.aims, self.num_pairs = list(pairs), list(aims), num_pairs if pairs else 0
         self.said: dict[int, Said] = {}  # by number of the span
         width = len(self.examples[0]) if self.examples else 1
         # Spans of all texts one after another, and the numbers of each text's spans.
         self.spans = [span for texts in self.examples for span in texts] + self.neutral
-        self.spans += [span for pair in self.pairs for span in pair]
+        self.spans += [span for pair in self.pairs for span in (pair.first, pair.second)]
         self.numbers = [tuple(range(k * width, (k + 1) * width)) for k in range(len(self.examples))]
         first = len(self.examples) * width
         self.numbers += [(first + k,) for k in range(len(self.neutral))]
@@ -183,8 +185,8 @@ class SpanData(pl.LightningDataModule):
         weight, num_context, num_pairs = (
             torch.tensor(float(total)) for total in (part.weight, part.num_context, part.num_pairs)
         )
-        mine = sum(index >= self.first_pair for index in part.texts)
-        return Step(batch, told, weight, num_context, part.parts, mine, num_pairs)
+        aim_P = torch.tensor([self.aims[index - self.first_pair] for index in part.texts if index >= self.first_pair])
+        return Step(batch, told, weight, num_context, part.parts, aim_P, num_pairs)
 
     def _ask_all(self, chosen: Iterable[int]) -> None:
         """Ask the base about the texts of an epoch that it has not been asked about.

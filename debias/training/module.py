@@ -71,7 +71,6 @@ class Debiaser(pl.LightningModule):
         seed: of the adapter's dropout.
         steps: number of optimiser steps; None trains for the recipe's epochs.
         dev_scores: scores the model on a dev set, as often as `recipe.watch` says.
-        odds: mean log-odds of the pairs under the base, in nats.
     """
 
     def __init__(
@@ -82,13 +81,12 @@ class Debiaser(pl.LightningModule):
         seed: int,
         steps: int | None = None,
         dev_scores: DevScores | None = None,
-        odds: float = 0.0,
     ) -> None:
         super().__init__()
         # Hugging Face loads models in eval mode and Lightning leaves the mode alone, so the base's own dropout stays
         # off, and base predictions are the same in every step. The adapter's new modules are in training mode.
         self.model, self.objective, self.recipe, self.seed, self.steps = model, objective, recipe, seed, steps
-        self.dev_scores, self.odds = dev_scores, odds
+        self.dev_scores = dev_scores
         self.epoch_loss = MeanMetric()
         self.step_losses: list[Tensor] = []  # loss, bias loss and KL of the current step's batches on this device
         self.read = 0  # positions computed so far
@@ -117,22 +115,21 @@ class Debiaser(pl.LightningModule):
 
     def training_step(self, step: Step) -> Tensor:
         """Loss of one part of a step, such that the mean over the parts is the step's loss."""
-        batch, retention = step.batch, self.recipe.retention
-        if retention or self.objective.needs_base or step.pairs:
+        batch, retention, pairs = step.batch, self.recipe.retention, len(step.aim_P)
+        if retention or self.objective.needs_base or pairs:
             beside = (
                 beside_base(self.model, batch, drift=bool(retention))
                 if step.target is None
                 else beside_target(self.model, batch, step.target)
             )
-            loss_B = self._losses(batch, beside.logprob_S, beside.base_S, step.pairs)
+            loss_B = self._losses(batch, beside.logprob_S, beside.base_S, pairs)
             kl = _mean(beside.drift, step.num_context, step.parts)
             bias_loss = _mean(loss_B, step.weight, step.parts)
             loss = bias_loss + retention * kl
-            if step.pairs:
-                assert step.num_pairs is not None
+            if pairs:
                 scored_S = batch.num_tokens_S > 0
-                logprob_P2, base_P2 = (of_pairs(t[scored_S], step.pairs) for t in (beside.logprob_S, beside.base_S))
-                loss_P = balance.losses(logprob_P2, base_P2, self.odds)
+                logprob_P2, base_P2 = (of_pairs(t[scored_S], pairs) for t in (beside.logprob_S, beside.base_S))
+                loss_P = balance.losses(logprob_P2, base_P2, step.aim_P)
                 balanced = self.recipe.balance * _mean(loss_P, step.num_pairs, step.parts)
                 loss, bias_loss = loss + balanced, bias_loss + balanced
         else:

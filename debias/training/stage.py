@@ -31,7 +31,7 @@ from debias.scoring.protocols import BiasBench
 from debias.scoring.reference import Ask, Said, ask
 from debias.scoring.scorer import Scorer
 from debias.training import module as training
-from debias.training.balance import Balance, Nothing, Pair, mean_odds
+from debias.training.balance import Balance, Nothing, Pair, aims, of_pairs
 from debias.training.batches import SpanData, Texts
 from debias.training.examples import examples, fits
 from debias.training.gate import Gate, GateError
@@ -77,7 +77,9 @@ def train(
     num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would have no effect
     neutral = _neutral(tuning, base) if num_neutral else []
     pairs = tuning.balance.pairs(base.tokens) if recipe.balance and recipe.num_pairs else []
-    longest = max(span.num_positions for texts in [*trained_on, tuple(neutral), *pairs] for span in texts)
+    longest = max(
+        span.num_positions for texts in [*trained_on, tuple(neutral), *(pair[:2] for pair in pairs)] for span in texts
+    )
     layout = likelihood.choose_layout(adapted, base.kind, longest)
     mix_lengths = tuning.data.match in ("steps", "tokens")
     dev_set = DevSet(base, recipe.watch, tuning.data.bias) if recipe.watch.every else None
@@ -85,14 +87,14 @@ def train(
     batches = SpanData(
         trained_on, layout, recipe.batch_size, tuning.seed, neutral, num_neutral, mix_lengths, dev_set is not None,
         asking(adapted, base, layout, sharded=_option(tuning, "strategy") == "fsdp") if needs_base else None,
-        kl=bool(recipe.retention), weight=tuning.objective.weight, pairs=pairs, num_pairs=recipe.num_pairs,
+        kl=bool(recipe.retention), weight=tuning.objective.weight, pairs=pairs, aims=_aims(adapted, layout, pairs),
+        num_pairs=recipe.num_pairs,
     )  # fmt: skip
-    odds = _odds(adapted, layout, pairs)
     gate = Gate(adapted, [span for texts in trained_on[:PROBE] for span in texts], layout)
     if recipe.gradient_checkpointing:
         _checkpoint_gradients(adapted)
     steps = _matched_steps(tuning, base, batches)
-    module = training.Debiaser(adapted, tuning.objective, recipe, tuning.seed, steps, dev_set, odds)
+    module = training.Debiaser(adapted, tuning.objective, recipe, tuning.seed, steps, dev_set)
 
     keep = partial(_keep, adapted, base, folder / "adapter.before_divergence")  # picklable, for ddp_spawn
     spent = training.fit(module, batches, tuning.make_trainer, folder, keep, tuning.logger)
@@ -133,15 +135,15 @@ def _said_by_base(adapted: peft.PeftModel, layout: Layout, key: str, spans: Sequ
         return ask(adapted, spans, layout, likelihood.budget(adapted), assets.cache_dir(), key)
 
 
-def _odds(adapted: peft.PeftModel, layout: Layout, pairs: Sequence[Pair]) -> float:
-    """Mean log-odds of the pairs under the base."""
+def _aims(adapted: peft.PeftModel, layout: Layout, pairs: Sequence[Pair]) -> list[float]:
+    """The log-odds that each pair is to get."""
     if not pairs:
-        return 0.0
+        return []
     with adapted.disable_adapter():
-        found = likelihood.score(adapted, [span for pair in pairs for span in pair], layout=layout)
-    odds = mean_odds(torch.as_tensor(found))
-    log.info("balance: %d pairs, mean log-odds of the base %.2f nats", len(pairs), odds)
-    return odds
+        found = likelihood.score(adapted, [span for pair in pairs for span in pair[:2]], layout=layout)
+    places = aims(pairs, of_pairs(torch.as_tensor(found), len(pairs)))
+    log.info("balance: %d pairs, log-odds %.2f to %.2f nats by place", len(pairs), min(places), max(places))
+    return places
 
 
 def _option(tuning: Tuning, name: str) -> str | None:
