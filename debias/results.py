@@ -142,6 +142,8 @@ class RunFolder:
             OtherCodeError: the folder holds this run, finished by other code.
             UserError: the folder holds a run with another config, data or model.
         """
+        if (self.path.parent / "status.json").is_file():
+            raise UserError(f"{self.path.parent} is the folder of another run; set name=OTHER")
         # The operating system releases the lock when a process dies, so a killed run never blocks its folder. Wait a
         # second for it: `running` below takes it for an instant.
         self.path.mkdir(parents=True, exist_ok=True)
@@ -209,7 +211,7 @@ class RunFolder:
             self.opened = f"the unfinished run in this folder was made by {what}: starting it afresh"
             self._stale = True
         elif state is None and self._files():
-            raise UserError(f"{self.path} has files in it but no run; empty it, or set name=OTHER")
+            raise UserError(self._without_a_run("run"))
         elif state is not None:
             self.opened = "resuming the unfinished run in this folder"
         return True
@@ -218,6 +220,12 @@ class RunFolder:
         """Whether the folder holds this run, finished."""
         before = self._status()
         return before.get("state") == "done" and all(before.get(what) == self.identity[what] for what in self.identity)
+
+    def _without_a_run(self, what: str) -> str:
+        """What is wrong with a folder that has files, but not what this job would continue."""
+        if any(self.path.glob("*/status.json")):
+            return f"{self.path} holds other runs, each in a folder of its own; set name=OTHER"
+        return f"{self.path} has files in it but no {what}; empty it, or set name=OTHER"
 
     def _files(self) -> list[Path]:
         """What is in the folder, without hidden files such as locks."""

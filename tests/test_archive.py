@@ -173,7 +173,7 @@ def test_nothing_of_the_machine_is_left(tmp_path: Path, monkeypatch: pytest.Monk
     left = everything_in(tmp_path / "a.parquet")
     assert [word for word in ("alice", "bob", "srv", "gpu-17", str(tmp_path)) if word in left] == []
     first, second = collect([tmp_path / "a.parquet"]).runs
-    assert first.name == "s/model-_+path-0123abc0"
+    assert first.name == "s/model+path-0123abc0"
     assert first.config["model"] == {"path": "base", "token": "</s>"}
     assert second.config["model"]["path"] == "base (2)"  # another model than the first run's
     assert first.config["adapter"]["path"] == ["x", "outputs/other/adapter"]
@@ -249,7 +249,7 @@ def test_the_command_writes_what_the_report_reads(debias: Run, tmp_path: Path) -
     status, shown, _ = debias("report", "kept/study.parquet")
     assert status == 0
     assert "/kept/study/report.html" in shown
-    assert "data=targeted  ✓ debiased, ★ best, ◆ Pareto  56.0 ± 1.4" in shown
+    assert "data=targeted  ✓ debiased on StereoSet, ★ best, ◆ Pareto  56.0 ± 1.4" in shown
     again = debias("archive", "outputs", "--out", "kept/study.parquet", "overwrite=true")
     assert "t2/metrics.jsonl:1: not a figure" in complaint(again)
     assert "(2 runs" in again[1]

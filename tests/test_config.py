@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
-from debias.cli.config import any_model, config_dir, job_name, make, quoted, readable
+from debias.cli.config import any_model, config_dir, job_name, make, quoted, readable, run_dir
 from debias.data.mixture import Mixture
 from debias.records import UserError
 
@@ -34,6 +34,7 @@ OF_GENERATE = {"judge", "counterparts"}
 def composed(verb: str, *overrides: str) -> DictConfig:
     GlobalHydra.instance().clear()
     OmegaConf.register_new_resolver("job", job_name, replace=True)
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose(verb, list(overrides))
 
@@ -124,7 +125,10 @@ def test_paper_suite_scores_everything() -> None:
         ([], "default"),
         (["seed=2", "training.lr=1e-3"], "lr-1e-3+seed-2"),
         (["name=x", "overwrite=true"], "default"),
-        (["model=hf", "model.path=/a/b c"], "model-hf+path-_a_b_c-HASH"),
+        (["seed=2", "threads=1"], "threads-1+seed-2"),
+        (["logger=wandb", "logger.mode=offline"], "default"),
+        (["model=hf", "model.path=/a/b c"], "model-_a_b_c-HASH"),
+        (["model=hf", "model.path=gpt2"], "model-gpt2"),
         (["model=a/m"], "model-a_m-HASH"),
         (["model=a_m"], "model-a_m"),
         (["data.path='x.jsonl'"], "path-x.jsonl"),
@@ -132,11 +136,37 @@ def test_paper_suite_scores_everything() -> None:
         (["data.n=3", "eval.n=3"], "data.n-3+eval.n-3"),
     ],
 )
-def testjob_names_are_the_overrides_in_short_form(overrides: list[str], name: str) -> None:
+def test_job_names_are_the_overrides_in_short_form(overrides: list[str], name: str) -> None:
     assert re.sub(r"-[0-9a-f]{8}$", "-HASH", job_name(overrides)) == name
 
 
-def test_longjob_names_are_cut_but_differ() -> None:
+@pytest.mark.parametrize(
+    ("overrides", "left_out", "name"),
+    [
+        (["name=x", "seed=2", "data=cda", "threads=1"], ["threads"], "data-cda+seed-2"),
+        (["name=x", "seed=2", f"training.lr={'1' * 200}", "eval=[a,b]"], ["training.lr", "eval"], "seed-2"),
+        (["name=x", "model=hf", "model.path=gpt2", "seed=2"], [], "model-gpt2+seed-2"),
+        (["name=x", "model=hf", "model.path=gpt2", "seed=2"], ["model"], "seed-2"),
+        (["seed=2", "threads=1"], ["threads"], "seed-2-HASH"),
+        (["seed=2", "logger=csv"], ["logger"], "seed-2"),
+    ],
+)
+def test_a_job_of_a_sweep_is_named_after_what_is_swept(overrides: list[str], left_out: list[str], name: str) -> None:
+    """In a folder of the sweep's own; where unnamed sweeps share one, a hash tells their common settings apart."""
+    assert re.sub(r"-[0-9a-f]{8}$", "-HASH", job_name(overrides, left_out=left_out)) == name
+
+
+def test_settings_in_common_tell_unnamed_sweeps_apart() -> None:
+    assert len({job_name(["seed=2", f"threads={n}"], left_out=["threads"]) for n in (1, 2)}) == 2
+
+
+def test_a_named_run_has_a_folder_of_its_own() -> None:
+    assert run_dir("x", ["name=x", "seed=2"], "run") == "outputs/x"
+    assert run_dir("run", ["seed=2"], "run") == "outputs/run/seed-2"
+    assert run_dir("run", [], "run") == "outputs/run/default"
+
+
+def test_long_job_names_are_cut_but_differ() -> None:
     for letter in "x中":
         a, b = (job_name([f"bias={letter * 200}{c}"]) for c in "ab")
         assert a != b

@@ -99,16 +99,16 @@ def test_a_refused_job_removes_only_its_own_folder(tmp_path: Path, canary: str) 
 
 def test_a_sweep_that_is_refused_twice_leaves_other_files(debias: Run, tmp_path: Path) -> None:
     """Its first launch must not make the folder look like a run of ours."""
-    own = tmp_path / "outputs/run/bias-height+seed-1/thesis.docx"
+    own = tmp_path / "outputs/mine/seed-1/thesis.docx"
     own.parent.mkdir(parents=True)
     own.write_text("mine")
     for _ in range(2):
-        shown = debias("run", "-m", "seed=1,2", "data.bias=height")
+        shown = debias("run", "-m", "name=mine", "seed=1,2", "data.bias=height")
         assert shown.status == 1
         assert "1 failed" not in shown.out
         assert own.read_text() == "mine"
         assert not read_status(own.parent)
-    assert debias("run", "seed=1", "data.bias=height", "overwrite=true").status == 1
+    assert debias("run", "-m", "name=mine", "seed=1,2", "data.bias=height", "overwrite=true").status == 1
     assert own.read_text() == "mine"
 
 
@@ -201,5 +201,5 @@ def test_a_sweep_finds_its_jobs_under_a_name_in_quotes(debias: Run, tmp_path: Pa
     assert "2 failed" in shown.out
     assert [p.name for p in (tmp_path / "outputs").iterdir()] == ["lr=1e-3 x"]
     assert {p.name for p in (tmp_path / "outputs/lr=1e-3 x").iterdir() if p.is_dir()} == {
-        "bias-height+seed-1", "bias-height+seed-2",
+        "seed-1", "seed-2",
     }  # fmt: skip

@@ -20,7 +20,7 @@ from debias.cli import sweep
 from debias.cli.config import config_dir
 from debias.models.base import BaseModel
 from debias.report.many_runs.sweep_progress import State, duration, ended, markdown, state_of, summary, time_left
-from debias.results import RunFolder, record_failure, running
+from debias.results import RunFolder, read_status, record_failure, running
 
 Run = Callable[..., tuple[int, str, str]]
 BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -85,14 +85,15 @@ def test_table_and_page() -> None:
 
 
 def test_plan_names_the_folders_that_hydra_will_use() -> None:
-    words = ["-m", "data=targeted,cda", "seed=1,2", "threads=1", "name=x", "hydra/launcher=basic"]
+    words = ["-m", "data=targeted,cda", "seed=10,2", "threads=1", "name=x", "hydra/launcher=basic"]
     planned = sweep.plan("run", config_dir(), words)
-    assert planned == {
-        Path("outputs/x/data-targeted+seed-1+threads-1"): "data=targeted seed=1",
-        Path("outputs/x/data-targeted+seed-2+threads-1"): "data=targeted seed=2",
-        Path("outputs/x/data-cda+seed-1+threads-1"): "data=cda seed=1",
-        Path("outputs/x/data-cda+seed-2+threads-1"): "data=cda seed=2",
-    }
+    assert list(planned.jobs.items()) == [
+        (Path("outputs/x/data-cda+seed-2"), "data=cda seed=2"),
+        (Path("outputs/x/data-cda+seed-10"), "data=cda seed=10"),
+        (Path("outputs/x/data-targeted+seed-2"), "data=targeted seed=2"),
+        (Path("outputs/x/data-targeted+seed-10"), "data=targeted seed=10"),
+    ]
+    assert planned.constants == ["threads=1"]
 
 
 @pytest.fixture
@@ -248,3 +249,65 @@ def test_a_run_that_is_started_afresh_says_why(debias: Run, fast: list[str], tmp
     _, _, error = debias(*words)
     assert "resuming the unfinished run" in " ".join(error.split())
     assert "resuming the unfinished run" in (folder / "run.log").read_text()
+
+
+def states(cwd: Path, name: str) -> dict[str, str]:
+    """The jobs of a sweep and how each stands, and whose link a folder is."""
+    folders = [path for path in sorted((cwd / "outputs" / name).iterdir()) if path.is_dir()]
+    return {path.name: path.readlink().name if path.is_symlink() else read_status(path)["state"] for path in folders}
+
+
+def test_a_sweep_with_one_more_key_keeps_what_is_done(debias: Run, fast: list[str], tmp_path: Path) -> None:
+    """The names change, and the job that is done already is found by what it is."""
+    words = ["evaluate", "-m", *fast, "name=grid"]
+    assert debias(*words, "scoring.token_budget=256,512")[0] == 0
+    assert states(tmp_path, "grid") == {"token_budget-256": "done", "token_budget-512": "done"}
+    status, shown, _ = debias(*words, "scoring.token_budget=256", "scoring.precision=auto,32")
+    assert status == 0
+    assert "2 jobs: 1 done, 1 done earlier" in shown
+    assert states(tmp_path, "grid") == {
+        "precision-32": "done", "precision-auto": "token_budget-256",
+        "token_budget-256": "done", "token_budget-512": "done",
+    }  # fmt: skip
+    (tmp_path / "outputs/grid/token_budget-256").rename(tmp_path / "outputs/grid/elsewhere")
+    assert "2 jobs: 2 done earlier" in debias(*words, "scoring.token_budget=256", "scoring.precision=auto,32")[1]
+
+
+def test_a_run_is_found_under_the_name_of_an_earlier_version(debias: Run, fast: list[str], tmp_path: Path) -> None:
+    old = tmp_path / "outputs/mine/limit-2+threads-1"
+    assert debias("evaluate", *fast, f"hydra.run.dir={old}", "name=mine")[0] == 0
+    before = (old / "status.json").stat().st_mtime_ns
+    status, shown, _ = debias("evaluate", *fast, "name=mine")
+    assert status == 0
+    assert "done before, nothing to do: outputs/mine/limit-2+threads-1" in shown
+    status, _, error = debias("evaluate", *fast, "name=mine", "data.bias=race")
+    assert status == 1
+    assert "outputs/mine holds other runs, each in a folder of its own; set name=OTHER" in error
+    assert (old / "status.json").stat().st_mtime_ns == before
+    assert states(tmp_path, "mine") == {"limit-2+threads-1": "done"}
+
+
+def test_a_run_and_a_sweep_do_not_share_a_folder(debias: Run, fast: list[str], tmp_path: Path) -> None:
+    assert debias("evaluate", *fast, "name=mine")[0] == 0
+    assert read_status(tmp_path / "outputs/mine")["state"] == "done"
+    status, _, error = debias("evaluate", "-m", *fast, "name=mine", "data.bias=race,gender")
+    assert status == 1
+    assert error == ("error: outputs/mine holds a single run; give this sweep a folder of its own with name=OTHER\n")
+
+
+def test_a_sweep_with_other_settings_in_common_is_refused_at_once(debias: Run, fast: list[str], tmp_path: Path) -> None:
+    words = ["evaluate", "-m", *fast, "name=grid", "scoring.token_budget=256,512"]
+    assert debias(*words)[0] == 0
+    page = (tmp_path / "outputs/grid/sweep.md").read_text()
+    assert "all jobs: `model=" in page
+    assert "`threads=1`" in page
+    status, _, error = debias(*words, "data.bias=race")
+    assert status == 1
+    assert error == (
+        "error: outputs/grid holds these runs with other settings (the defaults there, data.bias=race here); keep both "
+        "with name=OTHER, or replace them with overwrite=true\n"
+    )
+    assert (tmp_path / "outputs/grid/sweep.md").read_text() == page
+    unnamed = [word for word in words if word != "name=grid"]
+    assert debias(*unnamed)[0] == debias(*unnamed, "data.bias=race")[0] == 0
+    assert len(states(tmp_path, "evaluate")) == 4

@@ -39,7 +39,7 @@ def test_every_question_composes_with_each_of_its_choices(path: Path) -> None:
     """The first choices of all keys together, then the second ones, and so on."""
     sweepfiles.check(path)
     words = sweepfiles.words_for([])
-    assert len(plan(path.stem, path.parent, words)) >= 2
+    assert len(plan(path.stem, path.parent, words).jobs) >= 2
     params = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]
     choices = {key: str(values).split(",") for key, values in params.items() if "(" not in str(values)}
     GlobalHydra.instance().clear()
@@ -52,7 +52,7 @@ def test_every_question_composes_with_each_of_its_choices(path: Path) -> None:
 def test_grids_are_those_of_the_issue() -> None:
     def jobs(name: str) -> int:
         path = sweepfiles.find(name)
-        return len(plan(path.stem, path.parent, sweepfiles.words_for([])))
+        return len(plan(path.stem, path.parent, sweepfiles.words_for([])).jobs)
 
     assert jobs("data_sources") == 8 * 2 * 3  # sources x biases x seeds
     assert jobs("data_size") == 2 * 6 * 3

@@ -157,10 +157,20 @@ def test_a_folder_that_cannot_be_written_is_replaced(
 
 def test_a_run_is_the_same_for_every_attempt_and_no_other() -> None:
     def id_of(folder: str, config: str) -> str:
-        return tracking.Tracked(Path(folder), {}, {"config_sha256": config, "code_sha256": "c"}, [], "gender").id
+        identity = {"config_sha256": config, "code_sha256": "c"}
+        return tracking.Tracked(Path(folder), folder.split("/")[-2], {}, identity, [], "gender").id
 
     assert id_of("a/b", "1") == id_of("/elsewhere/a/b", "1")
     assert len({id_of("a/b", "1"), id_of("a/c", "1"), id_of("x/b", "1"), id_of("a/b", "2")}) == 4
+
+
+def test_a_run_is_called_like_its_folder() -> None:
+    def name_of(folder: str, group: str) -> str:
+        return tracking.Tracked(Path(folder), group, {}, {}, [], "gender").name
+
+    assert name_of("/x/outputs/mine", "mine") == "mine"
+    assert name_of("/x/outputs/a/b", "a/b") == "a/b"
+    assert name_of("/x/outputs/mine/data-cda+seed-1", "mine") == "mine/data-cda+seed-1"
 
 
 def test_figures_have_their_intervals() -> None:

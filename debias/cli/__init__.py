@@ -168,11 +168,14 @@ def _hydra(verb: str, overrides: list[str]) -> int:
     if "--dry-run" in overrides and not sweep.is_multirun(words):
         raise UserError("--dry-run lists the runs of -m; `--cfg job --resolve` shows the config of a single one")
     try:
-        if sweep.is_multirun(words) and verb != "doctor" and (planned := sweep.plan(verb, config_dir(), words)):
-            if "--dry-run" in overrides:
-                sweepfiles.preview(planned, console)
-                return 0
-            return sweep.follow(planned, f"debias {verb}", console, partial(_start, verb, config_dir(), words))
+        if sweep.is_multirun(words) and verb != "doctor":
+            planned = sweep.plan(verb, config_dir(), words)
+            words = planned.words
+            if planned.jobs:
+                if "--dry-run" in overrides:
+                    sweepfiles.preview(planned, console)
+                    return 0
+                return sweep.follow(planned, f"debias {verb}", console, partial(_start, verb, config_dir(), words))
         statuses = _start(verb, config_dir(), words)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, verb, words)) from error
@@ -192,14 +195,14 @@ def _sweep(words: list[str]) -> int:
     given = [word for word in words[1:] if word != "--dry-run"]
     told = sweepfiles.words_for(readable(shorthands(given), several=True))
     check_words(told)
-    start = partial(_start, path.stem, path.parent, told)
     try:
         if sweep.looks(told):
-            return max(start(), default=0)
+            return max(_start(path.stem, path.parent, told), default=0)
         planned = sweep.plan(path.stem, path.parent, told)
         if "--dry-run" in words:
             sweepfiles.preview(planned, console, path)
             return 0
+        start = partial(_start, path.stem, path.parent, planned.words)
         return sweep.follow(planned, f"debias sweep {words[0]}", console, start)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, "run")) from error

@@ -154,34 +154,70 @@ def options(group: str) -> set[str]:
     return {path.stem for path in (config_dir() / group).glob("*.yaml")}
 
 
-def job_name(overrides: Sequence[str], verb: str = "run") -> str:
-    """Folder name of a job: its overrides in short form, or `default`.
+NOT_IDENTITY = ("name", "overwrite", "accept_other_code", "logger")  # keys that do not change what a job computes
+LONGEST = 120  # bytes of a job's name; most file systems take 255, and temporary names are longer
+
+
+def run_dir(name: object, overrides: Sequence[str], verb: str) -> str:
+    """The folder of a single job: `outputs/NAME` if the user named it, else one in the folder that unnamed ones share.
+
+    The shared folder is named after the verb.
+    """
+    folder = f"outputs/{name}"
+    return folder if is_named(overrides, verb) else f"{folder}/{job_name(overrides, verb)}"
+
+
+def is_named(overrides: Sequence[str], verb: str) -> bool:
+    """Whether a job or a sweep has a folder of its own: a name on the command line, or that of a sweep file."""
+    return "name" in map(key_of, overrides) or not (config_dir() / f"{verb}.yaml").is_file()
+
+
+def key_of(override: str) -> str:
+    """The key or group of an override, without what says how it is set."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def job_name(overrides: Sequence[str], verb: str = "run", left_out: Sequence[str] = ()) -> str:
+    """Folder name of a job: its overrides in short form, the seed last, or `default`.
 
     It contains nothing that Hydra or a shell would want quoted, so that `adapter.path=FOLDER` can be typed as it is. A
     name that had to be changed or cut for that ends with a hash, so that no two jobs share a folder.
+
+    Args:
+        left_out: keys that all jobs of a sweep have in common. A sweep in the folder that unnamed ones share has a hash
+            of their values in its place.
     """
-    beside = {"name", "overwrite", "accept_other_code", "logger"}
-    if verb == "generate":  # a set that is to grow stays in its folder
-        beside |= {"preview", "counterparts"}
+    beside = {"preview", "counterparts"} if verb == "generate" else set()  # a set that is to grow stays in its folder
+    if verb == "generate":
         beside |= {f"{section}.{name}" for section, names in BESIDE.items() for name in names}
 
     def counts(word: str) -> bool:
-        key = word.lstrip("+").partition("=")[0]
-        return re.sub(r"^(judge\.llm|counterparts\.llm|llm\.others\.\w+)\.", "llm.", key) not in beside
+        key = re.sub(r"^(judge\.llm|counterparts\.llm|llm\.others\.\w+)\.", "llm.", key_of(word))
+        return key not in beside and key.partition(".")[0] not in NOT_IDENTITY
 
-    kept = sorted(without_passwords(word) for word in overrides if counts(word))
+    def told(words: Sequence[str]) -> list[str]:
+        return sorted(without_passwords(word) for word in words if counts(word))
+
+    typed = as_typed(overrides)
+    kept = told([word for word in typed if key_of(word) not in left_out])
+    constant = [] if is_named(overrides, verb) else told([word for word in typed if key_of(word) in left_out])
     short = [re.sub(r"^\+*\w+\.(?=[\w.]+=)", "", word) for word in kept]  # training.lr=1e-3 -> lr=1e-3
     short = [b if short.count(b) == 1 else a for a, b in zip(kept, short, strict=True)]
     plain = [re.sub(r"""^([^=]*=)(["'])(.*)\2$""", r"\1\3", word).replace("=", "-", 1) for word in sorted(short)]
+    plain.sort(key=lambda word: word.startswith("seed-"))
     words = [re.sub(r"[^\w.-]+", "_", word) for word in plain]
     name = "+".join(words) or "default"
-    if words == plain and len(name.encode()) <= LONGEST:
+    if words == plain and not constant and len(name.encode()) <= LONGEST:
         return name
-    digest = hashlib.sha256(",".join(kept).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(",".join([*kept, *constant]).encode()).hexdigest()[:8]
     return f"{name.encode()[: LONGEST - 9].decode(errors='ignore')}-{digest}"
 
 
-LONGEST = 120  # bytes of a job's name; most file systems take 255, and temporary names are longer
+def as_typed(words: Sequence[str]) -> list[str]:
+    """Overrides as people type them: `model=ID` where Hydra was told `model=hf model.path=ID`."""
+    if "model=hf" not in words or "model.path" not in map(key_of, words):
+        return list(words)
+    return [re.sub(r"^model\.path=", "model=", word) for word in words if word != "model=hf"]
 
 
 # Launchers that need an extra of this package, and the name of the extra.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from debias.cli import workers
+from debias.cli.config import NOT_IDENTITY
 from debias.cli.terminal import console, logging_to, next_step, page, quieten, shown
 from debias.models.identity import content_sha256
 from debias.progress import on_terminal
-from debias.results import ADAPTER, Input, RunFolder, code_sha256, data_sha256, read_figures, text_sha256
+from debias.results import ADAPTER, Input, RunFolder, code_sha256, data_sha256, read_figures, read_status, text_sha256
 
 if TYPE_CHECKING:
     from debias.benchmarks.evaluation import Evaluation
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from debias.jobs.tracking import Tracked, Tracker
 
 log = logging.getLogger(__name__)
-
-NOT_IDENTITY = ("name", "overwrite", "accept_other_code", "logger")  # keys that do not change what a run computes
 
 
 def run_folder(cfg: DictConfig, inputs: Sequence[Input], adapters: Sequence[str] = ()) -> RunFolder:
@@ -44,7 +43,9 @@ def run_folder(cfg: DictConfig, inputs: Sequence[Input], adapters: Sequence[str]
         "code_sha256": code_sha256(),
         "model_sha256": text_sha256(" ".join(models)),
     }
-    return RunFolder(Path(HydraConfig.get().runtime.output_dir), OmegaConf.to_yaml(cfg), identity)
+    finished = {**identity, "state": "done"}
+    del finished["code_sha256"]  # whether other code will do is decided where the folder is opened
+    return RunFolder(_place(cfg, finished), OmegaConf.to_yaml(cfg), identity)
 
 
 def set_folder(cfg: DictConfig) -> DataFolder:
@@ -55,7 +56,36 @@ def set_folder(cfg: DictConfig) -> DataFolder:
     OmegaConf.resolve(cfg)
     same = OmegaConf.create(lasting(OmegaConf.to_container(cfg)))  # type: ignore[arg-type]
     identity = {"config_sha256": text_sha256(OmegaConf.to_yaml(same)), "code_sha256": code_sha256()}
-    return DataFolder(Path(HydraConfig.get().runtime.output_dir), OmegaConf.to_yaml(cfg), identity, str(cfg.name))
+    same_set = {"config_sha256": identity["config_sha256"]}
+    return DataFolder(_place(cfg, same_set), OmegaConf.to_yaml(cfg), identity, str(cfg.name))
+
+
+def _place(cfg: DictConfig, same: Mapping[str, str]) -> Path:
+    """The folder of a job: that of Hydra, or of the same job under an earlier name below `outputs/NAME`.
+
+    A name changes when a key is swept that was not, or with a version of this program. In a sweep the new name becomes
+    a link to the old one, so that whatever looks at the sweep's folders finds the job.
+
+    Args:
+        same: what status.json says of the same job.
+    """
+    hydra = HydraConfig.get()
+    folder, below = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir).absolute()
+    if cfg.overwrite:
+        if folder.is_symlink():
+            folder.unlink()
+            folder.mkdir()
+        return folder
+    if below not in (folder, folder.parent) or "config_sha256" in read_status(folder):
+        return folder
+    statuses = ((path.parent, read_status(path.parent)) for path in sorted(below.glob("*/status.json")))
+    found = next((path for path, status in statuses if all(status.get(key) == same[key] for key in same)), None)
+    if found is not None and hydra.mode is RunMode.MULTIRUN:
+        with suppress(OSError):
+            folder.rmdir()
+            folder.symlink_to(found.name)
+        return folder
+    return found or folder
 
 
 @contextmanager
@@ -125,7 +155,7 @@ def tracked(cfg: DictConfig, folder: RunFolder, tracker: Tracker) -> Iterator[Tr
 
     chosen = {k: v for k, v in HydraConfig.get().runtime.choices.items() if v and "/" not in k and "@" not in k}
     choices = [f"{k}={v if isinstance(v, str) else ','.join(v)}" for k, v in chosen.items()]
-    run = Tracked(folder.path, yaml.safe_load(folder.config), folder.identity, choices, cfg.data.bias)
+    run = Tracked(folder.path, str(cfg.name), yaml.safe_load(folder.config), folder.identity, choices, cfg.data.bias)
     failed = True
     try:
         yield Tracking(tracker, run)

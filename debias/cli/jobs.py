@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import warnings
@@ -129,9 +128,6 @@ def generate_job(cfg: DictConfig) -> int:
     if not generation.strategy.biased and any(w.startswith("bias=") for w in HydraConfig.get().overrides.task):
         raise UserError(f"strategy={generation.strategy.name} chooses the biases by itself: leave bias out")
     if wanted.dry_run:
-        with contextlib.suppress(OSError):  # a dry run writes nothing, so the empty folders that Hydra made go too
-            for path in (folder.path, *list(folder.path.parents)[:2]):
-                path.rmdir()
         estimate = generate.estimate(generation, folder.path / generate.LEDGER)
         console.print(generated_set.dry_run(estimate), highlight=False)
         return 0

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from debias.cli.config import groups, job_name
+from debias.cli.config import groups, job_name, run_dir
 from debias.cli.jobs import JOBS
 from debias.cli.terminal import shown
 from debias.files import disk_error
@@ -21,7 +21,8 @@ from debias.records import UserError
 
 log = logging.getLogger(__name__)
 
-# Worker processes import this module to find `task`, so they register the resolver too.
+# Worker processes import this module to find `task`, so they register the resolvers too.
+OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
 OmegaConf.register_new_resolver("job", job_name, replace=True)
 
 ended: list[int | Exception] = []  # exit status or error of each job that ran in this process

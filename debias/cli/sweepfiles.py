@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from debias.cli.config import config_dir, explain, keys
-from debias.cli.sweep import looks, plan
+from debias.cli.sweep import Plan, looks, plan
 from debias.cli.terminal import next_step
 from debias.records import UserError
 from debias.report.grid import Grid, number_columns, row, text_columns
@@ -113,12 +113,16 @@ def seconds_a_run(path: Path | None, jobs: Sequence[Path]) -> tuple[float | None
     return (float(found[1]) * SECONDS[found[2]], "from the file") if found else (None, "unknown")
 
 
-def preview(jobs: Mapping[Path, str], console: Console, path: Path | None = None) -> None:
+def preview(planned: Plan, console: Console, path: Path | None = None) -> None:
     """Print the jobs of a sweep, which may be the one of a file, and their expected time; start nothing."""
     from debias.progress import duration
+    from debias.report.many_runs.sweep_progress import in_common
 
+    jobs = planned.jobs
     seconds, source = seconds_a_run(path, list(jobs))
     finished = {folder for folder in jobs if _finished(folder)}
+    if planned.constants:
+        console.print(Text(in_common(planned.constants), style="dim"), soft_wrap=True)
     for folder, name in jobs.items():
         console.print(Text(name + ("  (done)" if folder in finished else "")))
     left = len(jobs) - len(finished)
@@ -141,7 +145,7 @@ def listing(console: Console) -> None:
 
     lines = []
     for path in _files():
-        jobs = plan(path.stem, path.parent, words_for([]))
+        jobs = plan(path.stem, path.parent, words_for([])).jobs
         seconds, _ = seconds_a_run(path, list(jobs))
         time = duration(seconds * len(jobs)) if seconds else ""
         lines.append(row(path.stem, str(len(jobs)), time, question(path)))

@@ -69,7 +69,7 @@ class DataFolder(RunFolder):
                 "overwrite=true (the ledger with its paid answers stays)"
             )
         elif not before and [path for path in self._files() if path.name != LEDGER]:
-            raise UserError(f"{self.path} has files but no generated set; empty it, or set name=OTHER")
+            raise UserError(self._without_a_run("generated set"))
         return True
 
     def end(self, triplets: int, stopped: str, reason: str) -> None:

@@ -22,7 +22,7 @@ PRIVATE_HOST = re.compile(
 )
 # A run folder's name says `key-value` for each override, with `_` for a slash, and ends in a checksum where it was cut.
 IN_RUN_NAME = re.compile(
-    r"((?:^|(?<=[+/: ]))[\w.]*(?:paths?|files?|folder|dir|root))-(?:\.\.)?_[\w.-]*?(?=-[0-9a-f]{8}(?:/|$)|[+/]|$)"
+    r"((?:^|(?<=[+/: ]))[\w.]*(?:model|paths?|files?|folder|dir|root))-(?:\.\.)?_[\w.-]*?(?=-[0-9a-f]{8}(?:/|$)|[+/]|$)"
 )
 
 Keyed = tuple[str, str]  # a text of a config, with its key

@@ -33,15 +33,17 @@ class Tracked(NamedTuple):
     """What a tracker knows of a job before it starts."""
 
     folder: Path
+    group: str  # the name of the run or of its sweep
     config: dict[str, Any]  # plain values
     identity: Mapping[str, str]  # checksums of config, data and code
     choices: Sequence[str]  # as in `adapter=lora`
     bias: str
 
     @property
-    def group(self) -> str:
-        """The name of the sweep's folder."""
-        return self.folder.parent.name
+    def name(self) -> str:
+        """The folder below `outputs`."""
+        own = self.folder.name == Path(self.group).name
+        return self.group if own else f"{self.group}/{self.folder.name}"
 
     @property
     def id(self) -> str:
@@ -137,7 +139,7 @@ class WeightsAndBiases(Tracker):
             "entity": self.entity,
             # The agent of a W&B sweep has already chosen the id of its run.
             "id": os.environ.get("WANDB_RUN_ID", run.id) if os.environ.get("WANDB_SWEEP_ID") else run.id,
-            "name": f"{run.group}/{run.folder.name}"[:128],
+            "name": run.name[:128],
             "group": run.group,
             "job_type": "run",
             "tags": [choice[:64] for choice in run.choices],

@@ -16,7 +16,7 @@ from debias.benchmarks.statistics import Seeds, adjusted, adjusted_p, over_seeds
 from debias.records import Figure, UserError
 from debias.report.comparison import HEADLINES, Row, headlines
 from debias.report.many_runs.collection import Run
-from debias.report.many_runs.labels import Label, content, differences, ordered, words
+from debias.report.many_runs.labels import Label, by_choice_and_seed, content, differences, ordered, words
 from debias.report.outcome import Outcome, by_adapter, outcome
 
 Benchmarks = Callable[[dict[str, Any]], Sequence[Benchmark]]  # a run's config -> the benchmarks that scored it
@@ -109,7 +109,7 @@ def labelled(runs: Sequence[Run]) -> tuple[list[LabelledRun], list[str]]:
         for by_seed in by_config.values():
             where = {"run": next(iter(by_seed.values())).run.name} if len(by_config) > 1 else {}
             result += [LabelledRun(m.run, m.figures, {**where, **m.label}) for m in by_seed.values()]
-    return sorted(result, key=lambda m: order[id(m.run), m.label.get("adapter")]), notes
+    return sorted(result, key=lambda m: (by_choice_and_seed(m.label), order[id(m.run), m.label.get("adapter")])), notes
 
 
 def _of_one(label: Label, run: Run, adapter: str) -> Label:

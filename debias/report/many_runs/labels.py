@@ -20,6 +20,11 @@ def ordered(label: Mapping[str, str]) -> list[tuple[str, float, str]]:
     return [(key, *_size(value)) for key, value in label.items() if key != "seed"]
 
 
+def by_choice_and_seed(label: Mapping[str, str]) -> tuple[list[tuple[str, float, str]], tuple[float, str]]:
+    """The sort key of a label, with the seed after everything else."""
+    return ordered(label), _size(label.get("seed", ""))
+
+
 def _size(value: str) -> tuple[float, str]:
     try:
         return float(value), ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,10 +124,16 @@ def time_left(states: Sequence[State], seconds: float) -> str:
     return f"about {duration(seconds / counts['done'] * left)} left" if counts["done"] and left else ""
 
 
-def markdown(title: str, states: Sequence[State]) -> str:
+def markdown(title: str, states: Sequence[State], constants: Sequence[str] = ()) -> str:
     """The page sweep.md, which is rewritten while the sweep runs."""
     command = f"debias report {states[0].folder.parent}"
-    return f"# {title}\n\n{summary(states)}. The whole report: `{command}`\n\n{table(states).markdown()}"
+    shared = f"{in_common(f'`{word}`' for word in constants)}\n\n" if constants else ""
+    return f"# {title}\n\n{summary(states)}. The whole report: `{command}`\n\n{shared}{table(states).markdown()}"
+
+
+def in_common(constants: Iterable[str]) -> str:
+    """The settings that all jobs share, which are not in their names."""
+    return f"all jobs: {' '.join(constants)}"
 
 
 def _figures(state: State) -> Sequence[str]:
