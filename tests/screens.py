@@ -1,4 +1,4 @@
-"""Makes docs/screens/: what the commands print at 80, 100 and 160 columns, with a tiny untrained model.
+"""Makes docs/screens/: what the commands print at 80, 100 and 160 columns, with a tiny untrained model, and a log.
 
 Run it with `python tests/screens.py`. The figures mean nothing; the pages show what fits on a terminal.
 """
@@ -52,8 +52,26 @@ def main() -> None:
             told = [word if word not in SMALL else "..." for word in words]
             line = re.sub(r"(\.\.\. ?)+", "... ", " ".join(told)).rstrip()
             shown.append(f"$ debias {line}\n{cleaned(text, place)}")
+        shown.append(preview(place))
         (SCREENS / f"{width}.txt").write_text("\n".join(shown), encoding="utf-8")
+        if width == max(WIDTHS):
+            done = run(place, "run", "model=./tiny", "name=logged", *SMALL)
+            text = "$ debias run ... 2> log.txt\n" + cleaned(done.err, place)
+            (SCREENS / "log.txt").write_text(text, encoding="utf-8")
         shutil.rmtree(place)
+
+
+def preview(place: Path) -> str:
+    """What `generate preview` prints, with a chat server that has nothing but answers of a test."""
+    from chat_server import serving
+    from command import run
+    from test_generate import PRICES, words, writer
+
+    with serving(reply=writer) as server:
+        done = run(place, *words(server, "preview=3"))
+    settings = " ".join(word for word in PRICES)
+    shown = done.out + ("" if done.status == 0 else done.err)
+    return f"$ debias generate ... {settings} preview=3\n{cleaned(shown, place)}"
 
 
 def prepare(place: Path) -> None:
@@ -85,6 +103,7 @@ def prepare(place: Path) -> None:
 def cleaned(text: str, place: Path) -> str:
     """Without what differs from machine to machine or from day to day."""
     text = text.replace(place.as_uri(), "file:///home/me").replace(str(place), "/home/me")
+    text = text.replace(str(SCREENS.parents[1]), "/home/me/debias")
     text = re.sub(r"\b(?=\d*[a-f])[0-9a-f]{8}\b", "0a1b2c3d", text)
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
