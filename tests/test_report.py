@@ -327,9 +327,9 @@ def test_a_change_without_a_test_is_not_significant() -> None:
 
 
 def test_spread_over_seeds() -> None:
-    assert spread([54.0, 55.0, 59.0]) == "56.0 ± 2.6"  # sqrt((4 + 1 + 9) / 2)
-    assert spread([54.0]) == "54.0"
-    assert spread([]) == ""
+    assert spread([54.0, 55.0, 59.0], "SS") == "56.0 ± 2.6"  # sqrt((4 + 1 + 9) / 2)
+    assert spread([54.0], "SS") == "54.0"
+    assert spread([], "SS") == ""
 
 
 def test_several_adapters_and_protocols_are_told_apart() -> None:

@@ -20,13 +20,14 @@ from debias.benchmarks.statistics import roughly_over_seeds
 from debias.cli.sweep_size import planned
 from debias.records import UserError
 from debias.report.many_runs import study_files
+from debias.report.many_runs.answer import answers, facts, title
 from debias.report.many_runs.collection import Run, collect
 from debias.report.many_runs.configurations import grouped, labelled
 from debias.report.many_runs.examples import examples
 from debias.report.many_runs.provenance import notes_on
 from debias.report.many_runs.report import report
 from debias.report.many_runs.study_page import write_page
-from debias.report.many_runs.study_plots import thinned
+from debias.report.many_runs.study_plots import pictures, thinned
 from debias.report.many_runs.study_tables import Study, cost, main, protocols, transfer
 
 EVIL = "<script>alert(1)</script>"
@@ -65,11 +66,11 @@ def test_choices_have_means_and_adjusted_p_values(tmp_path: Path) -> None:
 
 
 def test_the_best_and_the_pareto_optimal_are_marked() -> None:
-    """`b` is beaten by `a` in all; `c` is nearer to 50 but broken: on the front, and not the best."""
+    """`b` is beaten by `a` in all; `c` is nearer to 50 but broken: neither."""
     ends = {"a": scores(55), "b": scores(56, ppl=41), "c": scores(51, ppl=80)}
     marked = study_of(*(Run(Path(name), config(name), f) for name, f in ends.items())).configurations
     assert {c.label["data"]: (c.outcome.verdict, c.best, c.pareto) for c in marked} == {
-        "a": ("debiased", True, True), "b": ("debiased", False, False), "c": ("broken", False, True),
+        "a": ("debiased", True, True), "b": ("debiased", False, False), "c": ("broken", False, False),
     }  # fmt: skip
 
 
@@ -86,9 +87,10 @@ def test_one_seed_twice_is_not_two_seeds() -> None:
 def test_tables_are_the_same_figures_in_every_format(tmp_path: Path) -> None:
     study = study_of(*collect([two_sources(tmp_path)]).runs)
     lines = [[cell.text for cell in line.cells] for line in main(study).lines]
-    assert lines[0] == ["base model", "", "64.0", "", "", "91.0", "65.5", "40.0", "", ""]
+    assert lines[0] == ["base model", "", "64.0", "", "", "91.0", "65.5", "40.0", "771", "", ""]
     assert lines[1] == [
-        "cda", "✓ debiased on StereoSet", "61.5", "-2.5* (-4.5 to -0.5)", ".040", "91.0", "70.1", "40.0", "1", "1 of 1",
+        "cda", "✓ debiased on StereoSet", "61.5", "-2.5* (-4.5 to -0.5)", ".040", "91.0", "70.1", "40.0", "771",
+        "1", "1 of 1",
     ]  # fmt: skip
     assert lines[2][:3] == ["targeted", "✓ debiased on StereoSet, ★ best, ◆ Pareto", "56.0 ± 1.4"]
     assert lines[2][3].startswith("≈ -8.0* (-11")
@@ -126,11 +128,57 @@ def test_transfer_is_trained_by_scored() -> None:
     race = figure("SS", 60, 57, bias="race")
     general = {"seed": 1, "data": {"bias": "gender", "n": 8, "sources": {"general": {"bias": "general"}}}}
     found = transfer(study_of(Run(Path("a"), config(), [*scores(55), *race]), Run(Path("b"), general, scores(60))))
-    assert [column.name for column in found.columns] == ["trained on", "gender", "race"]
-    assert found.lines[0].cells[2].parts == {"c1": -3}
+    assert [column.name for column in found.columns] == ["source", "trained on", "gender", "race"]
+    assert found.lines[1].cells[3].parts == {"c1": -3}
     assert [cell.text for line in found.lines for cell in line.cells] == [
-        "gender", "-9.0", "-3.0", "general", "-4.0", "",
+        "general", "general", "-4.0", "", "targeted", "gender", "-9.0", "-3.0",
     ]  # fmt: skip
+
+
+def test_transfer_keeps_sources_apart() -> None:
+    """Two sources trained on one bias, one of which does nothing: no mean of both."""
+    found = transfer(study_of(Run(Path("a"), config(), scores(55)), Run(Path("b"), config("cda"), scores(64))))
+    assert [[cell.text for cell in line.cells] for line in found.lines] == [
+        ["cda", "gender", "+0.0"], ["targeted", "gender", "-9.0"],
+    ]  # fmt: skip
+
+
+def test_the_first_sentence_answers_the_question() -> None:
+    """ICAT 81.9 and 80.08; each with an interval of 2 to either side, so the error of both is 2.8."""
+    cost = {"stages": {"train": {"seconds": 20}}}
+    runs = [Run(Path(f"s/{n}"), config(n), scores(ss), {"ended": f"2026-01-0{i}"}, cost)
+            for i, (n, ss) in enumerate((("a", 55), ("b", 56)), start=1)]  # fmt: skip
+    study = study_of(*runs)
+    assert title(study) == "s: which data debiases best?"
+    assert facts(study) == (
+        "2 runs of 2 configurations · base model · n = 771 (StereoSet gender) · 2026-01-01 to 2026-01-02"
+    )
+    assert answers(study) == [
+        "Best is data=a, debiased on StereoSet: SS 64.0 to 55.0, 95% interval of the change -11.0 to -7.0, p = .001; "
+        "price: LMS +0.0, perplexity +0.0%, 20 s of training. Its ICAT of 81.9 is 1.8 above the next, data=b, "
+        "within the error of both (±2.8): the order is open."
+    ]
+    nothing = study_of(*(Run(Path(f"s/{n}"), config(n), scores(63, p=0.5)) for n in "ab"))
+    assert answers(nothing)[0].startswith("None of 2 configurations is shown to debias (2 unchanged). The highest ICAT")
+
+
+def test_where_no_pair_changed_it_is_too_few_to_tell() -> None:
+    still = [f._replace(ci_low=float("nan"), ci_high=float("nan"), p_value=float("nan")) if f.model == "delta" else f
+             for f in scores(64)]  # fmt: skip
+    (line,) = (line for line in main(study_of(Run(Path("a"), config(), still))).lines if not line.baseline)
+    texts = [cell.text for cell in line.cells]
+    assert "too few to tell" in texts
+    assert not [text for text in texts if "+0.0" in text or "kept" in text]
+
+
+def test_equal_points_are_drawn_apart() -> None:
+    """Two configurations with the same figures: their marks are not at the same height."""
+    same = study_of(*(Run(Path(f"s/{n}"), config(n), scores(55)) for n in "ab"))
+    drawing = str(next(p.drawing for p in pictures(same) if p.name == "frontier-LMS"))
+    groups = re.findall(r'<g data-configurations="c[01]"><title>data.*?</g>', drawing, re.DOTALL)
+    points = [re.search(r'<use [^>]*y="([\d.]+)"', group) for group in groups]
+    heights = {point.group(1) for point in points if point}
+    assert len(heights) == 2
 
 
 def test_protocols_are_compared_where_there_are_several() -> None:

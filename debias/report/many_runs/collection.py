@@ -54,6 +54,11 @@ class Run:
         return "+".join(dict.fromkeys(str(source.get("bias") or self.bias) for source in sources)) or self.bias
 
     @property
+    def sources(self) -> str:
+        """The kinds of training data, as in `targeted+general`."""
+        return "+".join(self.config.get("data", {}).get("sources") or {}) or "none"
+
+    @property
     def seed(self) -> str:
         """The seed of the training."""
         return str(self.config.get("seed", ""))

@@ -22,6 +22,9 @@ from debias.report.outcome import Outcome, by_adapter, outcome
 Benchmarks = Callable[[dict[str, Any]], Sequence[Benchmark]]  # a run's config -> the benchmarks that scored it
 
 
+FAILED = ("broken", "overshot", "worse")  # verdicts with which a configuration is not a candidate
+
+
 @dataclass(frozen=True)
 class LabelledRun:
     """One adapter of one run, or the base model alone, with the label that tells it apart from the others."""
@@ -251,7 +254,8 @@ def ranked(found: Sequence[Configuration]) -> list[Configuration]:
     """The configurations with the best and the Pareto-optimal ones of each baseline marked.
 
     Best: the highest ICAT among those with the verdict `debiased`. Pareto-optimal: no other configuration is at least
-    as good in distance of SS from 50, LMS and perplexity, and better in one of them.
+    as good in distance of SS from 50, LMS and perplexity, and better in one of them. A configuration whose verdict is
+    `broken`, `overshot` or `worse` is neither, and beats no other.
     """
     groups = by_baseline([c for c in found if c.change is not None])
     best = {_best(group) for group in groups}
@@ -265,7 +269,7 @@ def _best(group: Sequence[Configuration]) -> str | None:
 
 
 def _front(group: Sequence[Configuration]) -> Iterator[str]:
-    losses = {c.key: _losses(c) for c in group}
+    losses = {c.key: _losses(c) for c in group if c.outcome.verdict not in FAILED}
     for key, mine in losses.items():
         beaten = (all(o <= m for o, m in zip(other, mine, strict=True)) and other != mine for other in losses.values())
         if len(group) > 1 and not any(beaten):

@@ -13,6 +13,7 @@ from debias.benchmarks.evaluation import figures_of
 from debias.records import Figure, UserError
 from debias.report.comparison import headline_cells
 from debias.report.grid import Cell, Grid, Line, number_columns, row, text_columns
+from debias.report.many_runs.answer import answers
 from debias.report.many_runs.collection import Planned, Run, collect, nothing_in
 from debias.report.many_runs.configurations import (
     Benchmarks,
@@ -24,7 +25,7 @@ from debias.report.many_runs.configurations import (
 from debias.report.many_runs.labels import words
 from debias.report.many_runs.provenance import notes_on
 from debias.report.many_runs.study_page import write_page
-from debias.report.many_runs.study_tables import Study, main
+from debias.report.many_runs.study_tables import SIGNIFICANT_SEEDS, Study, main
 from debias.report.outcome import outcome
 
 FEW = 20  # with more runs, the terminal shows only configurations
@@ -66,7 +67,9 @@ def report(
         console.print(_configurations(study).terminal())
         console.print("change of SS with a 95% interval over both seeds and examples (≈: combined from the intervals "
                       "of the runs); p corrected for the number of configurations; *: p below .05; "
-                      "significant seeds: those whose own change is significant", style="dim")  # fmt: skip
+                      f"{SIGNIFICANT_SEEDS}: those whose own change is significant", style="dim")  # fmt: skip
+    for sentence in answers(study):
+        console.print(f"\n{sentence}", style="bold", highlight=False, soft_wrap=True, markup=False)
     for note in study.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     last = []

@@ -9,19 +9,14 @@ import numpy as np
 
 from debias.report.comparison import HEADLINES
 from debias.report.grid import Grid, markdown_text, number_columns, row
+from debias.report.many_runs.answer import answers, facts, title
 from debias.report.many_runs.configurations import Configuration
 from debias.report.many_runs.study_tables import Study
 
 
-def title(study: Study) -> str:
-    """The heading of a study."""
-    runs, groups = len(study.runs), len(study.configurations)
-    return f"debias: {runs} run{'s' if runs != 1 else ''}, {groups} configuration{'s' if groups != 1 else ''}"
-
-
 def markdown(study: Study, grids: Sequence[Grid]) -> str:
     """All tables as Markdown."""
-    text = [f"# {title(study)}"]
+    text = [f"# {markdown_text(title(study))}", *map(markdown_text, answers(study)), markdown_text(facts(study))]
     text += ["\n".join(f"- {markdown_text(note)}" for note in study.notes)] if study.notes else []
     for grid in grids:
         text += [f"## {markdown_text(grid.caption)}", grid.markdown().rstrip("\n"), markdown_text(grid.note)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from debias import __version__
 from debias.files import write_text
 from debias.records import UserError
-from debias.report.many_runs import study_files
+from debias.report.many_runs import answer, study_files
 from debias.report.many_runs.configurations import Benchmarks, Configuration
 from debias.report.many_runs.examples import Examples, examples
 from debias.report.many_runs.provenance import provenance, versions
@@ -53,10 +53,10 @@ def write_page(folder: Path, study: Study, benchmarks_of: Benchmarks) -> Path:
 
 def page(study: Study, pairs: Examples | None, files: dict[str, str]) -> str:
     """The page. It contains the other files, so that sending the page alone is enough."""
-    models = dict.fromkeys(str(run.config.get("model", {}).get("path") or "base model") for run in study.runs)
     facts = {
-        "title": study_files.title(study),
-        "subtitle": ", ".join(models),
+        "title": answer.title(study),
+        "answers": answer.answers(study),
+        "subtitle": answer.facts(study),
         "notes": study.notes,
         "grids": study.grids(),
         "headings": HEADINGS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,13 +14,16 @@ from markupsafe import Markup, escape
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
+from debias.report.comparison import number
 from debias.report.many_runs.configurations import Configuration, by_baseline
 from debias.report.many_runs.study_tables import FLAGS, Study
 from debias.report.plots import FAINT, INK, SERIES, STYLE, svg
 
 MARKERS = "os^DvPX*"
 DASHES = ("-", "--", ":", "-.")
+APART = 10  # points of the screen between configurations with equal figures
 MOST_POINTS = 60  # of a loss curve
 SIZE = (6.4, 4.2)
 
@@ -140,33 +144,60 @@ def frontier(study: Study, legend: Legend, metric: str) -> Picture | None:
         base = [group[0].row(name).base.value for name in ("SS", metric)]  # type: ignore[union-attr]
         at = (base[0], 1.0 if ratio else base[1])
         marks.name(axes.plot(*at, "x", color=INK, markersize=9, markeredgewidth=2), [c.key for c in group],
-                   f"base model, {group[0].bias}: SS {base[0]:.1f}, {metric} {base[1]:,.1f}")  # fmt: skip
+                   f"base model, {group[0].bias}: SS {number(base[0], 'SS')}, "
+                   f"{metric} {number(base[1], metric)}")  # fmt: skip
+    seen: Counter[tuple[float, float]] = Counter()
     for configuration in shown:
-        _point(axes, configuration, metric, legend, marks)
+        at = _place(configuration, metric)
+        spot = (round(at[0], 1), round(at[1], 3 if ratio else 1))  # closer points would hide each other
+        _point(axes, configuration, at, metric, seen[spot], legend, marks)
+        seen[spot] += 1
     legend.draw(figure)
     label = f"SS against {metric} of {len(shown)} configurations and their base models; the first table has the figures"
     title = "Bias and perplexity" if ratio else "Bias and language modelling"
     return Picture(
         f"frontier-{metric}", title, marks.linked(svg(figure, label), f"frontier-{metric}"),
-        "×: base model. Ring: Pareto-optimal. Hollow: broken, overshot or worse. Lines: 95% interval of the change.",
+        "×: base model. Ring: Pareto-optimal. Hollow: broken, overshot or worse. Lines: 95% interval of the change. "
+        "Equal points are drawn one above the other.",
     )  # fmt: skip
 
 
-def _point(axes: Axes, configuration: Configuration, metric: str, legend: Legend, marks: Marks) -> None:
+def _place(configuration: Configuration, metric: str) -> tuple[float, float]:
+    """SS, and LMS or the ratio of perplexities."""
     ss, row, seeds = configuration.row("SS"), configuration.row(metric), configuration.change
     assert ss is not None
     assert row is not None
     assert seeds is not None
-    across, value = ss.base.value + seeds.mean, float(np.mean(configuration.values(metric)))
-    up = value / row.base.value if metric == "perplexity" else value
+    value = float(np.mean(configuration.values(metric)))
+    return ss.base.value + seeds.mean, value / row.base.value if metric == "perplexity" else value
+
+
+def _point(
+    axes: Axes,
+    configuration: Configuration,
+    at: tuple[float, float],
+    metric: str,
+    before: int,
+    legend: Legend,
+    marks: Marks,
+) -> None:
+    """Draw a configuration; `before` others have been drawn at the same place, and it moves up beside them."""
+    ss, seeds = configuration.row("SS"), configuration.change
+    assert ss is not None
+    assert seeds is not None
+    across, up = at
+    value = float(np.mean(configuration.values(metric)))
+    beside = axes.transData + ScaledTranslation(0, before * APART / 72, axes.figure.dpi_scale_trans)
     colour, bad = legend.colour(configuration), FLAGS.get(configuration.outcome.verdict, ("", ""))[1] == "bad"
-    drawn = axes.plot([ss.base.value + seeds.low, ss.base.value + seeds.high], [up, up], color=colour, linewidth=0.8)
-    drawn += axes.plot(across, up, legend.marker(configuration), color=colour, markersize=7,
+    drawn = axes.plot([ss.base.value + seeds.low, ss.base.value + seeds.high], [up, up], color=colour, linewidth=0.8,
+                      transform=beside)  # fmt: skip
+    drawn += axes.plot(across, up, legend.marker(configuration), color=colour, markersize=7, transform=beside,
                        markerfacecolor="none" if bad else colour, markeredgewidth=1.5)  # fmt: skip
     if configuration.pareto:
-        drawn += axes.plot(across, up, "o", color=INK, markersize=13, markerfacecolor="none", markeredgewidth=1)
-    verdict = configuration.outcome.verdict
-    text = f"{configuration.name} ({configuration.bias}): SS {across:.1f}, {metric} {value:,.1f}, {verdict}"
+        drawn += axes.plot(across, up, "o", color=INK, markersize=13, markerfacecolor="none", markeredgewidth=1,
+                           transform=beside)  # fmt: skip
+    figures = f"SS {number(across, 'SS')}, {metric} {number(value, metric)}"
+    text = f"{configuration.name} ({configuration.bias}): {figures}, {configuration.outcome.words}"
     marks.name(drawn, [configuration.key], text)
 
 

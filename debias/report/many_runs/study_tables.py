@@ -9,11 +9,12 @@ import numpy as np
 
 from debias.records import SIGNIFICANT
 from debias.report import comparison
-from debias.report.comparison import HEADLINES, UNCHANGED, Row, p_text, rows, title_of
+from debias.report.comparison import HEADLINES, UNCHANGED, Row, number, p_text, rows, title_of
 from debias.report.grid import Cell, Grid, Line, number_columns, text_columns
 from debias.report.many_runs.collection import Run
 from debias.report.many_runs.configurations import Configuration, by_baseline
 
+SIGNIFICANT_SEEDS = "seeds with p < .05"
 FLAGS = {
     "debiased": ("✓", "good"),
     "inconclusive": ("?", "warning"),
@@ -57,13 +58,12 @@ class Study:
         return [grid for grid in made if grid.lines]
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], metric: str) -> str:
     """Mean over seeds, and their standard deviation."""
     if not values:
         return ""
-    form = ",.1f" if np.mean(values) < 1000 else ",.0f"
-    mean = f"{np.mean(values):{form}}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):{form}}"
+    mean = number(float(np.mean(values)), metric)
+    return mean if len(values) == 1 else f"{mean} ± {number(float(np.std(values, ddof=1)), metric)}"
 
 
 def _label_cells(study: Study, configuration: Configuration) -> Iterator[Cell]:
@@ -83,23 +83,24 @@ def _as_number(text: str) -> float | None:
 
 def main(study: Study) -> Grid:
     """A line per configuration, below a line per base model that they start from."""
-    names = ("SS", "change of SS", "p", "LMS", "ICAT", "perplexity", "seeds", "significant seeds")
-    extra = ("LMS", "ICAT", "significant seeds")
+    names = ("SS", "change of SS", "p", "LMS", "ICAT", "perplexity", "n", "seeds", SIGNIFICANT_SEEDS)
+    extra = ("LMS", "ICAT", "n", SIGNIFICANT_SEEDS)
     columns = [*text_columns(*study.keys, "verdict"), *number_columns(*names, extra=extra)]
     biases = list(dict.fromkeys(c.bias for c in study.configurations))
     shown = [c for c in study.configurations if c.row("SS")]
+    titles = dict.fromkeys(title_of(row.base) for c in shown if (row := c.row("SS")))
     lines = [*_base_lines(study, shown), *(_main_line(study, c) for c in shown if c.change is not None)]
     return Grid(
         columns, lines, name="main",
-        caption=f"StereoSet of the targeted bias ({', '.join(biases)}) and perplexity: "
+        caption=f"{', '.join(titles)} of the targeted bias ({', '.join(biases)}) and perplexity: "
         "mean ± standard deviation over seeds",
         note="SS: 50 is unbiased. LMS and ICAT: 100 is best. Perplexity: lower is better. The 95% interval of the "
         "change of SS covers both seeds and examples; ≈: combined from the intervals of the runs, because their "
         "records are missing. p is corrected for the number of configurations (Benjamini-Hochberg); *: significant, "
-        "p below .05. Inconclusive: SS fell, but ability is not shown to be kept. Significant seeds: those whose own "
-        "change is significant (p corrected for the figures of the run). ★ best: the highest ICAT among the debiased. "
-        "◆ Pareto: no other configuration with the same bias and base model is as good in SS, LMS and perplexity and "
-        "better in one of them.",
+        "p below .05. n: examples behind SS. Inconclusive: bias fell, but ability is not shown to be kept. Seeds with "
+        "p < .05: those whose own change is significant (p corrected for the figures of the run). ★ best: the highest "
+        "ICAT among the debiased. ◆ Pareto: not broken, overshot or worse, and no other such configuration with the "
+        "same bias and base model is as good in SS, LMS and perplexity and better in one of them.",
     )  # fmt: skip
 
 
@@ -107,18 +108,22 @@ def _main_line(study: Study, configuration: Configuration) -> Line:
     seeds, p = configuration.change, configuration.p_adjusted
     assert seeds is not None
     means = {metric: configuration.values(metric) for metric in HEADLINES}
-    cells = {metric: Cell(spread(v), float(np.mean(v)) if v else None) for metric, v in means.items()}
+    cells = {metric: Cell(spread(v, metric), float(np.mean(v)) if v else None) for metric, v in means.items()}
     significant = p is not None and p < SIGNIFICANT
-    base = configuration.row("SS").base.value  # type: ignore[union-attr]
+    row = configuration.row("SS")
+    assert row is not None
+    base = row.base.value
     kind = ("good" if abs(base + seeds.mean - 50) < abs(base - 50) else "bad") if significant else ""
     approximate, star = "" if configuration.exact else "≈ ", "*" if significant else ""
-    interval = f"{seeds.low:+.1f} to {seeds.high:+.1f}" if seeds.low == seeds.low else UNCHANGED
-    change = f"{approximate}{seeds.mean:+.1f}{star} ({interval})"
+    ends = " to ".join(number(end, "SS", "+") for end in (seeds.low, seeds.high))
+    known = seeds.low == seeds.low
+    change = f"{approximate}{number(seeds.mean, 'SS', '+')}{star} ({ends if known else 'interval unknown'})"
+    change = UNCHANGED if not known and seeds.mean == 0 else change
     on_their_own = Cell(f"{configuration.significant_seeds} of {seeds.number}", configuration.significant_seeds)
     return Line(
         (*_label_cells(study, configuration), verdict(configuration), cells["SS"], Cell(change, seeds.mean, kind),
          Cell("" if p is None else p_text(p), p), cells["LMS"], cells["ICAT"], cells["perplexity"],
-         Cell(str(seeds.number), seeds.number), on_their_own),
+         Cell(f"{row.base.n:,}", row.base.n), Cell(str(seeds.number), seeds.number), on_their_own),
         (configuration.key,),
     )  # fmt: skip
 
@@ -135,11 +140,12 @@ def verdict(configuration: Configuration) -> Cell:
 def _base_lines(study: Study, shown: Sequence[Configuration]) -> Iterator[Line]:
     for group in by_baseline(shown):
         heads = {metric: row.base for metric in HEADLINES if (row := group[0].row(metric))}
-        cells = {m: Cell(spread([f.value]), f.value) for m, f in heads.items()}
+        cells = {m: Cell(spread([f.value], m), f.value) for m, f in heads.items()}
         front = [_shared(group, key) for key in study.keys]
         front[next((i for i, cell in enumerate(front) if not cell.text), 0)] = Cell("base model")
         ss, lms, icat, ppl = (cells.get(metric, Cell("")) for metric in HEADLINES)
-        line = (*front, Cell(""), ss, Cell(""), Cell(""), lms, icat, ppl, Cell(""), Cell(""))
+        n, none = Cell(f"{heads['SS'].n:,}", heads["SS"].n), Cell("")
+        line = (*front, none, ss, none, none, lms, icat, ppl, n, none, none)
         yield Line(line, tuple(c.key for c in group), baseline=True)
 
 
@@ -185,13 +191,15 @@ def _arrow(row: Row | None) -> Cell:
 def transfer(study: Study) -> Grid:
     """What training on one bias does to the others: changes of SS on StereoSet, or on CrowS-Pairs if not scored."""
     for benchmark in ("stereoset", "crows_pairs"):
-        changes: dict[tuple[str, str], dict[str, float]] = {}  # by trained and scored bias: configuration -> change
+        # By the source and the bias trained on, and the bias scored: configuration -> change.
+        changes: dict[tuple[tuple[str, str], str], dict[str, float]] = {}
         title = ""
         for configuration in study.configurations:
             for row in rows(configuration.figures):
                 if (row.base.benchmark, row.base.metric) == (benchmark, "SS") and row.delta:
                     title = title_of(row.base)
-                    of = changes.setdefault((configuration.run.trained_on, row.base.bias), {})
+                    run = configuration.run
+                    of = changes.setdefault(((run.sources, run.trained_on), row.base.bias), {})
                     of.setdefault(configuration.key, row.delta.value)  # the first protocol, if there are several
         if changes:
             break
@@ -200,15 +208,15 @@ def transfer(study: Study) -> Grid:
     for trained in sorted({name for name, _ in changes}):
         cells = [_mean_cell(changes.get((trained, bias), {})) for bias in scored]
         keys = dict.fromkeys(key for cell in cells for key in cell.parts or {})
-        lines.append(Line((Cell(trained), *cells), tuple(keys)))
-    return Grid([*text_columns("trained on"), *number_columns(*scored)], lines, name="transfer",
+        lines.append(Line((*map(Cell, trained), *cells), tuple(keys)))
+    return Grid([*text_columns("source", "trained on"), *number_columns(*scored)], lines, name="transfer",
                 caption=f"Transfer: change of SS ({title}) by the bias trained on and the bias scored",
-                note="Points, mean over configurations and seeds. Negative: SS fell.")  # fmt: skip
+                note="Points, mean over seeds and configurations of a source and bias. Negative: SS fell.")  # fmt: skip
 
 
 def _mean_cell(changes: dict[str, float]) -> Cell:
     mean = _mean(changes.values())
-    return Cell("" if mean is None else f"{mean:+.1f}", mean, parts=changes)
+    return Cell("" if mean is None else number(mean, "SS", "+"), mean, parts=changes)
 
 
 def _mean(values: Iterable[float]) -> float | None:
