@@ -30,7 +30,7 @@ def visible(selector: str) -> str:
 ROWS = f"{visible('#main tbody tr:not(.baseline)')}.map((row) => row.cells[0].textContent)"
 MARKS = f"{visible('#frontier-LMS [data-configurations]')}.length"
 JOINTS = f"{visible('#efficiency [data-all]')}.length"
-HEAT = "[...document.querySelectorAll('#transfer td')].map((cell) => cell.textContent)"
+HEAT = "[...document.querySelectorAll('#transfer td:not(.text)')].map((cell) => cell.textContent)"
 COUNT = "document.getElementById('count').textContent"
 PAIRS = "[...document.querySelectorAll('#pairs tbody tr')].map((r) => [r.cells[1].textContent, r.cells[5].textContent])"
 
