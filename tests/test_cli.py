@@ -130,3 +130,22 @@ def test_any_model_is_short_for_a_path() -> None:
     assert config.any_model(["model=org/name"]) == ["model=hf", "model.path=org/name"]
     assert config.any_model(["model.path=/x"]) == ["model.path=/x"]
     assert config.any_model(["model=a,b"]) == ["model=hf", "model.path=a,b"]
+
+
+def test_the_folder_is_shown_before_anything_slow_is_imported(tmp_path: Path) -> None:
+    """On a terminal, in a process of its own, which ends at the first words that it shows."""
+    code = """if True:
+        import sys
+        class Terminal:
+            encoding = "utf-8"
+            def isatty(self): return True
+            def flush(self): pass
+            def write(self, text):
+                print(text, [name for name in ("torch", "transformers", "pandas") if name in sys.modules], flush=True)
+                raise SystemExit
+        sys.argv, sys.stderr = ["debias", "run", "name=first"], Terminal()
+        from debias.cli import main
+        main()
+    """
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert shown.stdout == "folder: outputs/first []\n"
