@@ -296,6 +296,17 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+NEEDS_NETWORK = [
+    ["generate", "llm=openai", "generate.benchmarks=false"],
+    ["run", *RUN],
+    ["evaluate", *RUN],
+    ["show", "model=nowhere"],
+    ["export", "adapter.path=a", "merge=true", "model=nowhere"],
+    ["export", "adapter.path=a", "repo=me/mine"],  # the embedded model: only the upload needs the network
+    ["doctor", "own.jsonl", "leakage=false", "loss=true", "model=nowhere"],
+]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
@@ -307,13 +318,16 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     ],
 )
 def test_a_variable_that_keeps_us_from_the_network_is_named(
-    debias: Run, no_proxies: pytest.MonkeyPatch, name: str, value: str, said: str
+    debias: Run, tmp_path: Path, no_proxies: pytest.MonkeyPatch, name: str, value: str, said: str
 ) -> None:
     no_proxies.setenv(name, value)
     no_proxies.setitem(sys.modules, "socksio", None)
     no_proxies.setenv("OPENAI_API_KEY", "k")
     no_proxies.delenv("HF_HUB_OFFLINE")
-    for words in (["generate", "llm=openai", "generate.benchmarks=false"], ["evaluate", *RUN]):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": "CAUSAL_LM"}')
+    (tmp_path / "own.jsonl").write_text('["A man wept.", "man", "wept"]\n' * 20)
+    for words in NEEDS_NETWORK:
         shown = debias(*words)
         assert shown.status == 1
         line = message(shown.err)

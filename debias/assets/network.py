@@ -37,6 +37,12 @@ def check(url: str) -> None:
             _check_certificates(name, value)
 
 
+def check_hub() -> None:
+    """`check` for the model hub, unless HF_HUB_OFFLINE says that it will not be asked."""
+    if os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
+        check(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+
+
 def _check_proxy(name: str, value: str) -> None:
     scheme = urlsplit(value if "://" in value else f"http://{value}").scheme.lower()
     shown = f"{name}={without_passwords(value)}"

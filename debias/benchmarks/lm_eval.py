@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from debias.assets import network
 from debias.benchmarks.metrics import mean_of_first
 from debias.benchmarks.sampling import fingerprint
 from debias.benchmarks.statistics import Comparison, compare
@@ -152,6 +153,7 @@ class LmEval:
         return requests
 
     def _unreadable(self, error: Exception) -> UserError:
+        network.check_hub()  # which may be the reason
         reason = " ".join(f"{error.__cause__ or error}".split())[:300]
         return UserError(
             f"eval.lm_eval.tasks={self.tasks}: the data cannot be read ({type(error).__name__}: {reason}); "

@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import PreTrainedModel
 
+from debias.assets import network
 from debias.files import unknown, whole_folder, write_json
 from debias.models import adapter as adapters
 from debias.models.base import LOADERS, Base, BaseModel, LanguageModel
@@ -62,6 +63,7 @@ def planned(
         raise UserError("say what to do with the adapter: merge=true writes full weights, repo=OWNER/NAME uploads it")
     if repo:
         _check_repo(repo)
+        network.check_hub()  # before weights are merged for minutes
     target = Path(folder).expanduser() if folder else adapter.with_name(f"{adapter.name}-merged")
     if merge:
         _check_target(target, adapter, overwrite)

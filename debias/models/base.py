@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -164,8 +163,8 @@ class BaseModel:
         """Folder or hub id, and the options to load from it. Turns loading errors into UserError."""
         transformers.utils.logging.disable_progress_bar()
         folder = _folder(self.path)
-        if not Path(folder).is_dir() and os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
-            network.check("https://huggingface.co")
+        if not Path(folder).is_dir():
+            network.check_hub()
         try:
             yield folder, {"revision": self.revision, "trust_remote_code": False}
         except (UserError, torch.OutOfMemoryError):
