@@ -80,6 +80,8 @@ def test_an_offline_run_read_back_after_an_interruption(
     by = {(f.benchmark, f.bias, f.metric, f.model): f for f in read_figures(status.parent)}
     ss = by["stereoset", "gender", "SS", "debiased"]
     assert [summary[f"headline/SS/debiased{end}"] for end in ("", "_low", "_high")] == [ss.value, ss.ci_low, ss.ci_high]
+    assert summary["headline/text"].startswith("StereoSet gender preference")
+    assert len([name for name in summary if name.startswith("headline/")]) == 2 + 3 * 9  # SS, LMS, ICAT; no perplexity
     assert {h for item in history for h in item} >= {"figures.nrows", "most_changed.nrows", "report.path"}
     (adapter,) = [a for a in of_type(found, "artifact") if a["type"] == "adapter"]
     assert "adapter_model.safetensors" in {c["path"] for c in adapter["manifest"]["contents"]}

@@ -20,6 +20,7 @@ from debias.benchmarks.evaluation import Evaluation
 from debias.records import Figure, UserError
 from debias.report.comparison import headlines
 from debias.report.one_run.report import Change, changes
+from debias.report.outcome import Bounds, outcome
 from debias.results import ADAPTER
 from debias.training.module import CHECKPOINT
 
@@ -172,6 +173,8 @@ class WeightsAndBiases(Tracker):
         """Send figures (as a summary and a table), the most and least changed sentences, the page and the adapter."""
         import wandb
 
+        told = outcome(evaluation.figures, run.bias, Bounds.of(run.config))
+        self.run.summary.update({"headline/verdict": told.words, "headline/text": told.text})
         self.run.summary.update(headline_values(evaluation.figures, run.bias))
         most, least = changes(evaluation)
         logged: dict[str, Any] = {
