@@ -179,7 +179,7 @@ def test_config_files_are_short() -> None:
 
 TYPED = [
     "~/my.jsonl", "~", "runs/lr=1e-3/adapter", "/srv/josé/m", "género", "São Paulo", "a  b", "[x].jsonl", "a[1].jsonl",
-    "o'brien.jsonl", 'say "hi"', "a#b", "C:\\dir\\x", "C:\\dir\\",
+    "o'brien.jsonl", 'say "hi"', "a#b", "C:\\dir\\x", "\\\\server\\share\\my.jsonl", "a\\\\b", "C:\\dir\\",
     "it's \\'odd\\'", "people (Scottish, Irish)", "x{1}", "a:b",
     "%x", "a@b", "é,ü", "a'b\"c", "ends\\'", "中文", "a\tb", "(", "'",
 ]  # fmt: skip

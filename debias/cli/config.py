@@ -54,11 +54,16 @@ def readable(overrides: Sequence[str], several: bool) -> list[str]:
     return [_readable(word, several) for word in overrides]
 
 
+TWO = 2 * "\\"  # backslashes, as at the start of a Windows share
+
+
 def _readable(word: str, several: bool) -> str:
     key, equals, value = word.partition("=")
     is_key = equals and re.fullmatch(r"\+{0,2}[\w./@:][\w./@:-]*", key)
-    if not is_key or _value(word) is not None:
+    if not is_key:
         return word
+    if _value(word) is not None:  # outside quotes Hydra reads two backslashes as one
+        return word if re.search("[\"']", value) else f"{key}={value.replace(TWO, TWO * 2)}"
     parts = value.split(",") if several and not re.search(r"""["'()\[\]{}]""", value) else [value]
     return f"{key}={','.join(part if _value(f'{key}={part}') is not None else quoted(part) for part in parts)}"
 
