@@ -52,8 +52,8 @@ LIKELIHOODS = [
 # model wrote and what the benchmarks hold are checksums of their own. The shipped self-generated text, the occupations
 # and the pairs are files beside the code that reads them, and count with it.
 MAKE_FIGURES = (
-    "assets", "benchmarks", "data", "models", "scoring", "training", "records.py", "jobs/evaluate.py", "jobs/run.py",
-    "corpora/pronoun_pairs.json",
+    "assets", "baselines", "benchmarks", "data", "models", "scoring", "training", "records.py", "jobs/evaluate.py",
+    "jobs/run.py", "corpora/pronoun_pairs.json",
 )  # fmt: skip
 
 

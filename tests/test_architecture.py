@@ -19,6 +19,7 @@ ROOMS = [
     "report",  # figures -> what a person reads
     "generation",  # chat model -> checked triplets
     "training",  # sentences and a frozen base -> an adapter
+    "baselines",  # a frozen base -> the same with a debiasing method that trains no adapter
     "benchmarks",  # candidates and their scores -> figures and how sure they are
     "scoring",  # tokens meet a model
     "models",  # base and adapter

@@ -76,11 +76,13 @@ def _check_bias_is_named() -> None:
 
 
 def evaluate_job(cfg: DictConfig) -> None:
-    """Score a base model, alone or with adapters."""
+    """Score a base model, alone, with adapters or with another debiasing method."""
     settings = settings_of(cfg, Evaluate)
-    benchmarks = make_benchmarks(cfg)
+    benchmarks, baseline = make_benchmarks(cfg), make(cfg.baseline)
     adapter_paths = [path] if isinstance(path := settings.adapter.path, str) else path or []
-    folder = run_folder(cfg, benchmarks, adapter_paths)
+    if adapter_paths and HydraConfig.get().runtime.choices["baseline"] != "none":
+        raise UserError("baseline= takes the place of an adapter; leave out one of baseline and adapter.path")
+    folder = run_folder(cfg, [*benchmarks, baseline], adapter_paths)
     if launched_rank() > 0:
         raise UserError("only training can use several processes; start this job in one")
     with claimed(cfg, folder) as to_do:
@@ -100,6 +102,7 @@ def evaluate_job(cfg: DictConfig) -> None:
                     report=RunReport(settings.data.bias, settings.outcome),
                     combine=settings.adapter.combine,
                     weights=settings.adapter.weights,
+                    baseline=baseline,
                 )
                 tracking.scored(evaluation)
 

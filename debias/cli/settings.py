@@ -70,6 +70,7 @@ class Evaluate:
     accept_other_code: bool
     threads: Threads | None
     adapter: Adapters
+    baseline: Part
     data: Target
     scoring: Scoring
     outcome: Bounds

@@ -17,6 +17,7 @@ LISTS = Path(__file__).resolve().parent / "swaps"
 
 _PRONOUNS = {"he": "she", "she": "he", "him": "her", "himself": "herself", "herself": "himself", "hers": "his"}
 _BY_SENTENCE = {"her": masculine_of_her, "his": feminine_of_his}
+_FEMININE = ("she", "her", "herself", "hers")
 # Prefixes after which a word is swapped: ex-wife, but not hatchet-man.
 _PREFIXES = frozenset(("ex", "step", "half", "great", "co", "non", "pre", "anti", "pro"))
 _VOWEL_SOUND = re.compile(r"(?!eu|uganda|uni|one)(?:[aeiou]|heir|hour|honou?r)", re.IGNORECASE)
@@ -29,6 +30,7 @@ class Form(NamedTuple):
     others: tuple[str, ...]
     is_name: bool
     is_noun: bool
+    column: int | None  # the group that it belongs to; None: the list does not say
 
 
 class Swapper:
@@ -64,14 +66,7 @@ class Swapper:
             shift = 1 + hashlib.sha256(sentence.encode()).digest()[0] % (self.groups - 1)
         parts: list[str] = []
         end = 0
-        name_end = -1  # end of the last first name: a name right after it is a surname
-        for match in self._pattern.finditer(sentence):
-            if not _stands_alone(sentence, match):
-                continue
-            form = self._form(match, tokens)
-            if form is None or (form.is_name and _is_surname(sentence, match.start(), name_end, self._titles)):
-                continue
-            name_end = match.end() if form.is_name else name_end
+        for match, form in self._words(sentence, tokens):
             other = form.others[0 if len(form.others) == 1 else shift % self.groups - 1]
             if match.group().lower() in _BY_SENTENCE and self.bias == "gender":
                 other = _BY_SENTENCE[match.group().lower()](tokens(), _index(tokens(), match.start()))
@@ -81,6 +76,23 @@ class Swapper:
             )
             end = match.end()
         return "".join([*parts, sentence[end:]]) if parts else None
+
+    def group(self, sentence: str) -> int | None:
+        """The column that all words of a sentence belong to; None without such words, or if they belong to several."""
+        columns = {form.column for _, form in self._words(sentence, cache(lambda: tagged(sentence)))}
+        return columns.pop() if len(columns) == 1 else None
+
+    def _words(self, sentence: str, tokens: Callable[[], list[Token]]) -> Iterator[tuple[re.Match[str], Form]]:
+        """The words of the list in a sentence."""
+        name_end = -1  # end of the last first name: a name right after it is a surname
+        for match in self._pattern.finditer(sentence):
+            if not _stands_alone(sentence, match):
+                continue
+            form = self._form(match, tokens)
+            if form is None or (form.is_name and _is_surname(sentence, match.start(), name_end, self._titles)):
+                continue
+            name_end = match.end() if form.is_name else name_end
+            yield match, form
 
     @cached_property
     def groups(self) -> int:
@@ -119,8 +131,8 @@ class Swapper:
 def read_forms(text: str, bias: str) -> Iterator[Form]:
     """The forms of a word list; the comments at the top of each list explain its format."""
     if bias == "gender":
-        yield from (Form(word, (other,), False, False) for word, other in _PRONOUNS.items())
-        yield from (Form(word, ("",), False, False) for word in _BY_SENTENCE)
+        pronouns = _PRONOUNS | dict.fromkeys(_BY_SENTENCE, "")
+        yield from (Form(word, (other,), False, False, int(word in _FEMININE)) for word, other in pronouns.items())
     macros: dict[str, list[str]] = {}
     names = False
     for line in text.splitlines():
@@ -133,7 +145,7 @@ def read_forms(text: str, bias: str) -> Iterator[Form]:
             macros[macro] = words.split(", ")
         elif " > " in line:
             word, *others = line.split(" > ")
-            yield Form(word, tuple(others), names, False)
+            yield Form(word, tuple(others), names, False, None)
         else:
             macro = next((m for m in macros if m in line), "")
             for person in macros.get(macro, [""]):
@@ -144,7 +156,7 @@ def _row(line: str, names: bool) -> Iterator[Form]:
     words = line.split(" = ")
     plain = [word.removesuffix("/noun") for word in words]
     for i, word in enumerate(words):
-        yield Form(plain[i], tuple(plain[i + 1 :] + plain[:i]), names, word.endswith("/noun"))
+        yield Form(plain[i], tuple(plain[i + 1 :] + plain[:i]), names, word.endswith("/noun"), i)
 
 
 def _index(tokens: list[Token], start: int) -> int:

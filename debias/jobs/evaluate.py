@@ -1,4 +1,4 @@
-"""`debias evaluate`: score a base model, alone or with adapters, and write the report."""
+"""`debias evaluate`: score a base model, alone, with adapters or with another method, and write the report."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from debias import assets
+from debias.baselines import Baseline
 from debias.benchmarks import Benchmark
 from debias.benchmarks.evaluation import Evaluation, evaluation_of, prepared, scores_of
 from debias.jobs.cost import Cost
@@ -37,10 +38,12 @@ def evaluate(
     report: RunReport,
     combine: str | None = None,
     weights: Sequence[float] | None = None,
+    baseline: Baseline | None = None,
 ) -> Evaluation:
     """Score a base model alone and with each adapter. The base is loaded and scored only once.
 
     Args:
+        baseline: a method to score in place of adapters.
         combine: `stack` or `average` the adapters into one model.
         weights: weights of the average.
     """
@@ -61,11 +64,19 @@ def evaluate(
     intact = checksum(base.model)
     frames: list[pd.DataFrame] = []
     notes: dict[str, None] = {}
+    method = None
+    if baseline is not None:
+        with cost.stage("fit"), stage("fit the method", said=True):
+            method = baseline.fit(Scorer(base, None, scoring.precision, scoring.token_budget, assets.cache_dir()))
+        if method is not None:
+            notes[f"the debiased model is the base with {method.name}, not with an adapter"] = None
+            adapted_by = {"debiased": lambda _: None}
     start_tokens: dict[str, str] = {}
     with cost.stage("evaluate") as spent:
         for name, adapt in adapted_by.items() or {"base": lambda _: None}.items():
             adapted = adapt(base)
-            scorer = Scorer(base, adapted, scoring.precision, scoring.token_budget, assets.cache_dir(), name)
+            where = (scoring.precision, scoring.token_budget, assets.cache_dir(), name)
+            scorer = Scorer(base, adapted, *where, method=method)
             models = scorer.models()[1:] if frames else scorer.models()
             try:
                 frames += [scores_of(scorer, to_score, m) for m in models]

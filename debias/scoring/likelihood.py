@@ -504,11 +504,14 @@ def mean_hidden(
     token_budget: int = 512,
     progress: Progress | None = None,
     skip: int = 0,
+    layer: int = -1,
 ) -> np.ndarray:
     """`mean_hidden_of` for any number of texts, shape (texts, width), float32, without gradients."""
-    return _per_span(
-        model, rows_of(texts), masked_rows, token_budget, progress, lambda batch: mean_hidden_of(model, batch, skip)
-    )
+
+    def answer(batch: Batch) -> Tensor:
+        return mean_hidden_of(model, batch, skip, layer)
+
+    return _per_span(model, rows_of(texts), masked_rows, token_budget, progress, answer)
 
 
 def rows_of(texts: Sequence[tuple[int, ...]]) -> list[Masked]:
@@ -516,18 +519,19 @@ def rows_of(texts: Sequence[tuple[int, ...]]) -> list[Masked]:
     return [Masked(ids, (0,), (0,)) for ids in texts]
 
 
-def mean_hidden_of(model: LanguageModel, batch: Batch, skip: int = 0) -> Tensor:
-    """Mean of the last layer's hidden states over the tokens of each row, shape (B, width), float32.
+def mean_hidden_of(model: LanguageModel, batch: Batch, skip: int = 0, layer: int = -1) -> Tensor:
+    """Mean of a layer's hidden states over the tokens of each row, shape (B, width), float32.
 
     Args:
         batch: of `rows_of` in the layout `masked_rows`.
         skip: tokens at the front, such as a start token, that are read but left out of the mean.
+        layer: behind which of the model's layers, counted from 1; -1: what the output layer reads.
     """
     inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.real_BT, "use_cache": False}
     with _logits_only_at(_head(model), batch):
         output = model(**inputs, output_hidden_states=True)
     length = batch.input_ids_BT.shape[1]
-    hidden_BTD = output.hidden_states[-1][:, -length:].float()  # prompt tuning puts virtual tokens in front
+    hidden_BTD = output.hidden_states[layer][:, -length:].float()  # prompt tuning puts virtual tokens in front
     counted_BT1 = batch.real_BT.clone()[..., None]
     counted_BT1[:, :skip] = False
     return (hidden_BTD * counted_BT1).sum(1) / counted_BT1.sum(1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""A base model and the same with its adapter, as what scores texts; what was scored once comes from a shared cache."""
+"""A base and the same debiased, as what scores texts; what was scored once comes from a shared cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from debias.records import AUTO, Candidate, Scored, Tokens, UserError
 from debias.results import code_sha256
 from debias.scoring import likelihood
 from debias.scoring.layouts import ROW, Layout, padded
+from debias.scoring.method import Method
 from debias.scoring.protocols import Pieces, Protocol, Reading, start_of
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Scorer:
-    """Scores texts under the base model and under the base with its adapter.
+    """Scores texts under the base model, and under the base with an adapter or with another debiasing method.
 
     Args:
         base: the loaded base; its weights are converted to `precision` in place.
@@ -43,7 +44,8 @@ class Scorer:
             `auto`: bf16 on a GPU, else 32.
         token_budget: positions of one forward pass; `auto`: what suits the device and the size of the vocabulary.
         cache: folder of shared scores; None: keep none.
-        name: what the model with the adapter is called in the records.
+        name: what the debiased model is called in the records.
+        method: what debiases the base in place of an adapter, or None.
     """
 
     def __init__(
@@ -54,10 +56,15 @@ class Scorer:
         token_budget: int | str = AUTO,
         cache: Path | None = None,
         name: str = "debiased",
+        method: Method | None = None,
     ) -> None:
+        assert adapted is None or method is None
         self.base, self.adapted, self.cache, self.name = base, adapted, cache, name
         self.model: LanguageModel = base.model if adapted is None else adapted
-        self.adapter_sha256 = "" if adapted is None or cache is None else adapter_sha256(adapted)
+        self.method = method
+        self.debiased_sha256 = method.sha256 if method is not None else ""
+        if adapted is not None and cache is not None:
+            self.debiased_sha256 = adapter_sha256(adapted)
         if precision == AUTO:
             precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
         self.precision = precision
@@ -106,15 +113,19 @@ class Scorer:
 
     def models(self) -> list[str]:
         """Names of the models that can be scored."""
-        return ["base"] if self.adapted is None else ["base", self.name]
+        return ["base"] if self.adapted is None and self.method is None else ["base", self.name]
 
     @contextmanager
     def using(self, model: str) -> Iterator[None]:
         """Score with this model inside the block."""
         before, self.active = self.active, model
-        adapted = self.adapted if model == "base" else None
+        switched: AbstractContextManager[None] = nullcontext()
+        if model == "base" and self.adapted is not None:
+            switched = self.adapted.disable_adapter()
+        elif model != "base" and self.method is not None:
+            switched = self.method.on(self.base.model)
         try:
-            with adapted.disable_adapter() if adapted is not None else nullcontext():
+            with switched:
                 yield
         finally:
             self.active = before
@@ -203,8 +214,8 @@ class Scorer:
 
     def _key(self, content: Iterable[bytes]) -> str:
         digest = hashlib.sha256()
-        adapter = self.adapter_sha256 if self.active != "base" else ""
-        digest.update(f"{self.base.sha256} {adapter} {self._arithmetic}".encode())
+        debiased = self.debiased_sha256 if self.active != "base" else ""
+        digest.update(f"{self.base.sha256} {debiased} {self._arithmetic}".encode())
         for part in content:
             digest.update(part)
         return digest.hexdigest()

@@ -1,0 +1,205 @@
+"""Methods beside data: each by hand, on models of both kinds, and never under the key of the plain base."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import run, succeed
+from torch import Tensor
+
+from debias.baselines.projection import NullSpace, Projection, SentenceDebias, bias_subspace, nullspace, without
+from debias.baselines.sentences import Sentences
+from debias.baselines.steering import Gate, Steered, Steering, mean_difference
+from debias.data.swapping import Swapper
+from debias.models.base import Base, BaseModel
+from debias.records import Candidate, UserError
+from debias.scoring.method import Method
+from debias.scoring.protocols import Conditional
+from debias.scoring.scorer import Scorer
+
+WIDTH = 16  # of both tiny models
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+@pytest.fixture(params=["causal", "masked"])
+def base(request: pytest.FixtureRequest, tiny: Path, tiny_masked: Path) -> Base:
+    return BaseModel(str(tiny if request.param == "causal" else tiny_masked)).load()
+
+
+def logits(base: Base, ids: Tensor = IDS) -> Tensor:
+    with torch.inference_mode():
+        return base.model(input_ids=ids).logits
+
+
+# ---------------------------------------------------------------- projections
+
+
+def test_the_subspace_by_hand() -> None:
+    """Both sentences differ in x alone once their lengths are 1: (3, 4) / 5 and (-3, 4) / 5; (8, 6) / 10 and so on."""
+    features = np.array([[[3.0, 4.0, 0.0], [-3.0, 4.0, 0.0]], [[8.0, 6.0, 0.0], [-4.0, 3.0, 0.0]]])
+    basis = bias_subspace(features, 1)
+    assert np.abs(basis) == pytest.approx(np.array([[1.0, 0.0, 0.0]]))
+    assert without(basis) == pytest.approx(np.diag([0.0, 1.0, 1.0]))
+
+
+def test_a_removed_subspace_is_gone_and_the_rest_is_as_it_was() -> None:
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 2)))[0].T
+    rest = np.linalg.svd(basis)[2][2:]
+    matrix = without(basis)
+    assert matrix @ basis.T == pytest.approx(np.zeros((5, 2)))
+    assert matrix @ rest.T == pytest.approx(rest.T)
+
+
+def test_nullspace_by_hand() -> None:
+    """The label is the sign of x: the first round removes x, and the others find nothing more to remove."""
+    features = np.array(list(product((-1.0, 1.0), (-2.0, 2.0), (-3.0, 3.0))))
+    assert nullspace(features, features[:, 0] > 0, 5) == pytest.approx(np.diag([0.0, 1.0, 1.0]), abs=1e-6)
+
+
+def test_nullspace_is_the_product_of_its_rounds() -> None:
+    """Of three classes each round removes three directions; P_2 P_1 is the projection to the common nullspace."""
+    rng = np.random.default_rng(1)
+    features, labels = rng.normal(size=(60, 10)), np.arange(60) % 3
+    first, both = nullspace(features, labels, 1), nullspace(features, labels, 2)
+    second = np.eye(10) - (first - both)  # I minus what the second round removed
+    assert [round(np.trace(matrix)) for matrix in (first, second, both)] == [7, 7, 4]
+    for matrix in (first, second, both):
+        assert matrix @ matrix == pytest.approx(matrix)
+    assert second @ first == pytest.approx(both)
+
+
+def test_the_projection_comes_before_the_prediction_head(base: Base) -> None:
+    basis = np.eye(WIDTH)[3:5]
+    with torch.inference_mode():
+        hidden = getattr(base.model, base.model.base_model_prefix)(input_ids=IDS).last_hidden_state.clone()
+        hidden[..., 3:5] = 0
+        head = base.model.lm_head if base.kind == "causal" else base.model.cls
+        wanted = head(hidden)
+    before = logits(base)
+    with Projection("test", without(basis)).on(base.model):
+        assert torch.allclose(logits(base), wanted, atol=1e-5)
+        assert not torch.allclose(logits(base), before, atol=1e-2)
+        shown = base.model(input_ids=IDS, output_hidden_states=True).hidden_states[-1]
+        assert not shown[..., 3:5].any()  # what SEAT reads
+    assert torch.equal(logits(base), before)
+
+
+# ---------------------------------------------------------------- steering
+
+
+def test_the_vector_by_hand() -> None:
+    features = np.array([[[1.0, 2.0], [0.0, 2.0]], [[3.0, 0.0], [0.0, 4.0]]])
+    assert mean_difference(features) == pytest.approx(np.array([2.0, -2.0]))  # of (1, 0) and (3, -4)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_vector_is_added_behind_the_layer(gated: bool, base: Base) -> None:
+    """To the output of layer 1, whole or times 1 / (1 + exp(-(2 h_0 - 1)))."""
+    vector = np.linspace(-1, 1, WIDTH)
+    gate = Gate(2.0 * np.eye(WIDTH)[0], -1.0) if gated else None
+    seen: list[Tensor] = []
+    layer = base.model.transformer.h[1] if base.kind == "causal" else base.model.bert.encoder.layer[1]
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    logits(base)
+    with Steered("test", vector, 1, gate).on(base.model):
+        logits(base)
+    logits(base)
+    handle.remove()
+    before, steered, after = seen
+    share = [[1 / (1 + math.exp(-(2 * float(h[0]) - 1)))] for h in before[0]] if gated else [[1.0]] * 4
+    assert (steered - before)[0].numpy() == pytest.approx(np.array(share) * vector, abs=1e-5)
+    assert torch.equal(before, after)
+
+
+def test_a_layer_that_is_not_there_is_named(tiny: Path) -> None:
+    scorer = Scorer(BaseModel(str(tiny)).load(), None, "32", 512)
+    with pytest.raises(UserError, match=r"baseline\.layer=3, but the model has 2 layers"):
+        Steering("gender", layer=3).fit(scorer)
+
+
+# ---------------------------------------------------------------- what they are fitted on
+
+
+@pytest.mark.parametrize(
+    ("bias", "sentence", "group"),
+    [
+        ("gender", "The man lost his hat.", 0),
+        ("gender", "She told her sister.", 1),
+        ("gender", "He met his sister.", None),
+        ("gender", "It rained.", None),
+        ("religion", "The rabbi read the Torah.", 2),
+        ("religion", "The rabbi met an imam.", None),
+    ],
+)
+def test_the_group_of_a_sentence(bias: str, sentence: str, group: int | None) -> None:
+    assert Swapper(bias).group(sentence) == group
+
+
+def test_versions_stand_in_the_order_of_the_groups(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "The rabbi read the Torah.\nAn imam came to the town.\nIt rained all day.\nThe rabbi met an imam.\n"
+    )
+    sentences = Sentences("religion", 9, str(text))
+    assert sorted(row[1] for row in sentences.versions) == ["An imam came to the town.", "The imam read the Quran."]
+    assert all(len(row) == 5 and "pastor" in row[0] and "rabbi" in row[2] for row in sentences.versions)
+    assert sentences.neutral == ["It rained all day."]
+
+
+# ---------------------------------------------------------------- in an evaluation
+
+CANDIDATES = [Candidate("1", name, "gender", "", f"The nurse said that {name} was late.") for name in ("she", "he")]
+
+
+def scores(base: Base, method: Method | None, cache: Path) -> list[list[float]]:
+    scorer = Scorer(base, None, "32", 512, cache, method=method)
+    found = []
+    for model in scorer.models():
+        with scorer.using(model):
+            found.append(scorer.score(CANDIDATES, Conditional(), "test")["score"].tolist())
+    return found
+
+
+def test_no_method_shares_a_key_with_the_base_or_another(base: Base, tmp_path: Path) -> None:
+    methods = [
+        None,
+        Projection("one", without(np.eye(WIDTH)[:1])),
+        Projection("one", without(np.eye(WIDTH)[1:2])),
+        Steered("one", np.ones(WIDTH), 1),
+        Steered("one", np.ones(WIDTH), 2),
+        Steered("one", np.ones(WIDTH), 1, Gate(np.ones(WIDTH), 0.0)),
+        Steered("one", np.ones(WIDTH), 1, Gate(np.ones(WIDTH), 1.0)),
+    ]
+    fresh = [scores(base, method, tmp_path / str(i)) for i, method in enumerate(methods)]
+    kept = [scores(base, method, tmp_path / "shared") for method in methods for _ in range(2)]
+    assert kept == [found for found in fresh for _ in range(2)]  # the second time from the cache
+    assert len(list((tmp_path / "shared" / "scores").glob("*.npy"))) == len(methods)
+    assert all(found[0] == fresh[0][0] for found in fresh)
+    assert len({tuple(found[-1]) for found in fresh}) == len(methods)
+
+
+@pytest.mark.parametrize("kind", [SentenceDebias, NullSpace, Steering])
+def test_each_is_fitted_to_models_of_both_kinds(kind: type, base: Base, tmp_path: Path) -> None:
+    scorer = Scorer(base, None, "32", 512, tmp_path)
+    options = {"gated": True} if kind is Steering else {"rounds": 2} if kind is NullSpace else {}
+    method = kind("gender", n=6, **options).fit(scorer)
+    again = kind("gender", n=6, **options).fit(scorer)
+    assert method.sha256 == again.sha256
+    plain, debiased = scores(base, method, tmp_path)
+    assert plain != debiased
+    assert np.isfinite(debiased).all()
+
+
+def test_evaluate_has_a_baseline_in_place_of_an_adapter(tiny: Path, tmp_path: Path) -> None:
+    words = ("evaluate", f"model={tiny}", "eval=[pronoun_gap]", "baseline=sentence_debias", "baseline.n=4", "name=one")
+    shown = succeed(tmp_path, *words)
+    assert "the debiased model is the base with sentence_debias (gender), not with an adapter" in shown.err
+    assert "change" in shown.out
+    refused = run(tmp_path, *words, "adapter.path=somewhere")
+    assert refused.status == 1
+    assert "leave out one of baseline and adapter.path" in refused.err
