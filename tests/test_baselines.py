@@ -166,14 +166,15 @@ def scores(base: Base, method: Method | None, cache: Path) -> list[list[float]]:
 
 
 def test_no_method_shares_a_key_with_the_base_or_another(base: Base, tmp_path: Path) -> None:
+    vector_D = np.linspace(0, 5, WIDTH)  # a constant vector would be lost in a layer norm
     methods = [
         None,
         Projection("one", without(np.eye(WIDTH)[:1])),
         Projection("one", without(np.eye(WIDTH)[1:2])),
-        Steered("one", np.ones(WIDTH), 1),
-        Steered("one", np.ones(WIDTH), 2),
-        Steered("one", np.ones(WIDTH), 1, Gate(np.ones(WIDTH), 0.0)),
-        Steered("one", np.ones(WIDTH), 1, Gate(np.ones(WIDTH), 1.0)),
+        Steered("one", vector_D, 1),
+        Steered("one", vector_D, 2),
+        Steered("one", vector_D, 1, Gate(np.ones(WIDTH), 0.0)),
+        Steered("one", vector_D, 1, Gate(np.ones(WIDTH), 1.0)),
     ]
     fresh = [scores(base, method, tmp_path / str(i)) for i, method in enumerate(methods)]
     kept = [scores(base, method, tmp_path / "shared") for method in methods for _ in range(2)]

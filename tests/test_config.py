@@ -28,7 +28,7 @@ REQUIRED = {
     ("llm", "compatible"): ["llm.model=x", "llm.base_url=http://x"],
 }
 ADDED = {"llm", "strategy"}  # groups that `run` does not have of its own
-OF_GENERATE = {"judge", "counterparts"}
+VERBS = {"judge": "generate", "counterparts": "generate", "baseline": "evaluate"}  # all others belong to `run`
 
 
 def composed(verb: str, *overrides: str) -> DictConfig:
@@ -48,7 +48,7 @@ def targets(node: object) -> list[str]:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_names_something_real(group: str, choice: str) -> None:
-    verb, added = "generate" if group in OF_GENERATE else "run", "+" * (group in ADDED)
+    verb, added = VERBS.get(group, "run"), "+" * (group in ADDED)
     cfg = composed(verb, f"{added}{group}={choice}", *REQUIRED.get((group, choice), []))
     content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     for target in targets(content):
