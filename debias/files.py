@@ -94,6 +94,9 @@ def disk_error(error: OSError) -> str:
     if error.filename is None:
         return " ".join(str(error).split()) or type(error).__name__
     path = Path(os.fsdecode(error.filename))
+    if error.errno == errno.ENAMETOOLONG:  # first, because nothing can be asked about such a path
+        longest = max(path.parts, key=lambda part: len(os.fsencode(part)))
+        return f"{longest[:40]}... is longer than file systems allow; choose a shorter name"
     if link := next((p for p in (path, *path.parents) if p.is_symlink() and not p.exists()), None):
         return f"{link} is a link to {link.readlink()}, which does not exist; create that folder or remove the link"
     if file := next((p for p in path.parents if p.is_file()), None):

@@ -357,6 +357,13 @@ def test_one_line_and_no_change(
     assert files(tmp_path) == before
 
 
+def test_a_name_that_is_too_long_for_a_folder(debias: Run, tmp_path: Path) -> None:
+    """90 Chinese characters are 270 bytes; file systems take 255."""
+    told = complaint(debias("evaluate", "eval=[crows_pairs]", f"name={'字' * 90}"))
+    assert told == f"error: {'字' * 40}... is longer than file systems allow; choose a shorter name"
+    assert not list((tmp_path / "outputs").iterdir())
+
+
 def test_there_are_many() -> None:
     assert len(CASES) > 120
     assert len({command for command, _ in CASES}) == len(CASES)

@@ -251,3 +251,8 @@ def test_kind_is_what_the_architecture_is(config: Any, kind: str) -> None:
 def test_a_kind_that_the_architecture_lacks_is_refused() -> None:
     with pytest.raises(UserError, match=r"model\.kind=masked: 'x' \(llama\) is causal only"):
         kind_of(LLAMA, "masked", "x")
+
+
+def test_a_folder_may_begin_with_a_tilde(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny.parent))
+    assert BaseModel(f"~/{tiny.name}").tokens().kind == "causal"

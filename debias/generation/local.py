@@ -33,7 +33,7 @@ class LlamaServer:
             import xllamacpp
         except ImportError as error:
             raise UserError("llm=local needs a package: python -m pip install xllamacpp==2026.10.11549") from error
-        path = assets.locate(self.model) if self.model in assets.ASSETS else Path(self.model)
+        path = assets.locate(self.model) if self.model in assets.ASSETS else Path(self.model).expanduser()
         if not path.is_file():
             raise UserError(f"llm.server.model={self.model} is not a file; name a GGUF file or smollm2")
         params = xllamacpp.CommonParams()

@@ -115,6 +115,8 @@ class BaseModel:
         dtype: Literal["auto", "float32", "bf16"] = AUTO,
     ) -> None:
         self.path, self.revision, self.kind = str(path), revision, kind
+        if self.path.startswith("~"):  # quoted in a shell, or written in a file
+            self.path = str(Path(self.path).expanduser())
         self.quantization, self.dtype = quantization, dtype
 
     def load(self) -> Base:
