@@ -260,11 +260,11 @@ def run(model: str, words: Sequence[str]) -> None:
         if done.returncode:
             say(part="run", model=model, error=done.stderr.strip()[-600:])
             return
-        (cost,) = Path(folder).glob("outputs/speed/*/cost.json")
-        facts = json.loads(cost.read_text())
+        result = Path(folder) / "outputs/speed"
+        facts = json.loads((result / "cost.json").read_text())
         stages = {name: spent["seconds"] for name, spent in facts["stages"].items()}
         host = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-        log = (cost.parent / "run.log").read_text()
+        log = (result / "run.log").read_text()
         say(
             part="run", model=model, seconds=round(seconds, 1), stages=stages, host_gb=round(host, 2),
             gpu_gb=facts["peak_gpu_memory_gb"], outcome=done.stdout.strip().splitlines()[-3][:300],

@@ -424,7 +424,7 @@ def test_run_trains_on_what_it_generates(tmp_path: Path, small: list[str], monke
         server.base_url = server.base_url.replace("://", "://user:hunter2@")
         of_set = [w for w in words(server)[1:] if not w.startswith("name=")]
         of_run = [w for w in small if not w.startswith("data.n")]
-        command = ["run", "data=generated", "generate.n=16", "name=run", *of_set, *of_run]
+        command = ["run", "data=generated", "generate.n=16", *of_set, *of_run]
         command.append("llm.api_key_env=OPENAI_API_KEY")
         succeed(tmp_path, *command)
         (cost,) = (json.loads(path.read_text()) for path in (tmp_path / "outputs" / "run").rglob("cost.json"))
