@@ -130,7 +130,7 @@ def test_one_command_scores_a_file_under_its_own_name(debias: Run, tiny: Path, t
     words = ["eval=[pairs]", f"eval.pairs.path={path}", "eval.pairs.name=acme", "protocol=conditional"]
     status, shown, error = debias("evaluate", f"model={tiny}", *words)
     assert status == 0, error
-    assert "acme SS of gender" in shown
+    assert "acme gender preference: 50.0" in shown
     (metrics,) = tmp_path.rglob("metrics.jsonl")
     assert {f.benchmark for f in read_figures(metrics.parent)} == {"acme"}
 
@@ -161,4 +161,4 @@ def test_a_class_in_the_current_folder_gives_the_headline(
     words += ["eval.pairs._target_=mypairs.Mine", "data.bias=age"]
     status, shown, error = debias("evaluate", f"model={tiny}", *words)
     assert status == 0, error
-    assert "acme SS of age" in shown
+    assert "acme age preference: 100.0" in shown
