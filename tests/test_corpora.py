@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from debias.data import leakage
+from debias.data.counterparts import COUNTERPARTS, misfits
 from debias.data.doctor import Diagnosis, examine
 from debias.data.leakage import Index, available, benchmark_index
 from debias.data.quality import NearDuplicates, opening, words
 from debias.data.triplets import CORPORA, TripletFile, corpora
+from debias.records import Triplet
+from debias.training.pairs import stereotype, unrelated
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,20 @@ def test_no_file_of_the_paper_is_more_diverse(name: str, diagnoses: dict[str, Di
         assert diagnoses[name].records >= theirs.records
         for key in ("distinct-3", "distinct-4"):
             assert diagnoses[name].measures[key] > theirs.measures[key]
+
+
+@pytest.mark.parametrize("name", corpora())
+def test_every_sentence_has_a_stereotype_and_an_unrelated_word(name: str, benchmarks: dict[str, Index]) -> None:
+    """They fit in the attribute's place, hardly repeat, and make no sentence of a benchmark."""
+    checked = TripletFile(name).load()
+    for column in COUNTERPARTS:
+        said = Counter(getattr(t, column).lower() for t in checked.triplets)
+        assert max(said.values()) <= 0.03 * len(checked.triplets)
+    for t in checked.triplets:
+        assert misfits(t) == [], t.sentence
+        for other in (stereotype(t), unrelated(t)):
+            assert isinstance(other, Triplet)
+            assert not any(index.sentences.find(other.sentence) for index in benchmarks.values()), other.sentence
 
 
 def test_no_sentence_stands_in_two_corpora() -> None:

@@ -22,7 +22,7 @@ ATTRIBUTE, LANGUAGE_MODEL = objectives.Attribute(), objectives.LanguageModel()
 def loss(
     objective: objectives.Attribute, logprob: list[list[float]], num: list[list[int]], base: float = 0.0
 ) -> Tensor:
-    """Weighted mean over the examples, which have one or two texts each."""
+    """Weighted mean over the examples, which have one to three texts each."""
     logprob_BK = torch.tensor(logprob)
     loss_B = objective.losses(logprob_BK, torch.full_like(logprob_BK, base), torch.tensor(num))
     texts = [[Span((0,) * (n + 1), 1) for n in several] for several in num]
@@ -95,6 +95,30 @@ def test_preference_margin_is_what_is_missing_and_no_more() -> None:
     assert loss(objectives.PreferenceMargin(by=1.0), [[-1.0, -6.0]], [[1, 2]]) == 0
 
 
+def test_npo_learns_unlearns_and_holds() -> None:
+    """Means per token of 2, 1 and 4 tokens.
+
+    At the base's likelihoods: the whole margin of 3, 2 ln 2, and nothing to hold. With gains of 2, -1 and 0.5 nats a
+    token: 1 + 2 ln(1 + 1/e) + 0.25. The gradient on the stereotype is 1 per token at first and vanishes.
+    """
+    objective = objectives.NegativePreference(margin=3)
+    assert objective.needs_base
+    num = [[2, 1, 4]]
+    assert loss(objective, [[-8.0, -8.0, -8.0]], num, base=-8).item() == pytest.approx(3 + 2 * math.log(2))
+    moved = 1 + 2 * math.log(1 + math.exp(-1)) + 0.25
+    assert loss(objective, [[-4.0, -9.0, -6.0]], num, base=-8).item() == pytest.approx(moved)
+    weighted = objectives.NegativePreference(margin=3, beta=2, unlearn=3, hold=4)
+    moved = 1 + 3 * math.log(1 + math.exp(-2)) + 4 * 0.25
+    assert loss(weighted, [[-4.0, -9.0, -6.0]], num, base=-8).item() == pytest.approx(moved)
+
+    for gain, slope in ((0.0, 1.0), (-20.0, 0.0)):
+        logprob_BK = torch.tensor([[-8.0, -8.0 + gain, -8.0]], requires_grad=True)
+        objective.losses(logprob_BK, torch.full((1, 3), -8.0), torch.tensor(num)).sum().backward()
+        assert logprob_BK.grad is not None
+        assert logprob_BK.grad[0, 1].item() == pytest.approx(slope, abs=1e-6)
+        assert logprob_BK.grad[0, 2] == 0
+
+
 def test_a_masked_model_learns_the_true_tokens_at_masked_places_and_refuses_plain_text() -> None:
     """Attribute 7 8 of [2] 5 7 8 3: both are masked (9), the labels are 7 and 8; plain text would be all masks."""
     text = Encoded((2, 5, 7, 8, 3), 2, 4, mask=9)
@@ -151,16 +175,16 @@ def test_the_attribute_is_found_where_its_word_stands_twice() -> None:
 )
 def test_sentences_without_a_counterpart_are_counted(given: Triplet, reason: str) -> None:
     fits = triplet("He wept.", "He", "wept")
-    pairs, dropped = paired([given, fits], "group")
+    pairs, dropped = paired([given, fits], ("group",))
     assert [texts[0] for texts in pairs] == [fits]
     assert dropped == {reason: 1}
     with pytest.raises(UserError, match=f"1 {reason}"):
-        paired([given], "group")
+        paired([given], ("group",))
 
 
 def test_stereotypes_come_from_stereoset_and_from_files_that_name_them(tmp_path: Path) -> None:
     checked = StereoSetSentences("gender", "dev").load()
-    pairs, _ = paired(checked.triplets, "stereotype")
+    pairs, _ = paired(checked.triplets, ("stereotype",))
     anti, stereo = pairs[0]
     assert anti.sentence != stereo.sentence
     assert anti.sentence[: anti.start] == stereo.sentence[: stereo.start]
@@ -169,7 +193,7 @@ def test_stereotypes_come_from_stereoset_and_from_files_that_name_them(tmp_path:
     path = tmp_path / "own.jsonl"
     row = {"sentence": "She was stoic.", "target": "She", "attribute": "stoic", "stereotype": "moody"}
     path.write_text(json.dumps(row), encoding="utf-8")
-    ((_, stereo),), dropped = paired(TripletFile("gender", str(path)).load().triplets, "stereotype")
+    ((_, stereo),), dropped = paired(TripletFile("gender", str(path)).load().triplets, ("stereotype",))
     assert (stereo.sentence, dropped) == ("She was moody.", {})
 
     path.write_text(json.dumps({**row, "stereotype": " "}), encoding="utf-8")
@@ -177,6 +201,25 @@ def test_stereotypes_come_from_stereoset_and_from_files_that_name_them(tmp_path:
         TripletFile("gender", str(path)).load()
 
 
+def test_a_sentence_has_as_many_counterparts_as_the_objective_asks_for(tmp_path: Path) -> None:
+    """StereoSet names all three words; a sentence that lacks one is left out and counted by what it lacks."""
+    both = objectives.NegativePreference().contrasts
+    texts, dropped = paired(StereoSetSentences("gender", "dev").load().triplets, both)
+    assert {len(several) for several in texts} == {3}
+    assert len({several[2].attribute for several in texts} - {several[0].attribute for several in texts}) > 50
+    assert sum(dropped.values()) < 10
+
+    whole = triplet("She was stoic.", "She", "stoic")._replace(stereotype="moody", unrelated="wooden")
+    lacking = whole._replace(unrelated=None)
+    texts, dropped = paired([whole, lacking, whole._replace(stereotype=None)], both)
+    assert [[text.sentence for text in several] for several in texts] == [
+        ["She was stoic.", "She was moody.", "She was wooden."]
+    ]
+    assert dropped == {"no unrelated word in the record": 1, "no stereotype in the record": 1}
+    with pytest.raises(UserError, match="counterparts=FILE"):
+        paired([lacking], both)
+
+
 def test_without_a_contrast_sentences_stand_alone() -> None:
     sentence = triplet("He wept.", "He", "wept")
-    assert paired([sentence], None) == ([(sentence,)], {})
+    assert paired([sentence], ()) == ([(sentence,)], {})

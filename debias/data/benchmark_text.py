@@ -53,11 +53,13 @@ class StereoSetSentences:
 
 
 def _filled(example: dict[str, Any]) -> Triplet | str:
-    """The anti-stereotype sentence with its filling and the stereotype's, or the reason why it cannot be used."""
-    triplet, other = (_located(example, label) for label in ("anti-stereotype", "stereotype"))
-    if isinstance(triplet, str) or isinstance(other, str):  # without the stereotype's words if only these are not found
+    """The anti-stereotype sentence with its filling and the other two, or the reason why it cannot be used."""
+    triplet, *others = (_located(example, label) for label in ("anti-stereotype", "stereotype", "unrelated"))
+    if isinstance(triplet, str):
         return triplet
-    return triplet._replace(stereotype=other.attribute)
+    # A filling that cannot be found is missing; the sentence is used all the same.
+    stereotype, unrelated = (None if isinstance(other, str) else other.attribute for other in others)
+    return triplet._replace(stereotype=stereotype, unrelated=unrelated)
 
 
 def _located(example: dict[str, Any], label: str) -> Triplet | str:

@@ -83,5 +83,6 @@ def deranged(words: list[str], seed: int) -> list[str]:
 def _with_attribute(triplet: Triplet, attribute: str) -> Triplet:
     before, after = triplet.sentence[: triplet.start], triplet.sentence[triplet.stop :]
     return triplet._replace(
-        sentence=f"{before}{attribute}{after}", attribute=attribute, stop=triplet.start + len(attribute)
-    )
+        sentence=f"{before}{attribute}{after}", attribute=attribute, stop=triplet.start + len(attribute),
+        stereotype=None, unrelated=None,  # they were words for the other attribute
+    )  # fmt: skip

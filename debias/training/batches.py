@@ -23,7 +23,7 @@ from debias.scoring.likelihood import Target
 from debias.scoring.reference import Ask, Said, target
 from debias.training.balance import Pair
 
-Texts = tuple[Scored, ...]  # the spans of one example: the training sentence, then its counterpart if there is one
+Texts = tuple[Scored, ...]  # the spans of one example: the training sentence, then its counterparts
 
 
 class Part(NamedTuple):

@@ -17,10 +17,10 @@ def examples(
     max_positions: int | None,
     start_token: bool = True,
 ) -> list[Texts | str]:
-    """The spans of each sentence and its counterpart, or why there are none.
+    """The spans of each sentence and its counterparts, or why there are none.
 
     Args:
-        pairs: sentences, each alone or with its counterpart.
+        pairs: sentences, each alone or with its counterparts.
         max_positions: how many tokens of a text the model takes; None where there is no limit.
         start_token: put the start token in front of every sentence of a causal model.
     """

@@ -154,7 +154,7 @@ class Debiaser(pl.LightningModule):
         """Loss of each example. Neutral texts have no scored tokens and belong to no example; pairs come last."""
         scored_S = (batch.num_tokens_S > 0).nonzero()[:, 0]
         scored_S = scored_S[: len(scored_S) - 2 * pairs]
-        texts = 1 if self.objective.contrast is None else 2
+        texts = 1 + len(self.objective.contrasts)
         of_examples = (t[scored_S].view(-1, texts) for t in (logprob_S, base_S, batch.num_tokens_S))
         return self.objective.losses(*of_examples)
 

@@ -1,11 +1,11 @@
 """Objectives: log-probabilities of spans -> loss.
 
-An objective decides what a training sentence is compared with (`contrast`), which tokens are scored (`span`), how
+An objective decides what a training sentence is compared with (`contrasts`), which tokens are scored (`span`), how
 log-probabilities become losses (`losses`), and how much an example counts (`weight`). The loss of a step is the sum of
 its examples' losses divided by the sum of their weights, in nats. Retention, the KL term that keeps the model close to
 its base, is not part of an objective: the training module adds it to any of them.
 
-Shapes: B examples, K texts per example (the training sentence, then its counterpart if there is one).
+Shapes: B examples, K texts per example (the training sentence, then its counterparts in the order of `contrasts`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
-from debias.records import Encoded, Masked, Positive, Scored, SomeShare, Span, UserError
+from debias.records import Encoded, Masked, NotNegative, Positive, Scored, SomeShare, Span, UserError
 
 
 class Objective(Protocol):
     """What training needs to know about a loss."""
 
-    contrast: str | None  # what a sentence is compared with, a key of `pairs.CONTRASTS`; None: nothing
+    contrasts: tuple[str, ...]  # what a sentence is compared with, keys of `pairs.CONTRASTS`
     needs_base: bool  # whether the loss depends on the base's log-probabilities
 
     def span(self, text: Encoded) -> Scored:
@@ -48,7 +48,7 @@ class Attribute:
             paper has no such bound.
     """
 
-    contrast: str | None = None
+    contrasts: tuple[str, ...] = ()
 
     def __init__(self, margin: Positive | None = None) -> None:
         self.margin = margin
@@ -137,20 +137,20 @@ class LanguageModel(Attribute):
 
 
 class _Comparison(Attribute):
-    """An objective that compares a sentence with its counterpart; every pair counts the same."""
+    """An objective that compares a sentence with its counterparts; every sentence counts the same."""
 
     def __init__(self) -> None:
         super().__init__()
 
     def weight(self, texts: Sequence[Scored]) -> int:
-        """1: a step's loss is a mean over pairs."""
+        """1: a step's loss is a mean over sentences."""
         return 1
 
 
 class Equalise(_Comparison):
     """Make the attribute equally likely for two groups: the sentence, and the same with the group's words swapped."""
 
-    contrast = "group"
+    contrasts = ("group",)
 
     def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
         """Squared difference between the two mean log-probabilities per token."""
@@ -165,7 +165,7 @@ class Preference(_Comparison):
         beta: weight of DPO's implicit KL term: higher keeps the model closer to its base.
     """
 
-    contrast = "stereotype"
+    contrasts = ("stereotype",)
 
     def __init__(self, beta: Positive = 0.1) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class PreferenceMargin(_Comparison):
         by: the margin in nats per token; 0 aims for no preference either way.
     """
 
-    contrast = "stereotype"
+    contrasts = ("stereotype",)
 
     def __init__(self, by: float = 0.0) -> None:
         super().__init__()
@@ -194,3 +194,37 @@ class PreferenceMargin(_Comparison):
         """max(0, by - (a - s)), a and s the two texts' mean log-probabilities per token."""
         mean_BK = logprob_BK / num_tokens_BK
         return (self.by - mean_BK[:, 0] + mean_BK[:, 1]).clamp(min=0)
+
+
+class NegativePreference(_Comparison):
+    """Learn the anti-stereotype, unlearn the stereotype and leave an unrelated word as likely as it was.
+
+    The second term is negative preference optimisation (NPO, Zhang et al. 2024, eq. 3): unlike a negated
+    log-likelihood it ends by itself, because its gradient vanishes once the stereotype is unlikely.
+
+    Args:
+        margin: stop learning an attribute once it is this much likelier than under the base, in nats per token.
+        beta: how soon unlearning ends: at 1, half of its gradient is left at the base's likelihood, a tenth 2.2 nats
+            per token below.
+        unlearn: weight of the second term.
+        hold: weight of the third term.
+    """
+
+    contrasts = ("stereotype", "unrelated")
+
+    def __init__(
+        self, margin: Positive = 4, beta: Positive = 1, unlearn: NotNegative = 1, hold: NotNegative = 1
+    ) -> None:
+        super().__init__()
+        self.bound, self.beta, self.unlearn, self.hold, self.needs_base = margin, beta, unlearn, hold, True
+
+    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
+        """max(0, margin - a) + unlearn (2 / beta) log(1 + exp(beta s)) + hold u^2.
+
+        a, s and u are the gains of the anti-stereotype, the stereotype and the unrelated word over the base, in nats
+        per token.
+        """
+        gain_BK = (logprob_BK - base_BK) / num_tokens_BK
+        learn_B = (self.bound - gain_BK[:, 0]).clamp(min=0)
+        unlearn_B = 2 / self.beta * softplus(self.beta * gain_BK[:, 1])
+        return learn_B + self.unlearn * unlearn_B + self.hold * gain_BK[:, 2].square()

@@ -1,4 +1,4 @@
-"""Counterparts of training sentences, for objectives that compare: the same about another group, or the stereotype."""
+"""Counterparts of training sentences, for objectives that compare: another group, or another word for the attribute."""
 
 from __future__ import annotations
 
@@ -10,33 +10,44 @@ from debias.data.swapping import Swapper
 from debias.data.word_borders import same_word, whole_words
 from debias.records import Triplet, UserError
 
-Texts = tuple[Triplet, ...]  # the training sentence, then its counterpart if there is one
+_ADD_WORDS = (
+    'choose data=targeted, general or stereoset, or a file whose records have a "stereotype" and an "unrelated" word '
+    "for the attribute's place (debias generate counterparts=FILE adds them)"
+)
+
+Texts = tuple[Triplet, ...]  # the training sentence, then its counterparts
 
 
-def paired(triplets: Sequence[Triplet], contrast: str | None) -> tuple[list[Texts], Counter[str]]:
-    """Each sentence with its counterpart, and how many sentences have none, by reason.
+def paired(triplets: Sequence[Triplet], contrasts: Sequence[str]) -> tuple[list[Texts], Counter[str]]:
+    """Each sentence with its counterparts, and how many sentences lack one, by reason.
 
     Args:
-        contrast: `group` (the sentence with words for one group swapped for another's), `stereotype` (the sentence
-            with the stereotype that its record names), or None (no counterparts).
+        contrasts: the counterparts: `group` (the sentence with words for one group swapped for another's),
+            `stereotype` or `unrelated` (the sentence with the word that its record names in the attribute's place).
 
-    Raises UserError if no sentence has a counterpart.
+    Raises UserError if no sentence has all of them.
     """
-    if contrast is None:
-        return [(triplet,) for triplet in triplets], Counter()
-    counterpart, remedy = CONTRASTS[contrast]
-    pairs: list[Texts] = []
+    texts: list[Texts] = []
     dropped: Counter[str] = Counter()
+    remedies: dict[str, None] = {}  # of the contrasts that sentences lack
     for triplet in triplets:
-        other = counterpart(triplet)
-        if isinstance(other, str):
-            dropped[other] += 1
+        others: list[Triplet] = []
+        for contrast in contrasts:
+            counterpart, remedy = CONTRASTS[contrast]
+            other = counterpart(triplet)
+            if isinstance(other, str):
+                dropped[other] += 1
+                remedies[remedy] = None
+                break
+            others.append(other)
         else:
-            pairs.append((triplet, other))
-    if not pairs:
+            texts.append((triplet, *others))
+    if not texts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise UserError(f"this objective compares sentences, but none has a counterpart ({reasons}); {remedy}")
-    return pairs, dropped
+        raise UserError(
+            f"this objective compares sentences, but none has a counterpart ({reasons}); {'; '.join(remedies)}"
+        )
+    return texts, dropped
 
 
 def other_group(triplet: Triplet) -> Triplet | str:
@@ -57,24 +68,27 @@ def other_group(triplet: Triplet) -> Triplet | str:
 
 def stereotype(triplet: Triplet) -> Triplet | str:
     """The sentence with the stereotype in the attribute's place, or the reason why there is none."""
-    if triplet.stereotype is None:
-        return "no stereotype in the record"
-    if same_word(triplet.stereotype, triplet.attribute):
-        return "the stereotype is the attribute"
+    return _instead(triplet, triplet.stereotype, "stereotype")
+
+
+def unrelated(triplet: Triplet) -> Triplet | str:
+    """The sentence with the unrelated word in the attribute's place, or the reason why there is none."""
+    return _instead(triplet, triplet.unrelated, "unrelated word")
+
+
+def _instead(triplet: Triplet, word: str | None, name: str) -> Triplet | str:
+    if word is None:
+        return f"no {name} in the record"
+    if same_word(word, triplet.attribute):
+        return f"the {name} is the attribute"
     before, after = triplet.sentence[: triplet.start], triplet.sentence[triplet.stop :]
-    return triplet._replace(
-        sentence=f"{before}{triplet.stereotype}{after}",
-        attribute=triplet.stereotype,
-        stop=triplet.start + len(triplet.stereotype),
-    )
+    return triplet._replace(sentence=f"{before}{word}{after}", attribute=word, stop=triplet.start + len(word))
 
 
 CONTRASTS: dict[str, tuple[Callable[[Triplet], Triplet | str], str]] = {
-    "group": (other_group, "choose data about gender, race or religion, or objective=attribute"),
-    "stereotype": (
-        stereotype,
-        'choose data=stereoset, or a file whose records have a "stereotype", the word to put in the attribute\'s place',
-    ),
+    "group": (other_group, "choose data about gender, race or religion, or objective=bounded"),
+    "stereotype": (stereotype, _ADD_WORDS),
+    "unrelated": (unrelated, _ADD_WORDS),
 }
 
 

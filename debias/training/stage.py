@@ -157,8 +157,8 @@ def _keep(adapted: peft.PeftModel, base: Base, folder: Path) -> Path:
 
 
 def _examples(tuning: Tuning, base: Base, triplets: Sequence[Triplet]) -> list[Texts]:
-    """The spans that the objective scores in each sentence, and in its counterpart if the objective compares."""
-    pairs, dropped = paired(triplets, tuning.objective.contrast)
+    """The spans that the objective scores in each sentence and in its counterparts."""
+    pairs, dropped = paired(triplets, tuning.objective.contrasts)
     limit = _max_positions(tuning, base)
     found = examples(pairs, tuning.objective, base.tokens, limit, tuning.recipe.start_token)
     dropped.update(texts for texts in found if isinstance(texts, str))
