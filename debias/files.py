@@ -13,10 +13,61 @@ import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
+
+
+class _Noted(NamedTuple):
+    """The files and folders that were written, and the folders whose files have been named."""
+
+    paths: dict[Path, None]
+    named: list[Path]
+
+
+# Of the innermost `files_named`. A thread begins with none: what it writes beside a job is not the job's.
+_noted: ContextVar[_Noted | None] = ContextVar("_noted", default=None)
+
+
+@contextmanager
+def files_named(folder: Path | None = None, level: int = logging.INFO) -> Iterator[None]:
+    """Log the names of all files that the block has written, also if it fails, in one line at its end.
+
+    Args:
+        folder: of a job. All files in it count as the job's, and so do those that were written just before the block.
+    """
+    around, noted = _noted.get(), _Noted({}, [])
+    if folder and around:
+        noted.paths.update(around.paths)
+        around.paths.clear()
+        around.named.append(folder)
+    token = _noted.set(noted)
+    try:
+        yield
+    finally:
+        _noted.reset(token)
+        named = [*noted.named, *([folder] if folder else [])]
+        with suppress(OSError):
+            own = [_name(path, folder) for path in sorted(_entries(folder))] if folder else []
+            others = [str(file) for path in noted.paths for file in _files_of(path)]
+            others = [name for name in dict.fromkeys(others) if not any(Path(name).is_relative_to(f) for f in named)]
+            words = [f"files in {folder}: {', '.join(own)}"] if own else []
+            words += [f"{'other files' if folder else 'files'}: {', '.join(others)}"] if others else []
+            if words:
+                log.log(level, "%s", "; ".join(words))
+
+
+def note(path: Path) -> None:
+    """Let `files_named` name a file, or the files in a folder, that the functions below did not write."""
+    if (noted := _noted.get()) is not None:
+        noted.paths[path] = None
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A file, or the files in a folder; none if it has been removed or renamed since it was written."""
+    return sorted(_entries(path)) if path.is_dir() else [path] if path.exists() else []
 
 
 @contextmanager
@@ -36,6 +87,7 @@ def whole_file(path: Path) -> Iterator[Path]:
                 unfinished.unlink(missing_ok=True)
             raise
     log.debug("wrote %s", path)
+    note(path)
 
 
 @contextmanager
@@ -63,6 +115,7 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
     log.debug("wrote %s", path)
+    note(path)
 
 
 @contextmanager

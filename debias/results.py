@@ -306,9 +306,6 @@ class RunFolder:
             **more,
         }
         write_json(self.path / "status.json", status)
-        if state == "done":
-            names = sorted(str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file())
-            log.debug("files in %s: %s", self.path, ", ".join(names))
 
     def write_figures(self, figures: Iterable[Figure]) -> None:
         """Write metrics.jsonl."""

@@ -14,8 +14,8 @@ from typing import NoReturn
 from debias import __version__
 from debias.cli import build, jobs, sweep, sweepfiles
 from debias.cli.config import check_words, config_dir, explain, keys, quoted, readable, shorthands, whole_values
-from debias.cli.terminal import console, next_step
-from debias.files import disk_error
+from debias.cli.terminal import console, logging_to_terminal, next_step
+from debias.files import disk_error, files_named
 from debias.records import UserError
 from debias.schema import nearest
 
@@ -29,7 +29,8 @@ def main() -> None:
     if not sys.stderr.isatty():  # bars of other libraries do not belong into a log
         os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     try:
-        status = _dispatch(sys.argv[1:])
+        with logging_to_terminal(), files_named():
+            status = _dispatch(sys.argv[1:])
     except UserError as error:
         sys.exit(_complain(str(error)))
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from debias.cli import workers
 from debias.cli.config import NOT_IDENTITY
 from debias.cli.terminal import console, logging_to, next_step, page, quieten, shown
+from debias.files import files_named
 from debias.models.identity import content_sha256
 from debias.progress import on_terminal
 from debias.results import ADAPTER, Input, RunFolder, code_sha256, data_sha256, read_figures, read_status, text_sha256
@@ -122,8 +123,8 @@ def logged(cfg: DictConfig, folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def recorded(folder: RunFolder) -> Iterator[None]:
-    """Keep status.json and run.log while a job works, also if it fails."""
-    with folder.working(), logging_to(folder.path / "run.log"):
+    """Keep status.json and run.log while a job works, also if it fails; the log ends with the names of all files."""
+    with folder.working(), logging_to(folder.path / "run.log"), files_named(folder.path, logging.DEBUG):
         if folder.opened:
             log.info("%s", folder.opened)
         try:

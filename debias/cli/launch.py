@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from debias.cli.config import groups, job_name, run_dir
 from debias.cli.jobs import JOBS
 from debias.cli.terminal import shown
-from debias.files import disk_error
+from debias.files import disk_error, files_named
 from debias.records import UserError
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def task(cfg: DictConfig) -> None:
         print(f"folder: {shown(output)}", file=sys.stderr, flush=True)  # before anything slow is imported
     try:
         _check_repeated(hydra.overrides.task)
-        ended.append(JOBS.get(verb, JOBS["run"])(cfg) or 0)
+        with files_named():
+            ended.append(JOBS.get(verb, JOBS["run"])(cfg) or 0)
     except Exception as error:
         ended.append(error)
         if hydra.mode is RunMode.MULTIRUN:

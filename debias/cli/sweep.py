@@ -245,11 +245,12 @@ def _watching(planned: Plan, title: str, since: datetime, every: float = 1.0) ->
 
 def _write(planned: Plan, title: str, since: datetime, probe: bool = True) -> Path:
     """Rewrite sweep.md, and return its path. It is a by-product, so a failure does not stop the sweep."""
-    from debias.files import write_text
+    from debias.files import note, write_text
     from debias.locks import Lock
     from debias.report.many_runs.sweep_progress import markdown, states_of
 
     page = next(iter(planned.jobs)).parent / "sweep.md"
+    note(page.with_name("multirun.yaml"))  # Hydra's
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         with Lock(page.with_name(".sweep.lock")).held("write sweep.md"):

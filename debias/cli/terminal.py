@@ -34,6 +34,18 @@ def shown(path: Path) -> Path:
 
 
 @contextmanager
+def logging_to_terminal() -> Iterator[None]:
+    """Log this program's messages to the terminal, for as long as the command runs."""
+    root = logging.getLogger()
+    before = root.handlers, root.level
+    root.handlers, root.level = [*root.handlers, _terminal()], logging.INFO
+    try:
+        yield
+    finally:
+        root.handlers, root.level = before
+
+
+@contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Log this program's messages to the terminal and everything to the run's file, for as long as the job runs."""
     root = logging.getLogger()
@@ -41,10 +53,7 @@ def logging_to(path: Path) -> Iterator[None]:
     file = RunLog(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     file.addFilter(_belongs)
-    terminal = _terminal()
-    terminal.setLevel(logging.INFO)
-    terminal.addFilter(logging.Filter("debias"))
-    root.handlers, root.level = [file, terminal], logging.INFO
+    root.handlers, root.level = [file, _terminal()], logging.INFO
     logging.getLogger("debias").setLevel(logging.DEBUG)
     logging.captureWarnings(True)
     try:
@@ -78,19 +87,23 @@ class RunLog(logging.FileHandler):
 
 
 def _terminal() -> logging.Handler:
-    """Wrapped lines for a terminal; for files and pipes one line a message, with nothing around it."""
-    if not sys.stderr.isatty():
-        plain = logging.StreamHandler(sys.stderr)
-        plain.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%X"))
-        return plain
-    lines = RichHandler(
-        console=Console(stderr=True),
-        show_path=False,
-        show_level=False,
-        log_time_format="[%X]",
-        highlighter=NullHighlighter(),
-    )
-    lines.addFilter(lambda record: record.name != "debias.progress")  # bars show it
+    """This program's messages: wrapped lines for a terminal; for files and pipes one line each, nothing around it."""
+    lines: logging.Handler
+    if sys.stderr.isatty():
+        lines = RichHandler(
+            console=Console(stderr=True),
+            show_path=False,
+            show_level=False,
+            log_time_format="[%X]",
+            highlighter=NullHighlighter(),
+        )
+        # Bars show the progress, and the last lines of a command where the files are.
+        lines.addFilter(lambda record: record.name not in ("debias.progress", "debias.files"))
+    else:
+        lines = logging.StreamHandler(sys.stderr)
+        lines.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%X"))
+    lines.setLevel(logging.INFO)
+    lines.addFilter(logging.Filter("debias"))
     return lines
 
 

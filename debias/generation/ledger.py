@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from filelock import Timeout
 
+from debias.files import note
 from debias.generation.adaptation import Adaptation
 from debias.generation.complaints import PASSING
 from debias.generation.exchange import FILTERED, Answer, Bound, Spent
@@ -189,6 +190,7 @@ class Ledger:
         try:
             self.memory = read_ledger(self.path)
             self._file = self.path.open("ab", buffering=0)
+            note(self.path)
             self._begin_line()
             spent = self.memory.spent
             if spent.lost:

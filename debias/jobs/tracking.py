@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 import torch
 
 from debias.benchmarks.evaluation import Evaluation
+from debias.files import note
 from debias.records import Figure, UserError
 from debias.report.comparison import headlines
 from debias.report.one_run.report import Change, changes
@@ -199,6 +200,7 @@ class WeightsAndBiases(Tracker):
         folder = Path(run.dir).parent
         offline, name = run.settings.mode == "offline", f"*-{run.id}"
         run.finish(exit_code=int(failed))
+        note(folder)
         if offline and not failed:
             for earlier in folder.parent.glob(f"offline-run{name}"):
                 if earlier.resolve() != folder.resolve():
