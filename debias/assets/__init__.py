@@ -10,6 +10,8 @@ from pathlib import Path
 from debias.assets import network
 from debias.assets.cache import cache_dir, temporary_dir, warn
 from debias.assets.catalogue import ASSETS, REMOTE, Asset, Remote
+from debias.assets.downloads import downloading
+from debias.files import note
 from debias.records import UserError
 
 __all__ = [
@@ -115,11 +117,19 @@ def _retrieved(url: str, sha256: str | None, name: str | None) -> Path:
     import requests
 
     network.check(url)
-    known = sha256 and f"sha256:{sha256}"
+
+    def retrieve(folder: Path) -> Path:
+        with downloading(name or url.rsplit("/", 1)[-1]) as download:
+            known = sha256 and f"sha256:{sha256}"
+            path = Path(pooch.retrieve(url, known, fname=name, path=folder, progressbar=download.pooch_bar()))
+        if download.came:
+            note(path)
+        return path
+
     try:
-        return Path(pooch.retrieve(url, known, fname=name, path=_downloads()))
+        return retrieve(_downloads())
     except OSError as error:
         if isinstance(error, requests.RequestException) or error.filename is None:  # of the network
             raise
         warn(error)
-        return Path(pooch.retrieve(url, known, fname=name, path=temporary_dir()))
+        return retrieve(temporary_dir())

@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,6 +16,7 @@ from unittest.mock import patch
 import peft
 import torch
 import transformers
+from huggingface_hub import hf_hub_download
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,7 +33,8 @@ from transformers.utils.hub import cached_file
 from debias import assets
 from debias.assets import network
 from debias.assets.cache import made_by_one, temporary_dir, warn
-from debias.files import remove_unfinished, whole_folder
+from debias.assets.downloads import downloading
+from debias.files import note, remove_unfinished, whole_folder
 from debias.models import bert_tiny
 from debias.models.checkpoint import (
     check_architecture,
@@ -126,7 +128,9 @@ class BaseModel:
         """
         quantized = _quantized(self.quantization)  # fail before the weights are loaded
         tokenizer, kind = self.tokens()
-        with self._place() as (folder, options):
+        with self._place() as (folder, options), downloading(self.path) as download:
+            if not Path(folder).is_dir():
+                options["tqdm_class"] = download.tqdm_class()
             on_gpu = device().type == "cuda"
             if on_gpu:  # straight from the file to the device: the host never holds the whole model
                 options["device_map"] = {"": device()}
@@ -134,7 +138,10 @@ class BaseModel:
             # Other shapes, too, are told by the report: transformers' own error does not name them.
             how = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
             model, report = LOADERS[kind].from_pretrained(folder, dtype=dtype, **how, **{**options, **quantized})
-            checksum = tensors_sha256(_files(folder, self.revision)) + (self.quantization or "")
+            files = _files(folder, self.revision)
+            checksum = tensors_sha256(files) + (self.quantization or "")
+            if download.came:
+                note(files)
         check_loaded(model, report, self.path)
         check_vocabulary(tokenizer, model, self.path)
         model.requires_grad_(False).eval()
@@ -154,11 +161,17 @@ class BaseModel:
             check_architecture(config, self.path)
             if not local:  # a hub's weights may not be here yet
                 check_files(_files(folder, self.revision))
+                self._fetch("tokenizer.json")
             kind = kind_of(config, self.kind, self.path)
             tokenizer = _tokenizer(folder, self.revision, _changed(folder))
         if not tokenizer.is_fast:
             raise UserError(f"model {self.path!r} has no fast tokenizer; debias needs one to locate words in sentences")
         return Tokens(tokenizer, kind)
+
+    def _fetch(self, name: str) -> None:
+        """Download a file that transformers would download without a bar; it then says what is wrong if this fails."""
+        with downloading(f"{self.path}/{name}") as download, suppress(OSError, ValueError):
+            hf_hub_download(self.path, name, revision=self.revision, tqdm_class=download.tqdm_class())
 
     @contextmanager
     def _place(self) -> Iterator[tuple[str, dict[str, Any]]]:
