@@ -40,13 +40,18 @@ def config(data: str = "targeted", seed: int = 1, n: int = 8, **more: Any) -> di
 
 
 def write_run(
-    folder: Path, of: Mapping[str, Any], figures: Sequence[Figure], state: str = "done", code: str = "a" * 64
+    folder: Path,
+    of: Mapping[str, Any],
+    figures: Sequence[Figure],
+    state: str = "done",
+    code: str = "a" * 64,
+    **facts: Any,
 ) -> Path:
-    """A reduced run folder: what a study would keep."""
+    """A reduced run folder: what a study would keep. `facts` are further keys of status.json."""
     folder.mkdir(parents=True)
     versions = {"debias": "0.1.0", "torch": "2.13.0"}
     status = {"state": state, "ended": "2026-01-01", "versions": versions, "git_commit": "f" * 40, "code_sha256": code}
-    (folder / "status.json").write_text(json.dumps(status))
+    (folder / "status.json").write_text(json.dumps(status | facts))
     (folder / "config.yaml").write_text(yaml.safe_dump(of))
     lines = [json.dumps(f._asdict()) for f in figures]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import product
 from pathlib import Path
@@ -201,6 +202,7 @@ def test_evaluate_has_a_baseline_in_place_of_an_adapter(tiny: Path, tmp_path: Pa
     shown = succeed(tmp_path, *words)
     assert "the debiased model is the base with sentence_debias (gender), not with an adapter" in shown.err
     assert "change" in shown.out
+    assert json.loads((tmp_path / "outputs/one/status.json").read_text())["method"] == "sentence_debias (gender)"
     refused = run(tmp_path, *words, "adapter.path=somewhere")
     assert refused.status == 1
     assert "leave out one of baseline and adapter.path" in refused.err

@@ -96,7 +96,12 @@ def test_the_program_accepts_every_command(
             out.touch()
             return Archived(1, 0, [])
 
+        def leaderboard(paths: Sequence[Path]) -> tuple[str, list[str]]:
+            asked.extend(paths)
+            return "", []
+
         monkeypatch.setattr("debias.report.many_runs.report.report", report)
+        monkeypatch.setattr("debias.report.many_runs.leaderboard.leaderboard", leaderboard)
         monkeypatch.setattr("debias.jobs.archive.archive", archive)
         assert debias(*words)[0] == 0
         behind_out = rest[rest.index("--out") + 1] if "--out" in rest else None

@@ -44,6 +44,7 @@ def test_run_folder_is_as_agreed(finished: tuple[Path, str]) -> None:
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "done"
     assert status["hardware"]["threads"] == 1
+    assert set(status["trained_on_scored"].values()) == {0}
     cost = json.loads((folder / "cost.json").read_text())
     assert set(cost["stages"]) == {"load", "train", "evaluate"}
     assert cost["tokens"] > 0

@@ -334,15 +334,14 @@ def test_training_sentences_that_are_scored_are_refused() -> None:
     dev = [t.sentence for t in StereoSetSentences("gender").load().triplets]
     with pytest.raises(UserError, match=r"scored by stereoset; .*eval\.stereoset\.split=test"):
         check_unseen(dev, prepared([StereoSet(BiasBench(), split="dev")], CAUSAL))
-    assert check_unseen(dev, prepared([CrowsPairs(BiasBench())], CAUSAL)) == []
+    assert check_unseen(dev, prepared([CrowsPairs(BiasBench())], CAUSAL)) == {"crows_pairs": 0}
 
 
-def test_a_few_scored_sentences_are_noted() -> None:
+def test_a_few_scored_sentences_are_counted() -> None:
     """1 of 100 is within 1%, whatever its case; 2 of 100 are not."""
     benchmarks = prepared([CrowsPairs(BiasBench(), limit=2)], CAUSAL)
     scored = [candidate.text for candidate in benchmarks[0].candidates]
     own = [f"Sentence {i}." for i in range(99)]
-    note = "1 of the 100 training sentences are scored by crows_pairs too"
-    assert check_unseen([f" {scored[0].upper()} ", *own], benchmarks) == [note]
+    assert check_unseen([f" {scored[0].upper()} ", *own], benchmarks) == {"crows_pairs": 1}
     with pytest.raises(UserError, match="2 of the 100"):
         check_unseen([*scored[:2], *own[:98]], benchmarks)

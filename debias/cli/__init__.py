@@ -15,7 +15,7 @@ from debias import __version__
 from debias.cli import build, jobs, sweep, sweepfiles
 from debias.cli.config import check_words, config_dir, explain, keys, quoted, readable, shorthands, whole_values
 from debias.cli.terminal import console, logging_to_terminal, next_step
-from debias.files import disk_error, files_named
+from debias.files import disk_error, files_named, write_text
 from debias.records import UserError
 from debias.schema import nearest
 
@@ -102,14 +102,41 @@ def _report(words: list[str]) -> int:
     from debias.cli.sweep_size import planned
     from debias.report.many_runs.report import report
 
-    parser = _parser("report", "Tables, plots and tests over many runs.", "--recompute, --out FOLDER")
+    parser = _parser(
+        "report", "Tables, plots and tests over many runs.", "--recompute, --leaderboard, --out FOLDER or FILE.md"
+    )
     parser.add_argument("path", nargs="*", type=Path, help="folders with runs below them, archives; default: outputs")
     parser.add_argument(
         "--recompute", action="store_true", help="compute the figures again from the records and compare"
     )
-    parser.add_argument("--out", type=Path, help="folder for report.html, .md, .tex and .csv")
+    parser.add_argument(
+        "--leaderboard", action="store_true", help="print methods side by side as Markdown; reads archives in folders"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for report.html, .md, .tex and .csv; the .md file of a leaderboard"
+    )
     asked = parser.parse_args(words)
+    if asked.leaderboard:
+        if asked.recompute:
+            raise UserError("--recompute is for the report; leave --recompute or --leaderboard out")
+        return _leaderboard(asked.path, asked.out)
     faults = report(asked.path, console, build.benchmarks_of, asked.recompute, asked.out, planned)
+    return max((_complain(fault) for fault in faults), default=0)
+
+
+def _leaderboard(paths: list[Path], out: Path | None) -> int:
+    """Print the leaderboard, or write it to a file; returns 1 if some runs could not be read."""
+    from debias.report.many_runs.leaderboard import leaderboard
+
+    if out and out.suffix != ".md":
+        raise UserError(f"--out {out}: name a file that ends in .md, or leave --out out to print the leaderboard")
+    page, faults = leaderboard(paths)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, page)
+        console.print(f"leaderboard: {out}", highlight=False, soft_wrap=True, markup=False)
+    else:
+        print(page, end="")
     return max((_complain(fault) for fault in faults), default=0)
 
 

@@ -70,6 +70,7 @@ def evaluate(
             method = baseline.fit(Scorer(base, None, scoring.precision, scoring.token_budget, assets.cache_dir()))
         if method is not None:
             notes[f"the debiased model is the base with {method.name}, not with an adapter"] = None
+            folder.describe(method=method.name)
             adapted_by = {"debiased": lambda _: None}
     start_tokens: dict[str, str] = {}
     with cost.stage("evaluate") as spent:

@@ -53,7 +53,10 @@ def run(
     with stage("read the benchmarks", said=True):
         to_score = prepared(benchmarks, base.tokens)
     seen = check_unseen([t.sentence for t in checked.triplets], to_score)
-    checked = checked._replace(notes=(*checked.notes, *seen))
+    folder.describe(trained_on_scored=seen)
+    number = len(checked.triplets)
+    told = [f"{n} of the {number} training sentences are scored by {name} too" for name, n in seen.items() if n]
+    checked = checked._replace(notes=(*checked.notes, *told))
     for note in checked.notes:
         log.info("note: %s", note)
 
@@ -118,18 +121,20 @@ def assist(folder: RunFolder, tuning: Tuning, model: BaseModel) -> None:
         train(tuning, tuning.data.load(tuning.seed).triplets, model.load(), folder.path, target)
 
 
-def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Prepared]) -> list[str]:
-    """Notes on sentences that are both trained on and scored, ignoring case and surrounding white space.
+def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Prepared]) -> dict[str, int]:
+    """How many training sentences each benchmark scores too, ignoring case and surrounding white space.
 
     Raises UserError if they make up more than 1% of the training sentences.
     """
-    notes = []
+    counts: dict[str, int] = {}
     for benchmark, candidates in benchmarks:
         scored = {candidate.text.strip().lower() for candidate in candidates}
         count = sum(sentence.strip().lower() in scored for sentence in sentences)
-        what = f"{count} of the {len(sentences)} training sentences are scored by {benchmark.name}"
         if count > 0.01 * len(sentences):
             split = " or its other split (eval.stereoset.split=test)" if benchmark.name == "stereoset" else ""
-            raise UserError(f"{what}; choose another benchmark with eval=[...]{split}, or other data")
-        notes += [f"{what} too"] if count else []
-    return notes
+            raise UserError(
+                f"{count} of the {len(sentences)} training sentences are scored by {benchmark.name}; "
+                f"choose another benchmark with eval=[...]{split}, or other data"
+            )
+        counts[benchmark.name] = max(count, counts.get(benchmark.name, 0))  # one benchmark under several protocols
+    return counts

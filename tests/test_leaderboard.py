@@ -1,0 +1,158 @@
+"""`debias report --leaderboard`: rows from archives and run folders, and the page of the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import run, succeed
+from run_folders import config, figure, scores, write_run
+
+from debias.jobs.archive import archive
+from debias.records import UserError
+from debias.report.many_runs.leaderboard import leaderboard
+
+ROOT = Path(__file__).resolve().parents[1]
+LORA = {
+    "adapter": {"_target_": "peft.LoraConfig", "r": 8},
+    "objective": {"_target_": "debias.training.objectives.Attribute", "margin": 4},
+    "model": {"path": "gpt2"},
+}
+STEREOSET = {"_target_": "debias.data.benchmark_text.StereoSetSentences", "bias": "gender", "split": "dev"}
+OURS = {"_target_": "debias.data.triplets.TripletFile", "bias": "gender", "path": None}
+
+
+def trained(source: dict[str, Any] = OURS, seed: int = 1, name: str = "targeted", **more: Any) -> dict[str, Any]:
+    """A resolved config of `debias run`."""
+    return {**config(seed=seed), **LORA, "data": {"bias": "gender", "sources": {name: source}}, **more}
+
+
+def rows(*paths: Path) -> list[dict[str, str]]:
+    """The rows of all tables by the names of their columns."""
+    lines = [line.strip("| ").split(" | ") for line in leaderboard(paths)[0].splitlines() if line.startswith("|")]
+    names = lines[0]
+    lines = [line for line in lines if line != names and not line[0].startswith("---")]
+    return [dict(zip(names, line, strict=False)) for line in lines]
+
+
+def test_the_documentation_has_what_the_command_gives() -> None:
+    """If this fails, run: debias report --leaderboard docs --out docs/leaderboard.md"""
+    shown = succeed(ROOT, "report", "--leaderboard", "docs")
+    assert shown.out == (ROOT / "docs/leaderboard.md").read_text(encoding="utf-8")
+
+
+def test_seeds_are_one_row_and_the_highest_icat_comes_first(tmp_path: Path) -> None:
+    """LMS stays 91. SS of 55 and 57: 91 * 45 / 50 = 81.9 and 91 * 43 / 50 = 78.3, 80.1 on average. SS 60: 72.8."""
+    write_run(tmp_path / "s/cda", trained(name="cda"), scores(60))
+    write_run(tmp_path / "s/t1", trained(), scores(55, ppl=42))
+    write_run(tmp_path / "s/t2", trained(seed=2), scores(57, ppl=42))
+    base, targeted, cda = rows(tmp_path)
+    assert base["method"] == "*base model*"
+    assert base["SS"] == "*64.0 (62.0 to 66.0)*"
+    assert (targeted["training data"], targeted["runs"], targeted["base"]) == ("targeted (gender)", "2", "gpt2")
+    assert targeted["method"] == "Lora, Attribute margin=4"
+    assert targeted["ICAT"].startswith("80.1 (")
+    assert targeted["LMS change"].startswith("+0.0 (")
+    assert targeted["perplexity change"].startswith("+5.0% (")  # 2 of 40
+    assert (targeted["seconds"], targeted["dollars"], targeted["commit"]) == ("20", "0.50", "fffffff")
+    assert (cda["training data"], cda["ICAT"]) == ("cda (gender)", "72.8 (70.8 to 74.8)")
+
+
+def test_settings_that_differ_are_named_and_a_broken_model_comes_last(tmp_path: Path) -> None:
+    """An LMS of 80 is 11 below the base's; the higher ICAT does not help."""
+    write_run(tmp_path / "s/a", trained(training={"lr": 0.1}), scores(50, lms=80))
+    write_run(tmp_path / "s/b", trained(training={"lr": 0.2}), scores(58, lms=91))
+    _, kept, broken = rows(tmp_path)
+    assert (kept["method"], kept["verdict"]) == ("Lora, Attribute margin=4; lr=0.2", "debiased")
+    assert (broken["method"], broken["verdict"]) == ("Lora, Attribute margin=4; lr=0.1", "broken")
+    assert float(broken["ICAT"].split()[0]) == 80 > float(kept["ICAT"].split()[0])
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "saw"),
+    [
+        (OURS, {}, "no"),
+        (STEREOSET, {}, "yes: StereoSet dev"),
+        ({"_target_": "debias.data.benchmark_text.CrowsPairsSentences"}, {}, "yes: CrowS-Pairs"),
+        ({**OURS, "path": "mine.jsonl"}, {}, "unknown"),
+        ({"_target_": "mine.Source"}, {}, "unknown"),
+        ({**OURS, "path": "mine.jsonl"}, {"trained_on_scored": {"stereoset": 0}}, "no"),
+        ({**OURS, "path": "mine.jsonl"}, {"trained_on_scored": {"stereoset": 3}}, "yes: 3 sentences of stereoset"),
+    ],
+)
+def test_whether_the_benchmark_was_seen(
+    source: dict[str, Any], status: dict[str, Any], saw: str, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "s/a", trained(source), scores(55), **status)
+    assert rows(tmp_path)[1]["saw it"] == saw
+
+
+def test_a_method_without_an_adapter_is_a_row(tmp_path: Path) -> None:
+    of = {**config(), "data": {"bias": "gender"}, "baseline": {"_target_": "debias.baselines.projection.NullSpace"}}
+    write_run(tmp_path / "s/named", of, scores(55), method="inlp (gender)")
+    write_run(tmp_path / "s/not", of, scores(58))
+    names = [(row["method"], row["training data"], row["saw it"]) for row in rows(tmp_path)[1:]]
+    assert names == [("inlp (gender)", "none", "no"), ("NullSpace", "none", "no")]
+
+
+def test_an_adapter_is_described_by_the_run_that_trained_it(tmp_path: Path) -> None:
+    """One of them is here; of the other, only its name is known."""
+    write_run(tmp_path / "s/mine", trained(STEREOSET), scores(57))
+    of = {"data": {"bias": "gender"}, "model": {"path": "gpt2"}, "adapter": {"path": ["outputs/s/mine/adapter", "b"]}}
+    named = [f._replace(model=f"{f.model}:mine") for f in figure("SS", 64, 51, n=99) if f.model != "base"]
+    other = [f._replace(model=f"{f.model}:b") for f in figure("SS", 64, 52, n=99) if f.model != "base"]
+    write_run(tmp_path / "s/two", of, [figure("SS", 64, 51, n=99)[0], *named, *other])
+    found = [(row["method"], row["saw it"]) for row in rows(tmp_path) if row["SS"].startswith(("51", "52"))]
+    assert sorted(found) == [("Lora, Attribute margin=4", "yes: StereoSet dev"), ("adapter b", "unknown")]
+
+
+def test_what_does_not_compare_is_another_table(tmp_path: Path) -> None:
+    """Another number of sentences, another base; a run without StereoSet is counted."""
+    write_run(tmp_path / "s/a", trained(), scores(55))
+    write_run(tmp_path / "s/b", trained(), [f._replace(n=120) for f in scores(55)])
+    write_run(tmp_path / "s/c", trained(model={"path": "opt"}), scores(55))
+    write_run(tmp_path / "s/d", trained(), figure("perplexity", 40, 41))
+    page = leaderboard([tmp_path])[0]
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        "## gpt2, gender: StereoSet test, 771 examples, bias_bench",
+        "## opt, gender: StereoSet test, 771 examples, bias_bench",
+        "## gpt2, gender: StereoSet test, 120 examples, bias_bench",
+    ]
+    assert "1 model without a score on StereoSet is left out." in page
+
+
+def test_others_add_rows_with_an_archive(debias: Callable[..., Any], tmp_path: Path) -> None:
+    """An archive in a folder is read; the page goes to a file or to the terminal."""
+    write_run(tmp_path / "theirs/s/a", trained(), scores(55))
+    archive([tmp_path / "theirs"], tmp_path / "docs/theirs.parquet")
+    write_run(tmp_path / "outputs/s/b", trained(), scores(58))
+    status, printed, _ = debias("report", "--leaderboard", "docs", "outputs")
+    assert status == 0
+    assert printed == leaderboard([tmp_path / "docs", tmp_path / "outputs"])[0]
+    status, said, _ = debias("report", "--leaderboard", "docs", "outputs", "--out", "pages/board.md")
+    assert (status, said) == (0, "leaderboard: pages/board.md\n")
+    assert (tmp_path / "pages/board.md").read_text(encoding="utf-8") == printed
+
+
+def test_wrong_words_are_one_line(tmp_path: Path) -> None:
+    write_run(tmp_path / "s/a", trained(), figure("perplexity", 40, 41))
+    with pytest.raises(UserError, match="no run was scored on StereoSet; add eval=stereoset"):
+        leaderboard([tmp_path])
+    for words, told in (
+        (["--out", "folder"], "--out folder: name a file that ends in .md"),
+        (["--recompute"], "--recompute is for the report"),
+    ):
+        status, _, error = run(tmp_path, "report", "--leaderboard", ".", *words)
+        assert status == 1
+        assert error.startswith(f"error: {told}")
+
+
+def test_a_damaged_run_is_named_and_the_others_are_rows(tmp_path: Path) -> None:
+    write_run(tmp_path / "s/a", trained(), scores(55))
+    (write_run(tmp_path / "s/b", trained(), scores(58)) / "metrics.jsonl").write_text("{")
+    status, page, error = run(tmp_path, "report", "--leaderboard", ".")
+    assert status == 1
+    assert page.count("| Lora") == 1
+    assert "metrics.jsonl:1: not a figure" in error
