@@ -30,6 +30,7 @@ ROOMS = [
     "schema",  # what a config may say
     "files",  # written whole or not at all
     "progress",
+    "wording",  # counts in sentences
     "records",  # the types that travel
 ]
 LEVEL = {room: level for level, room in enumerate(reversed(ROOMS))}

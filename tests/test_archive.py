@@ -106,7 +106,7 @@ def test_figures_are_proved_from_an_archive(tmp_path: Path) -> None:
     archive([tmp_path], tmp_path / "a.parquet", records=True)
     console = Console(record=True, width=200)
     report([tmp_path / "a.parquet"], console, lambda _: [benchmark], recompute=True)
-    assert f"recomputed {len(lines)} figures of 1 runs from their records alone" in console.export_text()
+    assert f"recomputed {len(lines)} figures of 1 run from records alone" in console.export_text()
 
 
 def test_folders_and_archives_are_read_together(tmp_path: Path) -> None:

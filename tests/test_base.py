@@ -99,7 +99,7 @@ def test_a_model_for_another_task_is_refused(head: str, tmp_path: Path) -> None:
         (lambda t: t | {UP: t[UP] / 0}, {}, f"holds NaN or inf in {UP}"),
         (lambda t: t | {UP: t[UP].index_fill(0, torch.tensor([3]), float("nan"))}, {}, f"holds NaN or inf in {UP}"),
         (lambda t: t | {k: v[:200] for k, v in t.items() if "embed" in k or "head" in k}, {"vocab_size": 200},
-         "its tokenizer has 258 tokens and its embeddings have 200 rows"),
+         "its tokenizer has 258 tokens and its embeddings 200 rows"),
     ],
     ids=["one tensor", "renamed", "a layer more", "a layer fewer", "shape", "inf", "NaN", "tokenizer"],
 )  # fmt: skip

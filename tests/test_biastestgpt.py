@@ -92,7 +92,7 @@ def test_pairs_without_their_group_term_are_scored_and_counted(tiny: Path, tmp_p
     benchmark = BiasTestGPT(BiasBench(), written(tmp_path, row("man", "woman", "rich"), odd), n_resamples=99)
     scorer = Scorer(BaseModel(str(tiny)).load(), None, "32", 512, tmp_path)
     evaluation = evaluate(scorer, prepared([benchmark], scorer.tokens))
-    assert evaluation.notes == ("biastestgpt: 1 of 2 pairs lack a group term and are scored as published",)
+    assert evaluation.notes == ("biastestgpt: 1 of 2 pairs lacks a group term and is scored as published",)
     assert evaluation.figures[0].n == 2
 
 
@@ -114,7 +114,7 @@ def test_pairs_of_identical_sentences_are_left_out_and_counted(tmp_path: Path) -
     pair, same = row("man", "woman", "rich"), row("man", "woman", "rich", alt_sentence="The man is rich.")
     benchmark = BiasTestGPT(BiasBench(), written(tmp_path, pair, same))
     assert len(benchmark._pairs) == 1
-    assert benchmark.notes[0] == "biastestgpt: 1 of 2 examples are left out: 1 with two identical sentences"
+    assert benchmark.notes[0] == "biastestgpt: 1 of 2 examples is left out: 1 with two identical sentences"
     with pytest.raises(UserError, match="has no pair to compare"):
         BiasTestGPT(BiasBench(), written(tmp_path, same)).fingerprint()
 

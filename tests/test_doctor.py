@@ -268,6 +268,11 @@ def test_the_command(tmp_path: Path) -> None:
     assert shown.status == 1
     assert "2 records, 1 usable: does not pass" in shown.out
     assert "2: She has wisdom. [She / wise]" in shown.out
+    table, _, rest = shown.out.partition("also checked, nothing found: ")
+    assert [line.split("  ")[0] for line in table.splitlines()[2:] if line.strip()] == [
+        "what", "cannot be trained on", "attribute absent"
+    ]  # fmt: skip
+    assert "not a record, attribute only inside a word, attribute in another case" in " ".join(rest.split())
     answer = run(tmp_path, "doctor", bad.name, "--json", "--fix", "leakage=false")
     (content,) = json.loads(answer.out)
     assert (content["records"], content["passes"]) == (2, False)

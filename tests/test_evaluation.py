@@ -55,7 +55,7 @@ def test_a_masked_model_is_evaluated(tiny_masked: Path, tmp_path: Path) -> None:
     assert set(result.likelihoods["benchmark"]) == {"stereoset", "crows_pairs", "perplexity"}
     (note,) = result.notes
     assert note.startswith("crows_pairs (bias_bench): ")
-    assert note.endswith(" examples cannot be scored and are left out")
+    assert note.endswith(" examples cannot be scored and is left out")
     missing = result.likelihoods.query("benchmark == 'crows_pairs' and score != score")["example"].nunique()
     assert missing == int(note.split()[2])
     overall = next(f for f in result.figures if f.benchmark == "crows_pairs" and f.bias == "overall")
@@ -112,10 +112,10 @@ def test_texts_beyond_the_context_are_counted(tiny_masked: Path, tmp_path: Path)
     rows = scorer.score(texts, protocol, "long")
     assert rows["score"].isna().tolist() == [False, True]
     assert list(scorer.notes) == [
-        "long (aul): 1 of 2 examples cannot be scored and are left out, 1 of them longer than the model's 512 tokens"
+        "long (aul): 1 of 2 examples cannot be scored and is left out, 1 of them longer than the model's 512 tokens"
     ]
     with pytest.raises(
-        UserError, match=r"none of 1 examples can be scored, 1 of them longer than .* 512 tokens; choose"
+        UserError, match=r"none of 1 example can be scored, 1 of them longer than .* 512 tokens; choose"
     ):
         scorer.score(texts[1:], protocol, "long")
 
@@ -152,7 +152,7 @@ def test_figures_need_records_alone_and_a_false_one_is_found(tiny: Path, small: 
     archive([folder], tmp_path / "x.parquet", records=True)
     report([tmp_path / "x.parquet"], console, benchmarks_of, recompute=True)
     count = len(read_figures(folder))
-    proof = f"recomputed {count} figures of 1 runs from their records alone: all are the same"
+    proof = f"recomputed {count} figures of 1 run from records alone: all are the same"
     assert console.export_text().count(proof) == 2  # from the folder, and from the archive
 
     lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -63,15 +63,15 @@ def test_long_text_is_left_out_before_training(tiny: Path, tmp_path: Path, caplo
         _, spent = train(plan, plan.data.load(1).triplets, BaseModel(str(tiny)).load(), tmp_path, tmp_path / "adapter")
     assert spent.steps == 2  # three sentences, two a step
     assert [message for message in caplog.messages if message.startswith("note:")] == [
-        "note: 1 of 4 sentences are not trained on: longer than the model's 128 tokens",
-        "note: 1 of 3 neutral texts are left out: longer than the model's 128 tokens",
+        "note: 1 of 4 sentences is not trained on: longer than the model's 128 tokens",
+        "note: 1 of 3 neutral texts is left out: longer than the model's 128 tokens",
     ]
 
 
 def test_nothing_left_is_one_line(tiny: Path, tmp_path: Path) -> None:
     base = BaseModel(str(tiny)).load()
     for rows, lengths, message in (
-        ([LATE], [5], "none of 1 sentences can be trained on \\(longer than the model's 128 tokens\\)"),
+        ([LATE], [5], "none of 1 sentence can be trained on \\(longer than the model's 128 tokens\\)"),
         (SHORT, [LIMIT + 2], "no neutral text is within the model's 128 tokens; set neutral.longest"),
     ):
         plan = tuning(file_of(tmp_path / "a.jsonl", *rows), *lengths)

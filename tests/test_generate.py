@@ -300,7 +300,7 @@ def test_an_extension_is_estimated_at_the_yield_so_far(tmp_path: Path) -> None:
         calls = server.counts.calls
         assert calls >= 8
         shown = generate(server, tmp_path, "generate.n=16", "generate.dry_run=true").out
-        assert f"{calls} answers are in the ledger and cost nothing; 8 of 16 triplets" in " ".join(shown.split())
+        assert f"The ledger holds {calls} answers, which cost nothing more; 8 of 16 triplets" in " ".join(shown.split())
         assert 4 <= expected(shown) <= 8  # for eight more; the config's yield still weighs as much as four calls
         assert expected(generate(server, tmp_path, "generate.n=8", "generate.dry_run=true").out) == 0
         assert server.counts.calls == calls

@@ -271,4 +271,4 @@ def test_long_sentences_are_cut_and_counted(tiny: Path, folder: Path, tmp_path: 
     path.write_text(path.read_text() + "word " * 200 + "\t1\n")
     scorer = Scorer(BaseModel(str(tiny)).load(), None, "32", 512, tmp_path)
     assert len(Glue(["sst2"], path=str(folder)).measure(scorer, [])) == 21
-    assert list(scorer.notes) == ["glue: sst2: 1 of 61 sentences are cut to the model's 128 tokens"]
+    assert list(scorer.notes) == ["glue: sst2: 1 of 61 sentences is cut to the model's 128 tokens"]

@@ -10,6 +10,7 @@ import pytest
 from debias.cli import VERBS, help
 from debias.cli.config import groups, options
 from debias.cli.help import every_key, keys_in
+from debias.cli.terminal import console
 from debias.schema import nearest
 
 Run = Callable[..., tuple[int, str, str]]
@@ -32,6 +33,14 @@ def test_every_verb_has_help(debias: Run, verb: str) -> None:
         assert "training.retention=2.0" in shown
         assert "weight of the KL term" in shown
         assert "unrelated text on which the KL term keeps" in shown  # of the group `neutral`
+
+
+def test_no_value_is_cut_at_80_columns(debias: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that is too long for its column goes beside its key, with a blank after each comma."""
+    monkeypatch.setattr(console, "width", 80)
+    shown = debias("help", "run")[1]
+    assert "  eval= " in shown
+    assert "stereoset, crows_pairs, winobias, pronoun_gap, perplexity" in shown
 
 
 @pytest.mark.parametrize(

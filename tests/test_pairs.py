@@ -141,7 +141,7 @@ def test_a_sample_of_a_file_of_ones_own_is_said(tmp_path: Path) -> None:
     cut = CrowsPairs(BiasBench(), str(tmp_path / "mine.csv"), limit=60)
     assert len(cut.candidates(Tokens(None, "causal"))) == 120
     assert cut.notes == [
-        f"crows_pairs: 60 of the 100 examples of {tmp_path}/mine.csv are scored; "
+        f"crows_pairs: scores 60 of the 100 examples of {tmp_path}/mine.csv; "
         "all of them with eval.crows_pairs.limit=null"
     ]
     whole = CrowsPairs(BiasBench(), str(tmp_path / "mine.csv"))

@@ -212,7 +212,7 @@ def test_what_is_not_whole_is_counted_and_named(tmp_path: Path) -> None:
     assert "strange/status.json is damaged (no state of done, running, failed)" in found.faults[1]
     notes = " / ".join(notes_on(found, []))
     assert "1 run is running" in notes
-    assert "3 of 3 runs have no records" in notes
+    assert "no records (likelihoods.parquet) in 3 of 3 runs" in notes
 
 
 def test_runs_of_several_versions_are_pointed_out(tmp_path: Path) -> None:

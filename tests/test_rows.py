@@ -149,7 +149,7 @@ def test_bad_rows_have_their_line(tmp_path: Path) -> None:
     path.write_text("sentence,target,attribute\nOne\n\nThe nurse is kind.,nurse,kind\nShe,,x\n", encoding="utf-8")
     found = examine(path)
     (broken,) = (f for f in found.findings if f.name == "not a record")
-    assert broken.examples == ["2: cannot be read (1 cells, but the first row has 3)", "5: 'target' is missing"]
+    assert broken.examples == ["2: cannot be read (1 cell, but the first row has 3)", "5: 'target' is missing"]
     with pytest.raises(UserError, match=r"a\.csv:2: cannot be read"):
         TripletFile("gender", str(path)).load()
 

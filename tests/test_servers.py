@@ -109,7 +109,7 @@ def test_a_filter_refuses_single_requests(fault: Fault, tmp_path: Path) -> None:
         assert server.counts.calls == 15
         assert kinds(tmp_path) == {"sent": 15, "answered": 10, "filtered": 5}
         assert len(set(sentences(tmp_path))) == 60
-        assert "4 requests (29%) were refused by the server's content filter, at no cost" in shown.out
+        assert "the server's content filter refused 4 requests (29%), at no cost" in shown.out
         assert "refused by a content filter" in shown.out
         assert shown.err.count("a content filter refused a request, which is skipped") == 1
         assert "refused 4 of 14 requests" in (folder_of(tmp_path) / "README.md").read_text(encoding="utf-8")
@@ -394,7 +394,7 @@ def test_reasoning_that_uses_up_the_tokens_is_named(fault: Fault, tmp_path: Path
         shown = generate(server, tmp_path, "generate.n=12")
         told = " ".join(shown.out.split())
         assert "calls without a triplet: nothing but reasoning 1" in told
-        assert "1 of 3 answers are nothing but reasoning, which used up their tokens: turn reasoning down" in told
+        assert "nothing but reasoning, which used up the tokens: 1 of 3 answers; turn reasoning down" in told
         assert "llm.extra_body.reasoning_effort=low" in told
         assert "llm.max_tokens" in told
         assert len(sentences(tmp_path)) == 12
@@ -595,7 +595,7 @@ def test_answers_that_are_cut_off_are_counted_even_where_triplets_came(tmp_path:
         shown = generate(server, tmp_path, "generate.n=12")
         calls = server.counts.calls
         told = " ".join(shown.out.split())
-        assert f"{calls} of {calls} answers were cut off at a token limit" in told
+        assert f"cut off at a token limit: {calls} of {calls} answers" in told
         assert "Raise llm.max_tokens (or the server's context), or lower generate.per_call" in told
         card = (folder_of(tmp_path) / "README.md").read_text(encoding="utf-8")
         assert f"A token limit cut off {calls} of {calls} answers" in card

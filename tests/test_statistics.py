@@ -260,7 +260,7 @@ def test_a_whole_or_evenly_sampled_benchmark_has_no_weights() -> None:
     assert strata(labels, None, dict) is None
     assert strata(labels[:2], 2, dict) is None
     assert strata(labels, 2, lambda: {"a": 10, "b": 10}) is None
-    with pytest.raises(UserError, match="2 examples of b were scored, but the benchmark's file has 1"):
+    with pytest.raises(UserError, match="2 records of b, but 1 example in the file"):
         strata(labels, 2, lambda: {"a": 2, "b": 1})
 
 

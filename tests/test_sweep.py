@@ -185,7 +185,7 @@ def test_two_launches_at_once_train_every_run_once(tmp_path: Path, small: list[s
     runs = sorted((tmp_path / "outputs/both").glob("*/status.json"))
     assert [json.loads(path.read_text())["state"] for path in runs] == ["done"] * 3
     logs = [path.with_name("run.log").read_text() for path in runs]
-    assert [text.count("trainable parameters, trained in") for text in logs] == [1, 1, 1]
+    assert [text.count(", trained in ") for text in logs] == [1, 1, 1]
     assert sum(text.count("scoring afresh: base") for text in logs) == 3  # three benchmarks
 
 
@@ -297,7 +297,9 @@ def test_a_run_and_a_sweep_do_not_share_a_folder(debias: Run, fast: list[str], t
 
 def test_a_sweep_with_other_settings_in_common_is_refused_at_once(debias: Run, fast: list[str], tmp_path: Path) -> None:
     words = ["evaluate", "-m", *fast, "name=grid", "scoring.token_budget=256,512"]
-    assert debias(*words)[0] == 0
+    status, shown, _ = debias(*words)
+    assert status == 0
+    assert " and 2 other settings, listed in sweep.md" in " ".join(shown.split())  # of five
     page = (tmp_path / "outputs/grid/sweep.md").read_text()
     assert "all jobs: `model=" in page
     assert "`threads=1`" in page

@@ -133,7 +133,7 @@ def test_a_sentence_without_a_visible_filling_is_scored_whole_or_left_out(tiny: 
         notes.append(list(result.notes))
         assert [f.n for f in result.figures if (f.bias, f.metric) == ("gender", "SS")] == [2 - len(notes[-1])]
     assert notes == [
-        [], ["stereoset (continuation): 1 of 2 examples cannot be scored and are left out"],
+        [], ["stereoset (continuation): 1 of 2 examples cannot be scored and is left out"],
     ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from debias.models import targets
 from debias.records import Count, Range, UserError
 from debias.scoring.method import Method
 from debias.scoring.scorer import Scorer
+from debias.wording import counted
 
 
 class Gate:
@@ -112,7 +113,8 @@ class Steering:
         number = sum(1 for _ in targets.layers(scorer.base.model))
         layer = self.layer or max(1, number // 2)
         if layer > number:
-            raise UserError(f"baseline.layer={layer}, but the model has {number} layers; choose one of 1 to {number}")
+            layers = counted(number, "layer")
+            raise UserError(f"baseline.layer={layer}, but the model has {layers}; choose one of 1 to {number}")
         swapped = {t.sentence: self.swapper.swap(t.sentence, 1) for t in self.corpus.load().triplets}
         pairs = [(breaks, fits) for breaks, fits in swapped.items() if fits is not None][: self.n]
         texts = [text for pair in pairs for text in pair]

@@ -15,6 +15,7 @@ import pandas as pd
 
 from debias.benchmarks.sampling import fingerprint, per_bias
 from debias.records import Candidate, Count, Tokens
+from debias.wording import counted
 
 if TYPE_CHECKING:
     from debias.benchmarks.statistics import Comparison
@@ -92,7 +93,7 @@ class LikelihoodBenchmark:
         """The fixed sample that `limit` asks for; a note says so if it is of a file of the user's own."""
         kept = per_bias(examples, bias, identity, self.limit, whole)
         if self.path and len(kept) < len(examples):
-            scored = f"{len(kept):,} of the {len(examples):,} examples of {self.path} are scored"
+            scored = f"scores {len(kept):,} of the {counted(len(examples), 'example')} of {self.path}"
             self._left_out = f"{self.name}: {scored}; all of them with eval.{self.name}.limit=null"
         return kept
 

@@ -17,6 +17,7 @@ from debias.benchmarks.sampling import strata
 from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Cloze, Count, Tokens, UserError
 from debias.scoring.protocols import Protocol
+from debias.wording import counted, plural
 
 CATEGORIES = (
     "Age", "Disability_status", "Gender_identity", "Nationality", "Physical_appearance", "Race_ethnicity", "Race_x_SES",
@@ -73,7 +74,9 @@ class BBQ(LikelihoodBenchmark):
     def notes(self) -> list[str]:
         """How many questions are excluded."""
         excluded = sum(not e["roles"] for e in self.questions)
-        note = f"bbq: {excluded} of {len(self.questions):,} questions have no stereotyped answer and are excluded"
+        of = counted(len(self.questions), "question")
+        verbs = plural(excluded, "has no stereotyped answer and is", "have no stereotyped answer and are")
+        note = f"bbq: {excluded} of {of} {verbs} excluded"
         return [*super().notes, *([note] if excluded else [])]
 
     def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:

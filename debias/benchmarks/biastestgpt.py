@@ -18,6 +18,7 @@ from debias.benchmarks.sampling import left_out, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare_means
 from debias.data.word_borders import whole_word
 from debias.records import Candidate, Tokens, UserError
+from debias.wording import counted, plural
 
 SETS = {  # `bias_spec` in the published files -> the bias in our tables; unknown ones keep their name
     "Career_Family_vs_MaleName_FemaleName": "career-family",
@@ -66,7 +67,8 @@ class BiasTestGPT(LikelihoodBenchmark):
         """How many pairs are left out, and how many have a sentence without its group term."""
         same = Counter("with two identical sentences" for p in self._in_files if same_texts([*p.sentences.values()]))
         unnamed = sum(not pair.named for pair in self._pairs)
-        note = f"{unnamed:,} of {len(self._pairs):,} pairs lack a group term and are scored as published"
+        verbs = plural(unnamed, "lacks a group term and is", "lack a group term and are")
+        note = f"{unnamed:,} of {counted(len(self._pairs), 'pair')} {verbs} scored as published"
         return [
             *super().notes,
             *left_out(self.name, same, len(self._in_files)),

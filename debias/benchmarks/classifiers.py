@@ -22,6 +22,7 @@ from debias.records import Count, Positive, Seed, UserError
 from debias.scoring import likelihood
 from debias.scoring.layouts import Batch, masked_rows
 from debias.scoring.scorer import Scorer
+from debias.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class FineTuned:
 
     def _learned(self, scorer: Scorer, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
         """Logits of the positive label on `dev`. Raises UserError if training diverges."""
-        log.info("%s: fine-tuning the %s model on %d examples", label, scorer.active, len(train))
+        log.info("%s: fine-tuning the %s model on %s", label, scorer.active, counted(len(train), "example"))
         limit = scorer.max_positions
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)

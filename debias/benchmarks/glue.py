@@ -16,6 +16,7 @@ from debias.benchmarks.sampling import fingerprint, per_bias
 from debias.benchmarks.statistics import Comparison, Statistic, compare
 from debias.records import Candidate, Count, Tokens, UserError
 from debias.scoring.spans import after, start_id
+from debias.wording import counted, plural
 
 if TYPE_CHECKING:
     from debias.benchmarks.classifiers import Classifier, Texts
@@ -155,7 +156,8 @@ class Glue:
         limit = scorer.max_positions
         texts = _encoded(sentences, scorer.tokens)
         if cut := sum(len(ids) > limit for ids in texts) if limit else 0:
-            note = f"glue: {task}: {cut:,} of {len(texts):,} sentences are cut to the model's {limit} tokens"
+            of, are = counted(len(texts), "sentence"), plural(cut, "is", "are")
+            note = f"glue: {task}: {cut:,} of {of} {are} cut to the model's {limit} tokens"
             scorer.notes[note] = None
         ids_of = {s: ids[:limit] for s, ids in zip(sentences, texts, strict=True)}
         positive = TASKS[task].labels[1]

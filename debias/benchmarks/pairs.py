@@ -14,6 +14,7 @@ from debias.benchmarks.statistics import Comparison, compare, compare_means
 from debias.data.rows import rows
 from debias.records import Candidate, Count, Tokens, UserError
 from debias.scoring.protocols import Protocol
+from debias.wording import counted
 
 # Columns that are found by their names, in lower case with _ for blanks and hyphens.
 MORE = ("sent_more", "more", "more_stereotyping", "more_stereotypical", "stereotype", "stereotyped", "stereotypical")
@@ -72,9 +73,11 @@ class Pairs(LikelihoodBenchmark):
         pairs, notes = self._pairs, []
         if self._bad:
             more = f" and {len(self._bad) - SHOWN} more" if len(self._bad) > SHOWN else ""
-            notes.append(f"{self.name}: {len(self._bad)} rows are left out: {'; '.join(self._bad[:SHOWN])}{more}")
+            bad = counted(len(self._bad), "row is", "rows are")
+            notes.append(f"{self.name}: {bad} left out: {'; '.join(self._bad[:SHOWN])}{more}")
         if self.limit is not None and len(pairs) > self.limit:
-            notes.append(f"{self.name}: the first {self.limit:,} of {len(pairs):,} pairs, because of eval.pairs.limit")
+            of = counted(len(pairs), "pair")
+            notes.append(f"{self.name}: the first {self.limit:,} of {of}, because of eval.pairs.limit")
         return notes
 
     def candidates(self, tokens: Tokens) -> list[Candidate]:

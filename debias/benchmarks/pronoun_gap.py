@@ -16,6 +16,7 @@ from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Cloze, Count, Tokens, UserError
 from debias.scoring.protocols import Protocol
+from debias.wording import counted
 
 # Share of women in percent: US Bureau of Labor Statistics, Current Population Survey, annual averages of 2018, table 11
 # (employed persons by detailed occupation), under the everyday name of each occupation.
@@ -106,6 +107,7 @@ class PronounGap(LikelihoodBenchmark):
                 raise UserError(f"{path}, line {line} {what}; check eval.pronoun_gap.path")
             found[occupation] = women
         if len(found) < 3:
-            raise UserError(f"{path} has {len(found)} occupations and a slope needs 3; check eval.pronoun_gap.path")
+            number = counted(len(found), "occupation")
+            raise UserError(f"{path} has {number} and a slope needs 3; check eval.pronoun_gap.path")
         by_share = sorted(found.items(), key=lambda item: (item[1], item[0]))
         return by_share if self.path else by_share[("dev", "test").index(self.split) :: 2]

@@ -13,6 +13,7 @@ import numpy as np
 from debias.benchmarks.statistics import Strata
 from debias.records import UserError
 from debias.schema import nearest
+from debias.wording import counted, plural
 
 Example = TypeVar("Example")
 
@@ -53,7 +54,7 @@ def strata(labels_N: np.ndarray, limit: int | None, population: Callable[[], Map
     sizes = population()
     for name, count in zip(names_G, count_G, strict=True):
         if sizes.get(name, 0) < count:
-            found = f"{count} examples of {name} were scored, but the benchmark's file has {sizes.get(name, 0)}"
+            found = f"{counted(count, 'record')} of {name}, but {counted(sizes.get(name, 0), 'example')} in the file"
             raise UserError(f"{found}; evaluate again")
     weight_G = np.array([sizes[name] for name in names_G]) / count_G
     if np.allclose(weight_G, weight_G[0]):
@@ -70,7 +71,8 @@ def same_texts(texts: Sequence[str]) -> bool:
 def left_out(name: str, reasons: Counter[str], total: int) -> list[str]:
     """The note that says how many of a file's examples are left out and why; none if all are used."""
     why = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-    return [f"{name}: {reasons.total():,} of {total:,} examples are left out: {why}"] if reasons else []
+    out, of = reasons.total(), counted(total, "example")
+    return [f"{name}: {out:,} of {of} {plural(out, 'is', 'are')} left out: {why}"] if reasons else []
 
 
 def check_biases(whole: Sequence[str] | str, known: Iterable[str], place: str) -> None:

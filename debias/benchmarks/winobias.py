@@ -17,6 +17,7 @@ from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.sampling import left_out, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare_means
 from debias.records import Candidate, Tokens, UserError
+from debias.wording import counted, plural
 
 GENDERED = {"he", "she", "him", "her", "his", "hers", "himself", "herself"}
 MARKED = re.compile(r"\d+ .*?\[ ?(?:the |an? )?(?P<occupation>[^\]]+)\].*\[", re.IGNORECASE)  # 1 [The nurse] ... [she]
@@ -66,7 +67,8 @@ class WinoBias(LikelihoodBenchmark):
         """How many pairs are left out, and how many differ in more than gendered words."""
         same = Counter("with two identical sentences" for p in self._in_files if same_texts((p.pro, p.anti)))
         odd = sum(not pair.minimal for pair in self._pairs)
-        note = f"{odd:,} of {len(self._pairs):,} pairs differ in more than gendered words and are scored as published"
+        verbs = plural(odd, "differs in more than gendered words and is", "differ in more than gendered words and are")
+        note = f"{odd:,} of {counted(len(self._pairs), 'pair')} {verbs} scored as published"
         return [
             *super().notes,
             *left_out(self.name, same, len(self._in_files)),
@@ -104,7 +106,7 @@ class WinoBias(LikelihoodBenchmark):
         pro, anti = (self._file(f"{side}_stereotyped_type{kind}.txt.{split}") for side in ("pro", "anti"))
         first, second = _lines(pro), _lines(anti)
         if len(first) != len(second):
-            lengths = f"{len(first)} lines, but {anti.name} has {len(second)}"
+            lengths = f"{counted(len(first), 'line')}, but {anti.name} has {len(second)}"
             raise UserError(f"{pro} has {lengths}; the lines of both must correspond, check eval.winobias.path")
         return [
             Pair(f"type {kind}, {split} {number}", f"type {kind}", occupation, text, other)

@@ -18,6 +18,7 @@ from debias.cli.terminal import console, logging_to_terminal, next_step
 from debias.files import disk_error, files_named, write_text
 from debias.records import UserError
 from debias.schema import nearest
+from debias.wording import counted
 
 VERBS = (*jobs.JOBS, "sweep", "report", "archive", "ls", "explain", "help")
 
@@ -158,7 +159,7 @@ def _archive(words: list[str]) -> int:
     done = archive(asked.path, asked.out, asked.records, overwrite, planned)
     with_records = f", {done.num_with_records} with records" if asked.records else ""
     size = asked.out.stat().st_size / 1e6
-    told = f"archive: {asked.out} ({done.num_runs} runs{with_records}, {size:.2f} MB)"
+    told = f"archive: {asked.out} ({counted(done.num_runs, 'run')}{with_records}, {size:.2f} MB)"
     console.print(told, highlight=False, soft_wrap=True, markup=False)
     next_step(f"debias report {asked.out}")
     return max((_complain(fault) for fault in done.faults), default=0)

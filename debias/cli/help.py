@@ -20,7 +20,7 @@ from debias.schema import nearest
 
 OF_GROUP = {"llm": "llm_defaults", "strategy": "strategy_defaults"}  # files with the keys that all options share
 HIDDEN = ("defaults", "hydra", "_target_", "_convert_", "_partial_")
-LONGEST = 40  # characters of a value that are shown
+LONGEST = 36  # characters of KEY=VALUE that fit beside a comment in 80 columns
 Lines = Sequence[tuple[str, str]]
 VERBS: Lines = (
     ("debias run [KEY=VALUE ...]", "data -> adapter -> scores of base and debiased model -> report"),
@@ -173,8 +173,10 @@ def _section(console: Console, title: str, keys: Sequence[Key]) -> None:
 def _print_keys(console: Console, keys: Sequence[Key]) -> None:
     lines = []
     for key in keys:
-        value = key.value if len(key.value) <= LONGEST else f"{key.value[:LONGEST]}..."
-        lines.append((f"  {key.name}={value}" if value else f"  {key.name}", key.comment))
+        name, words = f"{key.name}={key.value}" if key.value else key.name, key.comment
+        if len(name) > LONGEST:  # the value goes beside the key, where it can be wrapped
+            name, words = f"{key.name}=", "; ".join(filter(None, [re.sub(r",(?=\S)", ", ", key.value), words]))
+        lines.append((f"  {name}", words))
     _pairs(lines, console)
 
 

@@ -20,6 +20,7 @@ from debias.cli.terminal import console, next_step, page, quieten, shown
 from debias.models.ranks import launched_rank
 from debias.records import UserError
 from debias.schema import checked
+from debias.wording import counted
 
 if TYPE_CHECKING:
     from debias.data.mixture import Mixture
@@ -188,7 +189,7 @@ def doctor_job(cfg: DictConfig) -> int:
             page(one.page)
         if one.fixed:
             reasons = "".join(f"; {count:,} dropped: {reason}" for reason, count in one.fixed.dropped.items())
-            told = f"\nwrote {one.fixed.path}: {one.fixed.kept:,} records{reasons}"
+            told = f"\nwrote {one.fixed.path}: {counted(one.fixed.kept, 'record')}{reasons}"
             console.print(told, highlight=False, soft_wrap=True)
     passes = all(one.diagnosis.passes for one in examined)
     if not settings.json:

@@ -23,8 +23,11 @@ from debias.cli.terminal import next_step
 from debias.records import UserError
 from debias.report.many_runs.labels import Label, by_choice_and_seed
 from debias.report.many_runs.labels import words as as_words
+from debias.wording import counted
 
 log = logging.getLogger(__name__)
+
+SHOWN = 3  # settings that all jobs share, named above the table
 
 
 def flagged(words: Sequence[str], *flags: str) -> bool:
@@ -187,7 +190,9 @@ def follow(planned: Plan, title: str, console: Console, start: Callable[[], list
     page = _write(planned, title, since)
     console.print()
     if constants:
-        console.print(Text(progress.in_common(constants), style="dim"), soft_wrap=True)
+        few, more = constants[:SHOWN], constants[SHOWN:]
+        rest = f" and {counted(len(more), 'other setting')}, listed in sweep.md" if more else ""
+        console.print(Text(f"{progress.in_common(few)}{rest}", style="dim"))
     console.print(progress.table(states).terminal())
     console.print(Text(f"\n{progress.summary(states)}", style="bold"))
     other_code = sum(s.state == progress.OTHER_CODE and bool(s.error) for s in states)

@@ -17,6 +17,7 @@ from debias.cli.terminal import next_step
 from debias.records import UserError
 from debias.report.grid import Grid, number_columns, row, text_columns
 from debias.schema import nearest
+from debias.wording import counted
 
 COST = re.compile(r"^# Cost: .*?([\d.]+) (s|min|h) a run", re.MULTILINE)
 SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
@@ -122,14 +123,14 @@ def preview(planned: Plan, console: Console, path: Path | None = None) -> None:
     seconds, source = seconds_a_run(path, list(jobs))
     finished = {folder for folder in jobs if _finished(folder)}
     if planned.constants:
-        console.print(Text(in_common(planned.constants), style="dim"), soft_wrap=True)
+        console.print(Text(in_common(planned.constants), style="dim"))
     for folder, name in jobs.items():
         console.print(Text(name + ("  (done)" if folder in finished else "")))
     left = len(jobs) - len(finished)
     time = "time unknown"
     if seconds:
         time = f"about {duration(seconds * left)} one after another ({duration(seconds)} a run, {source})"
-    console.print(Text(f"\n{len(jobs)} runs, {left} to do, {time}", style="bold"))
+    console.print(Text(f"\n{counted(len(jobs), 'run')}, {left} to do, {time}", style="bold"))
     next_step("the same command without --dry-run")
 
 

@@ -13,6 +13,7 @@ from filelock import Timeout
 from omegaconf import DictConfig
 
 from debias.locks import Lock
+from debias.wording import counted
 
 _held: dict[str, Any] = {}  # this process's GPU and the lock on it, kept until the process ends
 
@@ -35,7 +36,7 @@ def described() -> str:
     number = cores()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     busy = f", and {load:.0f} processes that want them: everything takes longer than usual" if load > number + 1 else ""
-    return f"{number} core{'' if number == 1 else 's'}{busy}"
+    return f"{counted(number, 'core')}{busy}"
 
 
 def claim_gpu(launcher: DictConfig, folder: Path) -> None:

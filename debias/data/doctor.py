@@ -14,6 +14,7 @@ from debias.data.leakage import Index
 from debias.data.triplets import Broken, Record, read_records, strict
 from debias.data.word_borders import anywhere, composed, whole_word
 from debias.records import Triplet
+from debias.wording import counted
 
 Level = Literal["error", "warning", "ok"]
 MOST_OFTEN = {"target": 0.03, "attribute": 0.03, "opening": 0.01}  # largest share of the records that may have the same
@@ -222,7 +223,7 @@ def _too_often(records: Sequence[Record]) -> Iterator[Finding]:
     for what, bound in MOST_OFTEN.items():
         counts = Counter(_item(r, what) for r in records)
         often = [(item, n) for item, n in counts.most_common() if n > bound * max(len(records), FEW)]
-        shown = [f"{item}: {n} times" for item, n in often[:EXAMPLES]]
+        shown = [f"{item}: {counted(n, 'time')}" for item, n in often[:EXAMPLES]]
         yield Finding(f"{what} in over {bound:.0%}", "warning" if often else "ok", len(often), [], shown)
 
 

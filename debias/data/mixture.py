@@ -10,6 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from debias.data.triplets import Checked, Policy
 from debias.records import Count, Positive, Triplet, UserError
+from debias.wording import counted, plural
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ class Mixture:
         parts = {name: source.load(seed) for name, source in self.sources.items()}
         several = len(parts) > 1
         if (count := sum(len(part.triplets) for part in parts.values())) < FAR_TOO_FEW:
-            log.warning("%d sentences are far too few to train on: expect no effect, or an erratic one", count)
+            told = counted(count, "sentence is", "sentences are")
+            log.warning("%s far too few to train on: expect no effect, or an erratic one", told)
         dropped: Counter[str] = Counter()
         for name, part in parts.items():
             for reason, count in part.dropped.items():
@@ -113,14 +115,15 @@ class Mixture:
             counts = Counter(name for name, _ in pairs)
             notes.append("sentences of each source: " + ", ".join(f"{name} {counts[name]}" for name in parts))
         if few:
-            notes.append(f"data.match=examples asks for {self.match_to} sentences, but there are fewer: all are used")
+            asked = counted(self.match_to, "sentence")
+            notes.append(f"data.match=examples asks for {asked}, but there are fewer: all are used")
         plain = sum(not t.attribute for t in triplets)
         if fewer:
-            notes.append(f"data.n={self.n} asks for more sentences than there are: all {len(triplets)} are used")
+            notes.append(f"data.n={self.n} asks for more sentences than there are: {len(triplets)} are used")
         if plain:
-            notes.append(
-                f"plain text: {plain} of {len(triplets)} sentences have no attribute; the loss covers all their tokens"
-            )
+            of = counted(len(triplets), "sentence")
+            have = plural(plain, "has", "have")
+            notes.append(f"plain text: {plain} of {of} {have} no attribute; the loss covers all their tokens")
         spent = next((part.spent for part in parts.values() if part.spent), {})  # at most one source asks a chat model
         return Checked(triplets, dropped, tuple(notes), spent)
 

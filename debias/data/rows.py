@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from debias.records import UserError
+from debias.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -120,7 +121,8 @@ def _delimited(path: Path) -> Iterator[Row]:
             cells = zip(header, row.content, strict=True)
             yield row._replace(content={name: cell for name, cell in cells if cell.strip()})
         else:
-            yield row._replace(content=ValueError(f"{len(row.content)} cells, but the first row has {len(header)}"))
+            found = counted(len(row.content), "cell")
+            yield row._replace(content=ValueError(f"{found}, but the first row has {len(header)}"))
 
 
 def _json(path: Path, text: str) -> Iterator[Row]:

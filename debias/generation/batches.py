@@ -16,6 +16,7 @@ from debias.generation.complaints import Complaint, complaint_in, complaint_of, 
 from debias.generation.exchange import FILTERED, LLM, MAX_REFUSED, Answer, Question
 from debias.generation.ledger import Ledger
 from debias.records import UserError
+from debias.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Batches:
         failed = [key for key in missing if memory.refused.get(key, 0) + memory.broken.get(key, 0) >= MAX_REFUSED]
         failed = [key for key in failed if key not in memory.answers]
         if failed:
-            log.warning("%d requests failed in %d batches and are skipped", len(failed), MAX_REFUSED)
+            log.warning("skipped: %s that failed in %d batches", counted(len(failed), "request"), MAX_REFUSED)
             self.ledger.given_up(failed)
         left = {k: question for k, question in missing.items() if k not in memory.answers and k not in failed}
         if fetched or not left:
@@ -102,9 +103,9 @@ class Batches:
                 complaints += self._store(tag, redacted(content, self.secret), unread, bodies)
         left = list(self._attempts(tag).values())
         if left:
-            log.warning("%d requests of a batch have no result (%s)", len(left), status)
+            log.warning("no result for %s of a batch (%s)", counted(len(left), "request"), status)
         if unread:
-            log.warning("%d results of a batch cannot be read and are kept in the ledger", len(unread))
+            log.warning("cannot read %s of a batch; the ledger keeps them", counted(len(unread), "result"))
             for line in unread:
                 self.ledger.unread(tag, line)
             for attempt in left:
@@ -171,7 +172,8 @@ class Batches:
         file = await self.patient.files.create(file=("batch.jsonl", "".join(lines).encode()), purpose="batch")
         batch = await self._create(tag, file.id)
         self.ledger.batch(tag, batch.id)
-        return "batch", f"batch {batch.id} with {len(chosen)} requests is submitted; run the same command later"
+        number = counted(len(chosen), "request")
+        return "batch", f"batch {batch.id} with {number} is submitted; run the same command later"
 
     async def _create(self, tag: str, file_id: str) -> Batch:
         """Create a batch. A retry might create two, so the next run looks for an unconfirmed one by its tag."""

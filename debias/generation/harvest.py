@@ -16,6 +16,7 @@ from debias.generation.per_triplet import Reply
 from debias.generation.prompts import prompt_sha256
 from debias.generation.strategies import Strategy, Task, Wave
 from debias.records import Triplet
+from debias.wording import counted
 
 ATTEMPTS = 3  # at a request that stays unanswered, each with the client's own retries
 
@@ -226,12 +227,11 @@ class Loop:
         harvest.filtered_in_a_row = harvest.filtered_in_a_row + 1 if filtered else 0
         if harvest.filtered_in_a_row >= wanted.max_filtered:
             harvest.stopped = "filtered"
-            harvest.reason = (
-                f"{harvest.filtered_in_a_row} requests in a row, {harvest.filtered} of {harvest.calls} in all"
-            )
+            in_a_row = counted(harvest.filtered_in_a_row, "request")
+            harvest.reason = f"{in_a_row} in a row, {harvest.filtered} of {harvest.calls} in all"
         elif harvest.barren >= wanted.patience and not harvest.stopped:
             harvest.stopped = "patience"
-            harvest.reason = f"{harvest.barren} calls in a row brought nothing that was accepted"
+            harvest.reason = f"{counted(harvest.barren, 'call')} in a row brought nothing that was accepted"
         self.watcher.arrived(harvest, self.partner.spent)
 
     async def _score(self, judging: Judging, ahead: Sequence[Examined], only_known: bool) -> None:

@@ -37,6 +37,7 @@ from debias.generation.exchange import FILTERED, Answer, Bound, Spent
 from debias.generation.reading import read_body
 from debias.locks import Lock
 from debias.records import UserError
+from debias.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -196,9 +197,8 @@ class Ledger:
             if spent.lost:
                 most = spent.lost_dollars
                 price = "at an unknown price" if most is None else f"{most:.4f} dollars at most"
-                log.warning(
-                    "%d calls of an earlier run got no answer and may have been charged (%s)", spent.lost, price
-                )
+                calls = counted(spent.lost, "call")
+                log.warning("%s of an earlier run got no answer and may have been charged (%s)", calls, price)
         except BaseException:
             self._lock.release()
             raise

@@ -24,6 +24,7 @@ from debias.generation.complaints import complaint_of, mistake, redacted, shorte
 from debias.generation.exchange import FILTERED, LLM, MAX_REFUSED, Answer, Question
 from debias.generation.ledger import Ledger
 from debias.generation.reading import Reading, read_body
+from debias.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +265,7 @@ class Live:
             where = shown(self.base_url)
             end.because(
                 "failed",
-                f"{self._failed_in_a_row} requests in a row failed at {where}, the last with: {failure.reason}",
+                f"{counted(self._failed_in_a_row, 'request')} in a row failed at {where}; the last: {failure.reason}",
             )
 
     async def _back_off(self, failure: Failure, failures: int, end: End) -> None:
@@ -294,7 +295,8 @@ async def _join(workers: list[asyncio.Task[None]], end: End) -> None:
     try:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            log.warning("stopping: waiting for %d calls in flight (interrupt again to stop at once)", len(workers))
+            waiting = counted(len(workers), "call")
+            log.warning("stopping: waiting for %s in flight (interrupt again to stop at once)", waiting)
             await asyncio.wait([working], timeout=GRACE)
     finally:
         interrupted.cancel()

@@ -39,6 +39,7 @@ from debias.report.one_run import generated_set as report
 from debias.report.one_run.data_quality import page
 from debias.report.templating import dollars
 from debias.results import REFUSED, RunFolder
+from debias.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -350,7 +351,7 @@ async def _run(chats: Sequence[Chat], loop: Loop, strategy: Strategy) -> None:
         for chat in chats:
             await stack.enter_async_context(chat)
         if known := len(chats[0].ledger.memory.answers):
-            log.info("reusing %d answers from the ledger", known)
+            log.info("reusing %s from the ledger", counted(known, "answer"))
         await loop.run(strategy)
 
 
@@ -400,8 +401,8 @@ class _Live:
 
 
 def _summary(harvest: Harvest, spent: Spent, total: int) -> str:
-    counts = f"{len(harvest.kept)} of {total} accepted, {len(harvest.rejected)} rejected, {harvest.calls} calls"
-    return f"{counts}, {dollars(spent.dollars)}"
+    counts = f"{len(harvest.kept)} of {total} accepted, {len(harvest.rejected)} rejected"
+    return f"{counts}, {counted(harvest.calls, 'call')}, {dollars(spent.dollars)}"
 
 
 # ---------------------------------------------------------------- the files

@@ -16,7 +16,7 @@ from debias.jobs.show import written
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.models.placement import device, place
-from debias.progress import outlook, stage
+from debias.progress import duration, outlook, stage
 from debias.records import Scoring, Triplet, UserError, Writing
 from debias.report.one_run.report import RunReport, write_reports
 from debias.report.one_run.written import Written
@@ -24,6 +24,7 @@ from debias.results import ADAPTER, RunFolder, data_sha256
 from debias.scoring.scorer import Scorer
 from debias.scoring.spans import start_token
 from debias.training.stage import Tuning, train
+from debias.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def run(
     cost = Cost(folder.path)
     with cost.stage("load"), stage("load the model", said=True):
         base = model.load()  # refuse a model that cannot be scored before a chat model is paid for the data
-    log.info("model: %s on %s, %d threads", base.name, device().type, torch.get_num_threads())
+    log.info("model: %s on %s, %s", base.name, device().type, counted(torch.get_num_threads(), "thread"))
     with stage("read the data", said=True):
         checked = tuning.data.load(tuning.seed)
     if checked.spent:
@@ -49,7 +50,8 @@ def run(
         # A chat model has written the data just now, perhaps fewer sentences than were wanted.
         folder.refine(data_sha256=data_sha256([tuning.data, *benchmarks]))
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
-    log.info("data: %d sentences from %s%s", len(checked.triplets), ", ".join(tuning.data.sources), dropped)
+    of = ", ".join(tuning.data.sources)
+    log.info("data: %s from %s%s", counted(len(checked.triplets), "sentence"), of, dropped)
     with stage("read the benchmarks", said=True):
         to_score = prepared(benchmarks, base.tokens)
     seen = check_unseen([t.sentence for t in checked.triplets], to_score)
@@ -70,8 +72,9 @@ def run(
                 adapted, trained = train(tuning, checked.triplets, base, folder.path, target)
                 spent.update(trained._asdict())
             log.info(
-                "adapter: %s trainable parameters, trained in %.0f s, %d steps, %s tokens",
-                f"{adapters.trainable_parameters(adapted):,}", spent["seconds"], spent["steps"], f"{spent['tokens']:,}",
+                "adapter: %s, trained in %s, %s, %s",
+                counted(adapters.trainable_parameters(adapted), "trainable parameter"), duration(spent["seconds"]),
+                counted(spent["steps"], "step"), counted(spent["tokens"], "token"),
             )  # fmt: skip
             log.info("adapter: its modules hold %s of the model's parameters", adapters.share_reached(target))
 
@@ -133,7 +136,7 @@ def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Prepared]) -> di
         if count > 0.01 * len(sentences):
             split = " or its other split (eval.stereoset.split=test)" if benchmark.name == "stereoset" else ""
             raise UserError(
-                f"{count} of the {len(sentences)} training sentences are scored by {benchmark.name}; "
+                f"{benchmark.name} scores {count} of the {counted(len(sentences), 'training sentence')}; "
                 f"choose another benchmark with eval=[...]{split}, or other data"
             )
         counts[benchmark.name] = max(count, counts.get(benchmark.name, 0))  # one benchmark under several protocols

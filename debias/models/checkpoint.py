@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from debias.models.identity import check_files
 from debias.records import UserError, one_line
+from debias.wording import counted
 
 MAPPINGS: dict[str, Any] = {"causal": MODEL_FOR_CAUSAL_LM_MAPPING, "masked": MODEL_FOR_MASKED_LM_MAPPING}
 
@@ -49,7 +50,8 @@ def check_weights(folder: Path) -> None:
         except (ValueError, KeyError, AttributeError) as error:
             raise UserError(f"{index} is damaged ({one_line(error)}); get it again") from error
         if missing := sorted(name for name in shards if not (folder / name).is_file()):
-            raise UserError(f"{folder} lacks {_and_more(missing)} of its {len(shards)} files of weights; get it again")
+            files = counted(len(shards), "file")
+            raise UserError(f"{folder} lacks {_and_more(missing)} of its {files} of weights; get it again")
     elif not any(folder.glob("*.safetensors")) and (pickles := sorted(p.name for p in folder.glob("*.bin"))):
         raise UserError(
             f"{folder} has its weights only in {_and_more(pickles)}, a format that can run foreign code when it is "
@@ -144,7 +146,7 @@ def check_vocabulary(tokenizer: Tokenizer, model: PreTrainedModel, path: str) ->
     )
     if beyond:
         raise UserError(
-            f"model {path!r}: its tokenizer has {len(tokenizer):,} tokens and its embeddings have {rows:,} rows "
+            f"model {path!r}: its tokenizer has {len(tokenizer):,} tokens and its embeddings {counted(rows, 'row')} "
             f"({beyond[0][1]!r} is number {beyond[0][0]}); choose a checkpoint whose tokenizer belongs to its weights"
         )
 

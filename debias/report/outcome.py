@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from debias.records import Figure, NotNegative, Positive
 from debias.report.comparison import UNCHANGED, Row, headlines, number, p_equals, rows, title_of, under
+from debias.wording import counted
 
 # The metrics that measure bias, and what each measures. A figure under another metric is not a witness.
 MEASURES = {
@@ -196,7 +197,7 @@ def _agreement(witnesses: Sequence[Witness]) -> str:
     if len(fell) == len(titles):
         return f"{'Both' if len(titles) == 2 else f'All {len(titles)}'} bias benchmarks show a fall."
     verb = "show" if len(fell) > 1 else "shows"
-    return f"{f'Only {len(fell)}' if fell else 'None'} of {len(titles)} bias benchmarks {verb} a fall."
+    return f"{f'Only {len(fell)}' if fell else 'None'} of {counted(len(titles), 'bias benchmark')} {verb} a fall."
 
 
 def _p(delta: Figure) -> str:

@@ -28,6 +28,7 @@ from debias.scoring import likelihood
 from debias.scoring.layouts import ROW, Layout, padded
 from debias.scoring.method import Method
 from debias.scoring.protocols import Pieces, Protocol, Reading, start_of
+from debias.wording import counted, plural
 
 log = logging.getLogger(__name__)
 
@@ -172,9 +173,10 @@ class Scorer:
         if not missing:
             return
         why = f", {too_long:,} of them longer than the model's {limit} tokens" if too_long else ""
-        note = f"{label}: {missing:,} of {examples:,} examples cannot be scored and are left out{why}"
+        of = counted(examples, "example")
+        note = f"{label}: {missing:,} of {of} cannot be scored and {plural(missing, 'is', 'are')} left out{why}"
         if missing == examples:
-            raise UserError(f"{label}: none of {examples:,} examples can be scored{why}; choose another benchmark, or "
+            raise UserError(f"{label}: none of {of} can be scored{why}; choose another benchmark, or "
                             "shorter texts where it lets you (eval.perplexity.window)")  # fmt: skip
         self.notes[note] = None
 

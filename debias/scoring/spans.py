@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from debias.records import Candidate, Cloze, Masked, Span, UserError
+from debias.wording import counted
 
 BLANK = "BLANK"  # how StereoSet marks a blank
 
@@ -170,7 +171,7 @@ def _pairwise(
     for example, pair in groupby(range(len(candidates)), key=lambda i: candidates[i].example):
         two = list(pair)
         if len(two) != 2:
-            raise UserError(f"example {example!r} has {len(two)} candidates; this protocol compares pairs")
+            raise UserError(f"example {example!r} has {counted(len(two), 'candidate')}; this protocol compares pairs")
         for i, at in zip(two, positions(ids[two[0]], ids[two[1]]), strict=True):
             spans.append([masked(ids[i], mask, k) for k in at])
     return spans

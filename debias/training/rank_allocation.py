@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from debias.records import UserError
+from debias.wording import counted
 
 
 class RankAllocation(Callback):
@@ -44,8 +45,8 @@ class RankAllocation(Callback):
         first, last = (_steps(share, total) for share in (self.config.tinit, self.config.tfinal))
         if first + last >= total or last > total - 2:  # the allocator knows no rank's importance before the second step
             raise UserError(
-                f"adapter.tinit and adapter.tfinal take {first} and {last} of the run's {total} steps, which leaves "
-                "none for moving ranks; lower them, or train longer"
+                f"adapter.tinit and adapter.tfinal take {first} and {last} of the run's {counted(total, 'step')}, "
+                "which leaves none for moving ranks; lower them, or train longer"
             )
         if self.restores_best:
             raise UserError(

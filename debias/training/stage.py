@@ -39,6 +39,7 @@ from debias.training.matching import steps_of_examples, steps_of_tokens
 from debias.training.neutral import NeutralText
 from debias.training.objectives import Objective
 from debias.training.pairs import paired
+from debias.wording import counted, plural
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,8 @@ def _aims(adapted: peft.PeftModel, layout: Layout, pairs: Sequence[Pair]) -> lis
     with adapted.disable_adapter():
         found = likelihood.score(adapted, [span for pair in pairs for span in pair[:2]], layout=layout)
     places = aims(pairs, of_pairs(torch.as_tensor(found), len(pairs)))
-    log.info("balance: %d pairs, log-odds %.2f to %.2f nats by place", len(pairs), min(places), max(places))
+    number = counted(len(pairs), "pair")
+    log.info("balance: %s, log-odds %.2f to %.2f nats by place", number, min(places), max(places))
     return places
 
 
@@ -163,11 +165,12 @@ def _examples(tuning: Tuning, base: Base, triplets: Sequence[Triplet]) -> list[T
     found = examples(pairs, tuning.objective, base.tokens, limit, tuning.recipe.start_token)
     dropped.update(texts for texts in found if isinstance(texts, str))
     for reason, count in dropped.items():
-        log.info("note: %d of %d sentences are not trained on: %s", count, len(triplets), reason)
+        of, are = counted(len(triplets), "sentence"), plural(count, "is", "are")
+        log.info("note: %d of %s %s not trained on: %s", count, of, are, reason)
     kept = [texts for texts in found if not isinstance(texts, str)]
     if not kept:
         raise UserError(
-            f"none of {len(triplets)} sentences can be trained on ({', '.join(dropped)}); choose other data"
+            f"none of {counted(len(triplets), 'sentence')} can be trained on ({', '.join(dropped)}); choose other data"
         )
     return kept
 
@@ -177,8 +180,9 @@ def _neutral(tuning: Tuning, base: Base) -> list[Scored]:
     spans, limit = tuning.neutral.spans(base, tuning.recipe.start_token), _max_positions(tuning, base)
     kept = [span for span in spans if fits(span, limit)]
     if len(kept) < len(spans):
-        log.info("note: %d of %d neutral texts are left out: longer than the model's %d tokens",
-                 len(spans) - len(kept), len(spans), limit)  # fmt: skip
+        out, of = len(spans) - len(kept), counted(len(spans), "neutral text")
+        are = plural(out, "is", "are")
+        log.info("note: %d of %s %s left out: longer than the model's %d tokens", out, of, are, limit)
     if not kept:
         raise UserError(f"no neutral text is within the model's {limit} tokens; set neutral.longest to fewer")
     return kept

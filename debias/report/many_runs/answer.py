@@ -11,6 +11,7 @@ import numpy as np
 from debias.report.comparison import number, p_equals, title_of
 from debias.report.many_runs.configurations import FAILED, Configuration, by_baseline
 from debias.report.many_runs.study_tables import Study, spread
+from debias.wording import counted
 
 MOST = 6  # sentences; one for each targeted bias and base model
 
@@ -34,7 +35,7 @@ def facts(study: Study) -> str:
     counts = dict.fromkeys(f"n = {h.base.n:,} ({title_of(h.base)} {h.base.bias})" for h in heads if h)
     days = sorted({str(run.status.get("ended") or "")[:10] for run in study.runs} - {""})
     parts = [
-        f"{runs} run{'s' if runs != 1 else ''} of {groups} configuration{'s' if groups != 1 else ''}",
+        f"{counted(runs, 'run')} of {counted(groups, 'configuration')}",
         ", ".join(models),
         ", ".join(counts) if len(counts) <= 4 else f"{len(counts)} biases",
         " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "",
@@ -58,7 +59,7 @@ def _answer(group: Sequence[Configuration], named: bool) -> str:
         return f"{about}Best is {best.name}, {best.outcome.words}: {_change(best)}{_price(best)}. {_lead(best, group)}"
     counts = Counter(c.outcome.verdict for c in group)
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    text = f"{about}None of {len(group)} configurations is shown to debias ({told})."
+    text = f"{about}None of {counted(len(group), 'configuration')} is shown to debias ({told})."
     usable = [c for c in group if _usable(c)]
     if usable:
         first = max(usable, key=_icat)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from debias.report.grid import Cell, Grid, Line, number_columns, row, text_columns
 from debias.report.many_runs.collection import Collection
 from debias.report.many_runs.study_tables import Study
+from debias.wording import counted
 
 
 def provenance(study: Study) -> Grid:
@@ -37,12 +38,12 @@ def versions(study: Study) -> Grid:
 
 def notes_on(found: Collection, left_out: Sequence[str]) -> list[str]:
     """What to know before reading the figures: what is missing, what may not be comparable, what is damaged."""
-    notes = [f"{len(folders)} {'run is' if len(folders) == 1 else 'runs are'} {state} and not shown"
+    notes = [f"{counted(len(folders), 'run is', 'runs are')} {state} and not shown"
              for state, folders in found.unfinished.items() if folders]  # fmt: skip
     if found.missing:
-        notes.append(f"{found.missing} runs of a sweep have not been started yet")
+        notes.append(f"{counted(found.missing, 'run')} of a sweep not started yet")
     if found.generated:
-        notes.append(f"{found.generated} folders hold generated data and have no scores")
+        notes.append(f"{counted(found.generated, 'folder')} with generated data and without scores")
     for what, of in (
         ("versions of debias", lambda s: s.get("versions", {}).get("debias")),
         ("git commits", lambda s: s.get("git_commit")),
@@ -54,6 +55,7 @@ def notes_on(found: Collection, left_out: Sequence[str]) -> list[str]:
             notes.append(f"the runs come from {len(counts)} {what}: {several}; their figures may not be comparable")
     without = sum(not run.records for run in found.runs)
     if without:
-        notes.append(f"{without} of {len(found.runs)} runs have no records (likelihoods.parquet): their examples are "
-                     "not shown, and their intervals over seeds combine those of the runs (≈)")  # fmt: skip
+        runs = counted(len(found.runs), "run")
+        notes.append(f"no records (likelihoods.parquet) in {without} of {runs}: their examples are not shown, and "
+                     "their intervals over seeds combine those of the runs (≈)")  # fmt: skip
     return [*notes, *left_out, *(f"damaged: {fault}" for fault in found.faults)]

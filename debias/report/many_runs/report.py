@@ -27,6 +27,7 @@ from debias.report.many_runs.provenance import notes_on
 from debias.report.many_runs.study_page import write_page
 from debias.report.many_runs.study_tables import SIGNIFICANT_SEEDS, Study, main
 from debias.report.outcome import outcome
+from debias.wording import counted
 
 FEW = 20  # with more runs, the terminal shows only configurations
 
@@ -108,7 +109,7 @@ def recomputed(runs: Sequence[Run], benchmarks_of: Benchmarks) -> str:
                 raise UserError(f"{run.folder / 'metrics.jsonl'}: {' '.join(_name(figure))} is {figure.value}, "
                                 f"but its records give {other.value if other else 'nothing'}")  # fmt: skip
         count += len(run.figures)
-    return f"recomputed {count:,} figures of {len(runs):,} runs from their records alone: all are the same"
+    return f"recomputed {counted(count, 'figure')} of {counted(len(runs), 'run')} from records alone: all are the same"
 
 
 def _name(figure: Figure) -> tuple[str, ...]:

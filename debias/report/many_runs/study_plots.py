@@ -20,6 +20,7 @@ from debias.report.comparison import number
 from debias.report.many_runs.configurations import Configuration, by_baseline
 from debias.report.many_runs.study_tables import FLAGS, Study
 from debias.report.plots import FAINT, INK, SERIES, STYLE, svg
+from debias.wording import counted
 
 MARKERS = "os^DvPX*"
 DASHES = ("-", "--", ":", "-.")
@@ -153,7 +154,8 @@ def frontier(study: Study, legend: Legend, metric: str) -> Picture | None:
         _point(axes, configuration, at, metric, seen[spot], legend, marks)
         seen[spot] += 1
     legend.draw(figure)
-    label = f"SS against {metric} of {len(shown)} configurations and their base models; the first table has the figures"
+    places = counted(len(shown), "configuration")
+    label = f"SS against {metric} of {places} and their base models; the first table has the figures"
     title = "Bias and perplexity" if ratio else "Bias and language modelling"
     return Picture(
         f"frontier-{metric}", title, marks.linked(svg(figure, label), f"frontier-{metric}"),
@@ -228,7 +230,8 @@ def efficiency(study: Study, legend: Legend) -> Picture | None:
         drawn_of[value] += 1
         _curve(axes, rest, line, legend, dashes, marks)
     legend.draw(figure)
-    label = f"Change of ICAT by the number of training sentences, {len(lines)} lines; the tables have the figures"
+    drawn_lines = counted(len(lines), "line")
+    label = f"Change of ICAT by the number of training sentences, {drawn_lines}; the tables have the figures"
     return Picture("efficiency", "Data efficiency", marks.linked(svg(figure, label), "efficiency"),
                    "Mean over seeds. Vertical lines: 95% interval, combined from those of the runs. Lines join "
                    "configurations that differ only in the number of sentences.")  # fmt: skip
@@ -260,10 +263,11 @@ def losses(study: Study, legend: Legend) -> Picture | None:
     for configuration, run in shown:
         steps, mean = thinned(run.losses)
         drawn = axes.plot(steps / steps[-1], mean, color=legend.colour(configuration), linewidth=1.1, alpha=0.8)
-        text = f"{configuration.name}, seed {run.seed}: {mean[0]:.2f} to {mean[-1]:.2f} in {int(steps[-1]):,} steps"
+        over = counted(int(steps[-1]), "step")
+        text = f"{configuration.name}, seed {run.seed}: {mean[0]:.2f} to {mean[-1]:.2f} in {over}"
         marks.name(drawn, [configuration.key], text)
     legend.draw(figure, marks=False)
-    label = f"Training loss of {len(shown)} runs"
+    label = f"Training loss of {counted(len(shown), 'run')}"
     return Picture("losses", "Training loss", marks.linked(svg(figure, label), "losses"), "One line per run.")
 
 

@@ -25,6 +25,7 @@ from debias.results import (
     read_status,
     running,
 )  # fmt: skip
+from debias.wording import counted
 
 OTHER_CODE = "by other code"
 EARLIER = "done earlier"
@@ -92,7 +93,7 @@ def seconds_of(folder: Path) -> float | None:
 def summary(states: Sequence[State]) -> str:
     """As in `24 jobs: 20 done, 3 done earlier, 1 failed`."""
     counts = Counter(s.state for s in states)
-    return f"{len(states)} jobs: " + ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name])
+    return f"{counted(len(states), 'job')}: " + ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name])
 
 
 def table(states: Sequence[State]) -> Grid:

@@ -11,6 +11,7 @@ from rich.text import Text
 from debias.data.doctor import Diagnosis, Finding
 from debias.report.grid import STYLES, Cell, Column, Grid, number_columns, row, text_columns
 from debias.report.templating import fill
+from debias.wording import counted
 
 KINDS = {"error": "bad", "warning": "warning", "ok": ""}
 
@@ -99,12 +100,18 @@ def _grids(diagnosis: Diagnosis) -> list[Grid]:
 
 
 def _blocks(diagnosis: Diagnosis) -> Iterator[RenderableType]:
-    title = Text(f"{diagnosis.path}: {diagnosis.records:,} records, {diagnosis.usable:,} usable: ", style="bold")
+    records = counted(diagnosis.records, "record")
+    title = Text(f"{diagnosis.path}: {records}, {diagnosis.usable:,} usable: ", style="bold")
     verdict = ("passes", "bold green") if diagnosis.passes else ("does not pass", "bold red")
     yield title.append(*verdict)
     yield Text()
-    yield _checks(diagnosis.findings).terminal()
-    for finding in diagnosis.findings:
+    found = [finding for finding in diagnosis.findings if finding.count]
+    if found:
+        yield _checks(found).terminal()
+        yield Text()
+    if clean := ", ".join(finding.name for finding in diagnosis.findings if not finding.count):
+        yield Text(f"{'also checked' if found else 'checked'}, nothing found: {clean}", style="dim")
+    for finding in found:
         if finding.level != "ok":
             yield Text(f"\n{finding.name}", style=STYLES[KINDS[finding.level]])
             yield from (Text(f"  {example}") for example in finding.examples[:3])
@@ -127,12 +134,12 @@ def _blocks(diagnosis: Diagnosis) -> Iterator[RenderableType]:
 
 
 def _checks(findings: list[Finding]) -> Grid:
-    """Everything that was looked for, with the lines it was found at."""
+    """Findings with the lines they are at."""
     lines = []
     for f in findings:
         places = ", ".join(map(str, f.places[:6])) + (" ..." if len(f.places) > 6 else "")
         kind = KINDS[f.level]
-        lines.append(row(*(Cell(t, kind=kind) for t in (f.name, f.level if f.count else "", f"{f.count:,}", places))))
+        lines.append(row(*(Cell(t, kind=kind) for t in (f.name, f.level, f"{f.count:,}", places))))
     return Grid([*text_columns("what", ""), *number_columns("count"), *text_columns("lines")], lines)
 
 

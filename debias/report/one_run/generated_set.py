@@ -21,6 +21,7 @@ from debias.generation.per_triplet import Replies
 from debias.generation.strategies import Strategy, Task
 from debias.report.grid import Cell, Grid, number_columns, row, text_columns
 from debias.report.templating import dollars, fill
+from debias.wording import counted, plural
 
 TOKENS_A_TRIPLET = 45  # of an answer: 15 words, three field names, brackets and quotes
 TOKENS_A_VERDICT = 30  # of an answer: three names and three scores
@@ -146,7 +147,7 @@ class Product(NamedTuple):
     @property
     def ending(self) -> str:
         """Why it ended, in words."""
-        end = f"{self.n} of {self.task.wanted.n} triplets, {ENDINGS[self.harvest.stopped]}"
+        end = f"{self.n} of {counted(self.task.wanted.n, 'triplet')}, {ENDINGS[self.harvest.stopped]}"
         return f"{end}: {self.harvest.reason}" if self.harvest.reason else end
 
     @property
@@ -233,7 +234,9 @@ def estimate(e: Estimate) -> RenderableType:
     when = f" (prices of {', '.join(dict.fromkeys(dated))})" if dated else ""
     limit = f"llm.max_cost_usd stops the run at {e.limit:g} dollars" if e.limit is not None else "no limit is set"
     notes = f'"At most" is for these calls; if fewer triplets are accepted, more calls follow: {limit}{when}.'
-    paid = f"{e.paid} answers are in the ledger and cost nothing; {e.kept} of {e.wanted} triplets came from them."
+    of = counted(e.wanted, "triplet")
+    answers, came = counted(e.paid, "answer"), plural(e.kept, "comes", "come")
+    paid = f"The ledger holds {answers}, which cost nothing more; {e.kept} of {of} {came} from there."
     if e.stopped in REMEDIES:
         paid += f" They end the run, because {ENDINGS[e.stopped]}: {REMEDIES[e.stopped]}."
     return Group(grid.terminal(), Text(f"{notes} {paid}" if e.paid else notes))
@@ -307,26 +310,29 @@ def _blocks(product: Product) -> Iterator[RenderableType]:
     yield counts(product).terminal()
     yield Text()
     new = f"{harvest.bought} of them new" if harvest.bought else "all of them from the ledger"
-    yield Text(f"{harvest.calls} calls, {new}; {dollars(spent.dollars)} in all, {spent.prompt_tokens:,} prompt and "
-               f"{spent.completion_tokens:,} answer tokens; {product.accepted_share:.0%} accepted")  # fmt: skip
+    tokens = f"{spent.prompt_tokens:,} prompt and {counted(spent.completion_tokens, 'answer token')}"
+    yield Text(f"{counted(harvest.calls, 'call')}, {new}; {dollars(spent.dollars)} in all, {tokens}; "
+               f"{product.accepted_share:.0%} accepted")  # fmt: skip
     if harvest.filtered:
         share = f"{harvest.filtered / harvest.calls:.0%}"
-        yield Text(f"{harvest.filtered} requests ({share}) were refused by the server's content filter, at no cost")
+        refused = counted(harvest.filtered, "request")
+        yield Text(f"the server's content filter refused {refused} ({share}), at no cost")
     if harvest.cut_off:
-        share = f"{harvest.cut_off} of {harvest.calls} answers"
-        yield Text(f"{share} were cut off at a token limit; what was complete in them was used. Raise llm.max_tokens "
+        share = f"{harvest.cut_off} of {counted(harvest.calls, 'answer')}"
+        yield Text(f"cut off at a token limit: {share}; what was complete in them was used. Raise llm.max_tokens "
                    "(or the server's context), or lower generate.per_call.")  # fmt: skip
     if harvest.thinking:
-        share = f"{harvest.thinking} of {harvest.calls} answers"
-        yield Text(f"{share} are nothing but reasoning, which used up their tokens: {LESS_REASONING}")
+        share = f"{harvest.thinking} of {counted(harvest.calls, 'answer')}"
+        yield Text(f"nothing but reasoning, which used up the tokens: {share}; {LESS_REASONING}")
     if product.verdicts is not None:
         yield _judged(product.verdicts)
     if product.counterparts is not None:
         yield Text(named(product.counterparts))
     if harvest.unjudged:
-        yield Text(f"{harvest.unjudged} triplets wait for the judge and are not in the set yet")
+        waiting = counted(harvest.unjudged, "triplet waits", "triplets wait")
+        yield Text(f"{waiting} for the judge before joining the set")
     if spent.bounded:
-        yield Text(f"{spent.bounded} calls came without a usage report and count at their upper bound")
+        yield Text(f"{counted(spent.bounded, 'call')} without a usage report, counted at the upper bound")
     if product.diagnosis is not None:
         verdict = "passes" if product.diagnosis.passes else "does not pass"
         yield Text(f"quality: {verdict} (see {folder}/quality.html)")
@@ -347,7 +353,8 @@ def _blocks(product: Product) -> Iterator[RenderableType]:
 
 def named(n: Named) -> str:
     """What came of asking for counterparts, in words."""
-    text = f"counterparts: {n.found} of {n.asked} triplets have them, {dollars(n.dollars)}"
+    found = f"{n.found} of {counted(n.asked, 'triplet')} {plural(n.found, 'has', 'have')} them"
+    text = f"counterparts: {found}, {dollars(n.dollars)}"
     reasons = sorted(n.refused.items(), key=lambda pair: -pair[1])[:3]
     if reasons:
         text += "; answers that did not fit: " + ", ".join(f"{count} ({reason})" for reason, count in reasons)
@@ -358,7 +365,8 @@ def named(n: Named) -> str:
 
 def _judged(verdicts: Verdicts) -> Text:
     means = ", ".join(f"{name} {mean:.1f}" for name, mean in verdicts.means.items())
-    scored = f"{verdicts.scored} triplets scored in {verdicts.calls} calls, {dollars(verdicts.dollars)} of the above"
+    calls = counted(verdicts.calls, "call")
+    scored = f"{counted(verdicts.scored, 'triplet')} scored in {calls}, {dollars(verdicts.dollars)} of the above"
     return Text(f"judge {verdicts.llm.model}: {scored}" + (f"; mean scores of 5: {means}" if means else ""))
 
 
