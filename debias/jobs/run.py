@@ -56,8 +56,8 @@ def run(
         to_score = prepared(benchmarks, base.tokens)
     seen = check_unseen([t.sentence for t in checked.triplets], to_score)
     folder.describe(trained_on_scored=seen)
-    number = len(checked.triplets)
-    told = [f"{n} of the {number} training sentences are scored by {name} too" for name, n in seen.items() if n]
+    number = counted(len(checked.triplets), "training sentence")
+    told = [f"{name} scores {n} of the {number} too" for name, n in seen.items() if n]
     checked = checked._replace(notes=(*checked.notes, *told))
     for note in checked.notes:
         log.info("note: %s", note)

@@ -16,6 +16,7 @@ from debias.report.many_runs.collection import Run, collect, nothing_in
 from debias.report.many_runs.configurations import LabelledRun, mean_figures
 from debias.report.many_runs.labels import differences, words
 from debias.report.outcome import by_adapter, outcome
+from debias.wording import counted
 
 TITLE = "# Leaderboard"
 INTRODUCTION = """\
@@ -163,7 +164,7 @@ def _saw(maker: Run) -> str:
     sources = list((maker.config.get("data", {}).get("sources") or {}).values())
     tested = [f"{TESTED[_class(s)]} {s.get('split', '')}".strip() for s in sources if _class(s) in TESTED]
     scored = {name: count for name, count in maker.status.get("trained_on_scored", {}).items() if count}
-    tested += [f"{count} sentences of {name}" for name, count in scored.items()]
+    tested += [f"{counted(count, 'sentence')} of {name}" for name, count in scored.items()]
     if tested:
         return f"yes: {', '.join(tested)}"
     ours = all(
@@ -219,7 +220,7 @@ def _section(entries: Sequence[Entry]) -> str:
     made = [line for group in alike.values() for line in _lines(group)]
     lines += [line for _, line in sorted(made, key=lambda pair: (pair[0], [cell.text for cell in pair[1].cells]))]
     split = "dev" if first.board[0] else "test"
-    heading = f"{_base(first.run)}, {base.bias}: StereoSet {split}, {base.n:,} examples, {base.protocol}"
+    heading = f"{_base(first.run)}, {base.bias}: StereoSet {split}, {counted(base.n, 'example')}, {base.protocol}"
     return f"## {markdown_text(heading)}\n\n{Grid(COLUMNS, lines).markdown().rstrip()}"
 
 
