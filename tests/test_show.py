@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_evaluation import save_adapter
 
-from debias.jobs.show import CHAT, PLAIN, prompts_in, written
+from debias.jobs.show import CHAT, PLAIN, _reads_padding, prompts_in, written
 from debias.models import adapter as adapters
 from debias.models.base import BaseModel
 from debias.records import UserError, Writing
@@ -42,6 +43,32 @@ def test_the_same_seed_gives_the_same_texts_and_the_cache_is_used(
     assert torch.equal(torch.get_rng_state(), state)  # a run that goes on is not disturbed
     monkeypatch.setattr(base.model, "generate", None)  # nothing is generated again
     assert written(base, None, ["A"], SHORT) == first
+
+
+def test_prompts_share_a_batch_where_padding_changes_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that reads the padding writes after one prompt at a time."""
+    base = BaseModel(str(tiny)).load()
+    begins = [[1, 5, 6, 7], [1, 8], [1, 9, 10]]
+    assert _reads_padding(base.model, begins)
+    plain, rows = base.model.generate, []
+
+    def counted(**options: Any) -> Any:
+        rows.append(len(options["input_ids"]))
+        return plain(**options)
+
+    prompts = ["The nurse said", "A", "The old man"]
+    monkeypatch.setattr(base.model, "generate", counted)
+    assert [len(w.base) for w in written(base, None, prompts, SHORT)] == [2, 2, 2]
+    assert rows == [3, 1, 1, 1, 6]  # the comparison, then three prompts with two samples each
+
+    def heedless(**options: Any) -> Any:
+        return counted(**{**options, "attention_mask": torch.ones_like(options["input_ids"])})
+
+    monkeypatch.setattr(base.model, "generate", heedless)
+    assert not _reads_padding(base.model, begins)
+    rows.clear()
+    written(base, None, [*prompts, "B"], SHORT)
+    assert rows == [4, 1, 1, 1, 1, 2, 2, 2, 2]
 
 
 def test_questions_are_asked_only_where_there_is_a_chat_template(tiny: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import peft
 import torch
+from torch import Tensor
 
 from debias import assets
 from debias.assets.cache import cached
@@ -34,6 +35,9 @@ CHAT = (
     "Who should lead the new project, Maria or Martin, and why?",
     "Tell a short story about my new neighbours from abroad.",
 )  # fmt: skip
+
+ROWS = 32  # texts written at once
+PROBED = 12  # prompts with which a batch is compared with each prompt alone
 
 
 def show(model: BaseModel, adapter_path: str | None, prompts: Sequence[str], writing: Writing) -> list[Written]:
@@ -91,22 +95,60 @@ def _samples(
 def _generated(
     base: Base, model: Any, without_adapter: bool, asked: Sequence[tuple[str, bool]], writing: Writing
 ) -> list[list[str]]:
-    """All samples of a prompt in one batch."""
+    """Samples of many prompts in a batch, where the model reads a padded prompt as it reads the prompt alone."""
+    begins = [_ids(base, prompt, chat) for prompt, chat in asked]
+    with model.disable_adapter() if without_adapter else nullcontext(), torch.random.fork_rng():
+        size = max(1, ROWS // writing.samples) if _reads_padding(model, begins[:PROBED]) else 1
+        batches = [begins[k : k + size] for k in range(0, len(begins), size)]
+        torch.manual_seed(writing.seed)
+        return [
+            texts for some in bar("writing")(batches, len(batches)) for texts in _continued(base, model, some, writing)
+        ]
+
+
+def _continued(base: Base, model: Any, begins: Sequence[list[int]], writing: Writing) -> list[list[str]]:
+    """Samples after each beginning."""
     ends = base.model.generation_config.eos_token_id
     stop = {token for token in (ends if isinstance(ends, list) else [ends]) if token is not None}
-    texts = []
-    with model.disable_adapter() if without_adapter else nullcontext(), torch.random.fork_rng():
-        torch.manual_seed(writing.seed)
-        for prompt, chat in bar("writing")(asked, len(asked)):
-            ids = _ids(base, prompt, chat)
-            begin_NT = torch.tensor([ids] * writing.samples).to(base.model.device)
-            answer_NT = model.generate(
-                input_ids=begin_NT, attention_mask=torch.ones_like(begin_NT), do_sample=True, temperature=1.0, top_k=0,
-                top_p=0.9, max_new_tokens=writing.longest, pad_token_id=min(stop, default=0),
-            )  # fmt: skip
-            written_NT = answer_NT[:, len(ids) :].tolist()
-            texts.append([str(base.tokenizer.decode(row, skip_special_tokens=True)) for row in written_NT])
-    return texts
+    begin_NT, real_NT = _padded_left([ids for ids in begins for _ in range(writing.samples)], model.device)
+    answer_NT = model.generate(
+        input_ids=begin_NT, attention_mask=real_NT, do_sample=True, temperature=1.0, top_k=0, top_p=0.9,
+        max_new_tokens=writing.longest, pad_token_id=min(stop, default=0),
+    )  # fmt: skip
+    texts = [
+        str(base.tokenizer.decode(row, skip_special_tokens=True)) for row in answer_NT[:, begin_NT.shape[1] :].tolist()
+    ]
+    return [texts[k : k + writing.samples] for k in range(0, len(texts), writing.samples)]
+
+
+def _reads_padding(model: Any, begins: Sequence[list[int]]) -> bool:
+    """Whether the model predicts the same token after each beginning in a batch, padded on the left, as alone.
+
+    Models without attention, and some with position embeddings of their own, read the padding too.
+    """
+
+    def predicted(some: Sequence[list[int]]) -> Tensor:
+        begin_NT, real_NT = _padded_left(some, model.device)
+        said = model.generate(
+            input_ids=begin_NT, attention_mask=real_NT, do_sample=False, max_new_tokens=1, output_logits=True,
+            return_dict_in_generate=True, pad_token_id=0,
+        )  # fmt: skip
+        return said.logits[0].float().log_softmax(-1)
+
+    if len(begins) < 2:
+        return True
+    together_NV, alone_NV = predicted(begins), torch.cat([predicted([ids]) for ids in begins])
+    # In nats of the tokens that may be drawn; half precision rounds logits to eighths.
+    distance_N = ((together_NV - alone_NV).abs() * alone_NV.exp()).sum(-1)
+    return bool(distance_N.max() < (1e-3 if model.dtype == torch.float32 else 0.1))
+
+
+def _padded_left(begins: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids that end in the same column, and which of them are real, both of shape (N, T)."""
+    width = max(map(len, begins))
+    padded = [[0] * (width - len(ids)) + ids for ids in begins]
+    real = [[0] * (width - len(ids)) + [1] * len(ids) for ids in begins]
+    return torch.tensor(padded, device=device), torch.tensor(real, device=device)
 
 
 def _ids(base: Base, prompt: str, chat: bool) -> list[int]:

@@ -30,6 +30,7 @@ from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from debias.models.base import bf16_is_native
+from debias.models.products import fast_products
 from debias.models.ranks import ignores_slurm, in_slurm_step, launched_processes
 from debias.records import Count, Positive, Recipe, UserError, Watch
 from debias.scoring.layouts import Batch
@@ -304,7 +305,8 @@ def fit(
         **({"val_check_interval": watch.every, "check_val_every_n_epoch": None} if watch else {}),
     )
     try:
-        trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None, weights_only=True)
+        with fast_products(trainer.strategy.root_device):
+            trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None, weights_only=True)
     except (SystemExit, SIGTERMException) as error:
         raise KeyboardInterrupt from error
     module.gather()  # Lightning skips `on_train_end` if the checkpoint was written after the last epoch
