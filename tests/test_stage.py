@@ -397,10 +397,13 @@ def test_dev_figures_are_those_of_the_evaluation(tiny: Path, tmp_path: Path, mon
 # ---------------------------------------------------------------- several processes
 
 
-def test_a_step_does_not_depend_on_how_it_is_divided(tiny: Path, tmp_path: Path) -> None:
+def test_a_step_does_not_depend_on_how_it_is_divided(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Five steps an epoch of 4 sentences and 4 neutral texts: at once, in two batches, or one by one on two devices.
 
-    Adapter and curve agree within float error, and so do the epochs' losses: means over the epoch, not of means.
+    Adapter and curve agree within float error, and so do the epochs' losses: means over the epoch, not of means. What
+    the first of two spawned processes logs (here warnings of Lightning's) arrives here, once.
     """
     ways = {
         "whole": tuning(num_neutral=4),
@@ -421,6 +424,11 @@ def test_a_step_does_not_depend_on_how_it_is_divided(tiny: Path, tmp_path: Path)
             assert float(other) == pytest.approx(float(one), abs=2e-5)
         assert epochs[way] == pytest.approx(epochs["whole"], abs=2e-5)
         assert all(torch.allclose(tensor, made[way][name], atol=2e-4) for name, tensor in made["whole"].items())
+    brought = [record for record in caplog.records if record.process != os.getpid()]
+    assert len({record.process for record in brought}) == 1
+    messages = [record.getMessage() for record in brought]
+    assert sum("in eval mode at the start of training" in message for message in messages) == 1
+    assert messages.count(f"wrote {tmp_path}/both/train.csv") == 1
 
 
 @pytest.mark.parametrize("num_neutral", [0, 2])

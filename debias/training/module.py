@@ -41,6 +41,7 @@ from debias.training.batches import SpanData, Step
 from debias.training.callbacks import Diverged, LossCurve, SaveOnSignal, ShowProgress, StopAfter, WholeFiles
 from debias.training.objectives import Objective
 from debias.training.rank_allocation import RankAllocation
+from debias.training.spawned import lines_brought
 
 log = logging.getLogger(__name__)
 
@@ -304,9 +305,10 @@ def fit(
         num_sanity_val_steps=0,
         **({"val_check_interval": watch.every, "check_val_every_n_epoch": None} if watch else {}),
     )
+    last = str(checkpoint) if checkpoint.is_file() else None
     try:
-        with fast_products(trainer.strategy.root_device):
-            trainer.fit(module, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None, weights_only=True)
+        with fast_products(trainer.strategy.root_device), lines_brought(trainer):
+            trainer.fit(module, data, ckpt_path=last, weights_only=True)
     except (SystemExit, SIGTERMException) as error:
         raise KeyboardInterrupt from error
     module.gather()  # Lightning skips `on_train_end` if the checkpoint was written after the last epoch
