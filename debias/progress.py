@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
@@ -20,27 +20,45 @@ Item = TypeVar("Item")
 EVERY = 30.0  # seconds between two lines
 
 
+class Portion(NamedTuple):
+    """Some of the parts of a stage, and the work that is in them."""
+
+    parts: float
+    work: float
+
+
 class Stage:
     """Work of which `done` of `total` parts are done.
 
     Args:
         total: None if nobody can tell.
         part: the part of the whole run, as in `Outlook`, to which this work belongs.
+        work: how long all parts take, in a unit of which only ratios matter; None: as long as their number says.
     """
 
-    def __init__(self, label: str, total: float | None, part: str, now: float) -> None:
+    def __init__(self, label: str, total: float | None, part: str, now: float, work: float | None = None) -> None:
         self.label, self.total, self.part, self.begun = label, total, part, now
+        self.work = total if work is None else work
         self.done, self.detail = 0.0, ""
-        self.portion = 0.0  # the parts that the stage within this one works on
+        self.worked = 0.0
+        self.portion = Portion(0.0, 0.0)  # what the stage within this one works on
         self.had_work = False  # whether there was such a stage
 
     def share(self, inner: float) -> float:
-        """How much is done, from 0 to 1, if so much of its portion is."""
-        return min(1.0, (self.done + self.portion * inner) / self.total) if self.total else 0.0
+        """How much of the work is done, from 0 to 1, if so much of its portion is."""
+        return min(1.0, (self.worked + self.portion.work * inner) / self.work) if self.work else 0.0
 
-    def words(self) -> str:
-        """As in `train 34/114, loss 1.92`."""
-        counts = f" {self.done:,.0f}/{self.total:,.0f}" if self.total else ""
+    def count(self, inner: float) -> float:
+        """The parts done, if so much of its portion is."""
+        return self.done + self.portion.parts * inner
+
+    def named(self) -> str:
+        """Without the count, as in `train, loss 1.92`."""
+        return f"{self.label}{f', {self.detail}' if self.detail else ''}"
+
+    def words(self, inner: float) -> str:
+        """As in `train 34/114, loss 1.92`, if so much of its portion is done."""
+        counts = f" {self.count(inner):,.0f}/{self.total:,.0f}" if self.total else ""
         return f"{self.label}{counts}{f', {self.detail}' if self.detail else ''}"
 
 
@@ -49,7 +67,7 @@ class Outlook:
 
     def __init__(self, work: Mapping[str, float]) -> None:
         self.to_come = dict(work)
-        self.seconds, self.worked = 0.0, 0.0  # of the parts that took time
+        self.taken: list[tuple[str, float, float]] = []  # the parts that took time: part, work, seconds
 
     def begin(self, part: str) -> None:
         """Parts come in order, so those before this one are over, or were not needed."""
@@ -59,16 +77,25 @@ class Outlook:
     def end(self, part: str, seconds: float) -> None:
         """Learn from a part how long the work takes."""
         if part in self.to_come:
-            self.worked += self.to_come.pop(part)
-            self.seconds += seconds
+            self.taken.append((part, self.to_come.pop(part), seconds))
 
     def after(self, stage: Stage, share: float, seconds: float) -> float:
-        """Seconds that the parts behind a stage will take, of which so much is done after so many seconds."""
+        """Seconds that the parts behind a stage will take, of which so much is done after so many seconds.
+
+        Parts whose names begin with the same word, such as `score base` and `score debiased`, have the same pace.
+        """
         own = self.to_come.get(stage.part, 0.0) * share
-        seconds = self.seconds + (seconds if own else 0.0)
-        worked = self.worked + own
-        others = sum(work for part, work in self.to_come.items() if part != stage.part)
-        return seconds / worked * others if worked else 0.0
+        known = [*self.taken, *([(stage.part, own, seconds)] if own else [])]
+        left = 0.0
+        for part, work in self.to_come.items():
+            if part != stage.part and known:
+                alike = [k for k in known if _kind(k[0]) == _kind(part)] or known
+                left += work * sum(k[2] for k in alike) / sum(k[1] for k in alike)
+        return left
+
+
+def _kind(part: str) -> str:
+    return part.partition(" ")[0]
 
 
 class _Shown:
@@ -122,10 +149,9 @@ class _Shown:
     def show(self) -> None:
         """Bring the terminal up to date, and write a line if it is time for one."""
         if self.screen is not None and self.stages:
-            inner = self.stages[-1]
-            label = f"{inner.label}{f', {inner.detail}' if inner.detail else ''}"
-            self.screen.tasks[0].total = inner.total  # `update` takes None for "as before"
-            self.screen.update(self.screen.task_ids[0], description=label, completed=inner.done)
+            now, inner = self.now()
+            self.screen.tasks[0].total = now.total  # `update` takes None for "as before"
+            self.screen.update(self.screen.task_ids[0], description=now.named(), completed=int(now.count(inner)))
         self.tell()
 
     def tell(self) -> None:
@@ -133,8 +159,17 @@ class _Shown:
         now = self.clock()
         if self.stages and now - self.told >= EVERY:
             self.told = now
-            counted = [stage for stage in self.stages if stage.total] or self.stages[-1:]
-            log.info("%s", ", ".join([": ".join(s.words() for s in counted), *filter(None, [self.left()])]))
+            stage, inner = self.now()
+            log.info("%s", ", ".join([stage.words(inner), *filter(None, [self.left()])]))
+
+    def now(self) -> tuple[Stage, float]:
+        """The stage to tell of, and the share done of its portion: the outermost of those that count the same work."""
+        shown, inner, share = self.stages[-1], 0.0, 0.0
+        for stage in reversed(self.stages):
+            if stage is self.stages[-1] or stage.portion.parts:
+                shown, inner = stage, share
+            share = stage.share(share)
+        return shown, inner
 
     def left(self) -> str:
         """The time left of the whole run where that is known, as in `4 min left`."""
@@ -172,13 +207,16 @@ def outlook(work: Mapping[str, float]) -> Iterator[None]:
 
 
 @contextmanager
-def stage(label: str, total: float | None = None, part: str = "", said: bool = False) -> Iterator[Stage]:
+def stage(
+    label: str, total: float | None = None, part: str = "", said: bool = False, work: float | None = None
+) -> Iterator[Stage]:
     """Show a stage while the block works; see `report`.
 
     Args:
         said: write a line at its start and its end too.
+        work: how long it takes, in the unit of its portions; None: each of the `total` parts takes the same time.
     """
-    shown = Stage(label, total, part, _shown.clock())
+    shown = Stage(label, total, part, _shown.clock(), work)
     if said:
         log.info("%s: begins", label)
     _shown.enter(shown)
@@ -192,22 +230,25 @@ def stage(label: str, total: float | None = None, part: str = "", said: bool = F
 
 def report(shown: Stage, done: float, detail: str | None = None) -> None:
     """Tell how far a stage is."""
-    shown.done = done
+    shown.done = shown.worked = done
     if detail is not None:
         shown.detail = detail
     _shown.show()
 
 
 @contextmanager
-def portion(shown: Stage, size: float, detail: str) -> Iterator[None]:
+def portion(shown: Stage, size: float, detail: str, work: float | None = None) -> Iterator[None]:
     """Work on some of the parts of a stage. Those whose results were known take no time, so they no longer count."""
-    shown.portion, shown.detail, shown.had_work = size, detail, False
+    work = size if work is None else work
+    shown.portion, shown.detail, shown.had_work = Portion(size, work), detail, False
     yield
-    shown.portion = 0.0
+    shown.portion = Portion(0.0, 0.0)
     if shown.had_work:
         shown.done += size
-    elif shown.total:
+        shown.worked += work
+    elif shown.total and shown.work:
         shown.total -= size
+        shown.work -= work
     _shown.show()
 
 

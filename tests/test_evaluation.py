@@ -15,7 +15,7 @@ from rich.console import Console
 from test_run import folder_of
 
 from debias.benchmarks.crows_pairs import CrowsPairs
-from debias.benchmarks.evaluation import evaluate, figures_of, prepared, scores_of
+from debias.benchmarks.evaluation import evaluate, figures_of, prepared, scores_of, work_of
 from debias.benchmarks.perplexity import Perplexity
 from debias.benchmarks.stereoset import StereoSet
 from debias.cli.build import benchmarks_of
@@ -170,3 +170,12 @@ def test_missing_records_are_an_error(tmp_path: Path) -> None:
     frame = pd.DataFrame(columns=LIKELIHOODS)
     with pytest.raises(UserError, match=r"likelihoods.parquet has no scores for stereoset"):
         figures_of([StereoSet(BiasBench())], frame)
+
+
+def test_what_the_texts_of_an_example_share_is_read_once() -> None:
+    """Two texts share the 13 characters of `The nurse is `."""
+    two = [
+        Candidate("1", str(i), "gender", "", text) for i, text in enumerate(["The nurse is kind", "The nurse is rude"])
+    ]
+    assert work_of(two) == 13 + 4 + 4
+    assert work_of([two[0], two[1]._replace(example="2")]) == 2 * 17

@@ -93,6 +93,24 @@ def test_portions_count_as_they_are_worked_on(clock: Clock) -> None:
         assert (scoring.done, scoring.total) == (4, 8)
 
 
+def test_a_line_of_scoring_says_one_thing_and_its_count_moves(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """10 of 40 batches of 4,000 texts in 30 s; the 1,000 others take as long: 90 s and 120 s are left."""
+    with stage("score the base model", 5000, work=8.0) as scoring:
+        with portion(scoring, 4000, "stereoset", 4.0), stage("scoring stereoset, base model", 40) as inner:
+            clock.now = 30
+            report(inner, 10)
+        with portion(scoring, 1000, "perplexity", 4.0):
+            pass
+    assert lines(caplog) == ["score the base model 1,000/5,000, stereoset, 4 min left"]
+
+
+def test_parts_of_one_kind_have_the_pace_of_their_kind() -> None:
+    """Training took 100 s a unit; half of the base's two units took 5 s, so the debiased model's two take 10 s."""
+    ahead = Outlook({"train": 1, "score base": 2, "score debiased": 2})
+    ahead.end("train", 100)
+    assert ahead.after(Stage("", 4, "score base", 0), 0.5, 5) == 10
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")

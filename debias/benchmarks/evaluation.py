@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -61,9 +62,10 @@ def scores_of(scorer: Scorer, benchmarks: Sequence[Prepared], model: str) -> pd.
     """Score one model: one row per candidate, with the columns of likelihoods.parquet."""
     frames = []
     label, texts = f"score the {model} model", sum(len(candidates) for _, candidates in benchmarks)
-    with scorer.using(model), stage(label, texts, part=f"score {model}", said=True) as shown:
-        for benchmark, candidates in benchmarks:
-            with portion(shown, len(candidates), benchmark.name):
+    work = [work_of(candidates) for _, candidates in benchmarks]
+    with scorer.using(model), stage(label, texts, part=f"score {model}", said=True, work=sum(work)) as shown:
+        for (benchmark, candidates), its_work in zip(benchmarks, work, strict=True):
+            with portion(shown, len(candidates), benchmark.name, its_work):
                 if isinstance(benchmark, LikelihoodBenchmark):
                     scorer.notes |= dict.fromkeys(benchmark.notes)
                     rows = scorer.score(candidates, benchmark.protocol, benchmark.name)
@@ -71,6 +73,21 @@ def scores_of(scorer: Scorer, benchmarks: Sequence[Prepared], model: str) -> pd.
                     rows = benchmark.measure(scorer, candidates)
             frames.append(rows.assign(benchmark=benchmark.name, protocol=benchmark.protocol_name, model=model))
     return pd.concat(frames, ignore_index=True)
+
+
+def work_of(candidates: Sequence[Candidate]) -> float:
+    """Characters that a model reads to score texts; what the texts of one example begin with is read once."""
+    total = 0
+    for _, same in itertools.groupby(candidates, key=lambda candidate: candidate.example):
+        texts = sorted(candidate.text for candidate in same)
+        total += sum(map(len, texts)) - sum(itertools.starmap(_shared, itertools.pairwise(texts)))
+    return float(total)
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    letters = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in letters if a != b), min(len(one), len(other)))
 
 
 def evaluation_of(

@@ -14,13 +14,13 @@ import pandas as pd
 from debias import assets
 from debias.baselines import Baseline
 from debias.benchmarks import Benchmark
-from debias.benchmarks.evaluation import Evaluation, evaluation_of, prepared, scores_of
+from debias.benchmarks.evaluation import Evaluation, evaluation_of, prepared, scores_of, work_of
 from debias.jobs.cost import Cost
 from debias.models import adapter as adapters
 from debias.models import composition
 from debias.models.base import Base, BaseModel, checksum
 from debias.models.placement import place
-from debias.progress import stage
+from debias.progress import outlook, stage
 from debias.records import Scoring, UserError
 from debias.report.one_run.report import RunReport, write_reports
 from debias.results import ADAPTER, RunFolder
@@ -73,7 +73,9 @@ def evaluate(
             folder.describe(method=method.name)
             adapted_by = {"debiased": lambda _: None}
     start_tokens: dict[str, str] = {}
-    with cost.stage("evaluate") as spent:
+    scored = sum(work_of(candidates) for _, candidates in to_score)
+    parts = {f"score {name}": scored for name in ["base", *adapted_by]}
+    with cost.stage("evaluate") as spent, outlook(parts):
         for name, adapt in adapted_by.items() or {"base": lambda _: None}.items():
             adapted = adapt(base)
             where = (scoring.precision, scoring.token_budget, assets.cache_dir(), name)

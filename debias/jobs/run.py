@@ -10,7 +10,7 @@ import torch
 
 from debias import assets
 from debias.benchmarks import Benchmark
-from debias.benchmarks.evaluation import Evaluation, Prepared, evaluate, prepared
+from debias.benchmarks.evaluation import Evaluation, Prepared, evaluate, prepared, work_of
 from debias.jobs.cost import Cost
 from debias.jobs.show import written
 from debias.models import adapter as adapters
@@ -23,10 +23,13 @@ from debias.report.one_run.written import Written
 from debias.results import ADAPTER, RunFolder, data_sha256
 from debias.scoring.scorer import Scorer
 from debias.scoring.spans import start_token
+from debias.training.balance import Nothing
 from debias.training.stage import Tuning, train
 from debias.wording import counted
 
 log = logging.getLogger(__name__)
+
+NEUTRAL = 190  # characters of a neutral text, most of which have 48 tokens
 
 
 def run(
@@ -109,12 +112,14 @@ def samples(base: Base, adapted: peft.PeftModel, writing: Writing) -> list[Writt
 def _work(tuning: Tuning, triplets: Sequence[Triplet], to_score: Sequence[Prepared]) -> dict[str, float]:
     """Characters that the model reads in each part of a run; a training step reads forwards and backwards."""
     data, recipe = tuning.data, tuning.recipe
-    size = sum(len(triplet.sentence) for triplet in triplets)
-    share = 1.0 if data.match is None else data.match_to / len(triplets)
-    neutral = recipe.num_neutral / recipe.batch_size if recipe.retention else 0.0
-    scored = sum(len(candidate.text) for _, candidates in to_score for candidate in candidates)
-    train = 3.0 * size * share * recipe.epochs * (1 + neutral)
-    return {"ask": size, "train": train, "score base": scored, "score debiased": scored}
+    length = sum(len(triplet.sentence) for triplet in triplets) / len(triplets)
+    number = len(triplets) if data.match is None else data.match_to
+    others = recipe.num_neutral * NEUTRAL if recipe.retention else 0.0
+    if recipe.balance and not isinstance(tuning.balance, Nothing):
+        others += 2 * recipe.num_pairs * length
+    read = number * (length + others / recipe.batch_size)
+    scored = sum(work_of(candidates) for _, candidates in to_score)
+    return {"ask": read, "train": 3.0 * read * recipe.epochs, "score base": scored, "score debiased": scored}
 
 
 def assist(folder: RunFolder, tuning: Tuning, model: BaseModel) -> None:
