@@ -178,7 +178,15 @@ generate llm.system_role=boss -> choose system or user
 generate llm.max_tokens_name=max -> choose max_tokens or max_completion_tokens
 generate llm.schema_drops=minLength -> llm.schema_drops='minLength' must be a list such as [A,B], each text
 generate llm.prices=cheap -> llm.prices='cheap' must be a mapping such as {NAME: VALUE}
-generate llm.prices={m:{prompt:1}} -> unknown key 'llm.prices.m'; write +llm.prices=... to add it
+generate llm.prices={m:{prompt:1}} -> llm.prices.m.completion must be set
+generate "llm.prices={gpt-4.1: 3}" -> llm.prices.gpt-4.1=3 must be a section with prompt, completion, date
+generate llm.prices.gpt-4.1=3 -> llm.prices.gpt-4.1=3 must be a section with prompt, completion, date
+generate llm.prices.gpt-4.1.prompt=3 -> llm.prices.gpt-4.1.completion must be set: add llm.prices.gpt-4.1.completion=
+generate +llm.prices.gpt-4.1.promt=3 -> (did you mean 'llm.prices.gpt-4.1.prompt'?)
+generate llm.prices.gpt-5.4-nano.prompt=x -> llm.prices.gpt-5.4-nano.prompt='x' must be a number of 0 or more
+generate llm.prices.qwen3:8b.prompt=1 -> llm.prices.qwen3:8b.completion must be set
+generate judge.llm=openai -> judge.llm is set, but judge=none asks nobody; add judge=llm
+generate counterparts.llm=openai -> counterparts.llm is set, but counterparts=none asks nobody; add counterparts=llm
 generate +llm.prices={m:{prompt:1}} -> llm.prices.m.completion must be set
 generate llm.extra_body={stream:true} -> llm.extra_body.stream is not supported
 generate llm=local llm.server.threads=0 -> llm.server.threads=0 must be a whole number of 1 or more

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import serving, settings
-from command import run
+from command import run, succeed
 from test_generate import PRICES, folder_of, triplets, words, writer
 
 from debias.cli.config import shorthands
@@ -42,6 +42,19 @@ def test_a_list_of_models_is_short_for_the_first_and_its_others() -> None:
     assert shorthands(["judge.llm.model=x"]) == ["judge.llm.model=x"]
     assert shorthands(["counterparts=my.jsonl"]) == ["counterparts=llm", "counterparts.file=my.jsonl"]
     assert shorthands(["counterparts=llm"]) == ["counterparts=llm"]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["llm.prices={gpt-4.1: {prompt: 1, completion: 2, date: 2026-01-01}}"],
+        ["llm.prices.gpt-4.1={prompt: 1, completion: 2, date: 2026-01-01}"],
+        [f"llm.prices.gpt-4.1.{setting}" for setting in ("prompt=1", "completion=2", "date=2026-01-01")],
+    ],
+)
+def test_a_price_of_a_model_whose_name_has_a_dot(tmp_path: Path, typed: list[str]) -> None:
+    words = ["generate", "llm=openai", "llm.model=gpt-4.1", "generate.dry_run=true", "generate.benchmarks=false"]
+    assert "(prices of gpt-4.1 on 2026-01-01)" in succeed(tmp_path, *words, *typed).out
 
 
 def test_all_keep_within_one_budget_and_a_wrong_setting_is_named() -> None:

@@ -118,6 +118,25 @@ def several_models(overrides: Sequence[str]) -> list[str]:
     return words
 
 
+def prices_of(overrides: Sequence[str]) -> list[str]:
+    """Expand `llm.prices.MODEL.prompt=1` to `++llm.prices={MODEL: {prompt: 1}}`, since names of models have dots.
+
+    Any model may be added to the list, so that `llm.prices={MODEL: ...}` needs no plus.
+    """
+    words = []
+    for word in overrides:
+        key, _, value = word.partition("=")
+        told = re.fullmatch(r"\+{0,2}((?:\w+\.)*llm(?:\.others\.\w+)?\.prices)(?:\.(.+?)(?:\.([a-z_]+))?)?", key)
+        if told is None or not (told[2] or value.startswith("{")):
+            words.append(word)
+            continue
+        inner = value if _value(f"x={value}") is not None else quoted(value)
+        for name in filter(None, (told[3], told[2])):
+            inner = "{" + re.sub(r"[^\w./-]", r"\\\g<0>", name) + f": {inner}}}"
+        words.append(f"++{told[1]}={inner}")
+    return words
+
+
 def counterparts_of(overrides: Sequence[str]) -> list[str]:
     """Expand `counterparts=FILE` to `counterparts=llm counterparts.file=FILE` unless FILE is a config of the group."""
     words = []
@@ -130,7 +149,7 @@ def counterparts_of(overrides: Sequence[str]) -> list[str]:
 
 def shorthands(overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra understands them."""
-    return chat_models(several_models(counterparts_of(any_model(overrides))))
+    return chat_models(several_models(prices_of(counterparts_of(any_model(overrides)))))
 
 
 def check_words(words: Sequence[str]) -> None:

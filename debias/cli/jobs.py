@@ -7,7 +7,7 @@ import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -126,8 +126,8 @@ def generate_job(cfg: DictConfig) -> int:
         wanted=wanted,
         biases=generate.biases(settings.bias),
         seed=settings.seed,
-        judge=make(cfg.judge).beside(writers[0]) if cfg.judge.llm else None,
-        counterparts=make(cfg.counterparts).beside(writers[0]) if cfg.counterparts.llm else None,
+        judge=_chosen(cfg, "judge").beside(writers[0]) if cfg.judge.llm else None,
+        counterparts=_chosen(cfg, "counterparts").beside(writers[0]) if cfg.counterparts.llm else None,
     )
     if not generation.strategy.biased and any(w.startswith("bias=") for w in HydraConfig.get().overrides.task):
         raise UserError(f"strategy={generation.strategy.name} chooses the biases by itself: leave bias out")
@@ -160,6 +160,13 @@ def generate_job(cfg: DictConfig) -> int:
     if stopped == "n" and product.counterparts is not None:
         stopped = product.counterparts.stopped or stopped
     return {"n": 0, "batch": 4}.get(stopped, 3)
+
+
+def _chosen(cfg: DictConfig, group: str) -> Any:
+    """The option of a group. Raises UserError if only its model was named."""
+    if "_target_" not in cfg[group]:
+        raise UserError(f"{group}.llm is set, but {group}=none asks nobody; add {group}=llm")
+    return make(cfg[group])
 
 
 def doctor_job(cfg: DictConfig) -> int:

@@ -75,8 +75,8 @@ class TripletFile:
 
     def load(self, seed: int = 0) -> Checked:
         """Read and check. Raises UserError for a broken line, and when nothing is left to train on."""
-        log.info("data file: %s", self.path)
         records, broken = read_records(self.path, self.bias)
+        log.info("data file: %s", self.path)
         if broken:
             raise UserError(
                 f"{broken[0].where}: {broken[0].reason}; fix or delete it (`debias doctor` lists all faults)"
