@@ -14,11 +14,13 @@ from command import run, succeed
 from torch import Tensor
 
 from debias.baselines.projection import NullSpace, Projection, SentenceDebias, bias_subspace, nullspace, without
+from debias.baselines.prompts import Prefix, Prompted, SelfDebiased, debiased
 from debias.baselines.sentences import Sentences
 from debias.baselines.steering import Gate, Steered, Steering, mean_difference
 from debias.data.swapping import Swapper
 from debias.models.base import Base, BaseModel
-from debias.records import Candidate, UserError
+from debias.records import Candidate, Masked, Scored, Span, UserError
+from debias.results import read_figures
 from debias.scoring.method import Method
 from debias.scoring.protocols import Conditional
 from debias.scoring.scorer import Scorer
@@ -152,6 +154,90 @@ def test_versions_stand_in_the_order_of_the_groups(tmp_path: Path) -> None:
     assert sentences.neutral == ["It rained all day."]
 
 
+# ---------------------------------------------------------------- text in front
+
+
+def test_tokens_that_become_likelier_behind_the_prefix_lose_by_hand() -> None:
+    """p = (.5, .5), q = (.9, .1): the first exceeds by .4, so its factor is exp(-.4 decay) and the other's is 1.
+
+    A decay of ln 2 / .4 halves it: (.25, .5) / .75. Any large decay ends at epsilon: (.005, .5) / .505.
+    """
+    plain, biased = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    assert debiased(plain, biased, math.log(2) / 0.4, 0.01).exp().tolist() == [pytest.approx([1 / 3, 2 / 3])]
+    assert debiased(plain, biased, 1e6, 0.01).exp().tolist() == [pytest.approx([0.005 / 0.505, 0.5 / 0.505])]
+    assert debiased(plain, plain, 50, 0.01).exp().tolist() == [pytest.approx([0.5, 0.5])]
+
+
+def test_the_prefix_stands_behind_the_start_token() -> None:
+    prefix = Prefix((8, 9), special=(1,))
+    assert prefix(Span((1, 5, 6), 1)) == Span((1, 8, 9, 5, 6), 3)
+    assert prefix(Span((5, 6), 1)) == Span((8, 9, 5, 6), 3)
+    assert prefix(Masked((1, 5, 0, 2), (2,), (6,))) == Masked((1, 8, 9, 5, 0, 2), (4,), (6,))
+
+
+SPANS = {
+    "causal": [Span((0, 5, 6, 7, 8), 1), Span((0, 5, 6, 9), 2), Span((7, 8, 9), 1)],
+    "masked": [Masked((101, 5, 103, 7, 102), (2,), (6,)), Masked((101, 103, 9, 102), (1,), (8,))],
+}
+
+
+def distributions(base: Base, span: Scored) -> Tensor:
+    """Log-probabilities of all tokens at the scored places of a span, in a forward pass of its own."""
+    ids = torch.tensor([span.ids])
+    at = list(span.at) if isinstance(span, Masked) else list(range(span.start - 1, len(span.ids) - 1))
+    return logits(base, ids)[0, at].log_softmax(-1)
+
+
+@pytest.mark.parametrize("method", ["prompting", "self_debias"])
+def test_text_in_front_is_scored_as_one_by_one(method: str, base: Base) -> None:
+    """The plain way: a forward pass for each text, alone. Only tokens of the text count."""
+    prefix = Prefix((11, 12, 13), special=(0, 101))
+    made = Prompted("p", prefix) if method == "prompting" else SelfDebiased("s", prefix, 5e4, 0.01)
+    spans = SPANS[base.kind]
+    scorer = Scorer(base, None, "32", 512, method=made)
+    with scorer.using("debiased"):
+        found = scorer.logprobs(spans, "test")
+    with scorer.using("base"):
+        plain = scorer.logprobs(spans, "test")
+    for span, (logprob, greedy), (before, _) in zip(spans, found, plain, strict=True):
+        expected = behind = distributions(base, prefix(span))
+        if method == "self_debias":
+            p, q = distributions(base, span).exp(), behind.exp()
+            scaled = p * torch.exp(-5e4 * (q - p).clamp(min=0)).clamp(min=0.01)
+            expected = (scaled / scaled.sum(-1, keepdim=True)).log()
+        tokens = torch.tensor(span.tokens if isinstance(span, Masked) else span.ids[span.start :])
+        own = expected[range(len(tokens)), tokens]
+        assert logprob == pytest.approx(own.sum().item(), abs=1e-4)
+        assert greedy == (own == expected.amax(-1)).all()
+        assert abs(logprob - before) > 1e-4
+
+
+def test_what_is_in_front_takes_room(tiny: Path) -> None:
+    """Of 1,024 positions of GPT-2, three are the prefix's."""
+    base = BaseModel(str(tiny)).load()
+    assert base.max_positions is not None
+    made = Prompted("p", Prefix((11, 12, 13), ()))
+    assert Scorer(base, None, "32", 512, method=made).max_positions == base.max_positions - 3
+
+
+def test_what_text_in_front_cannot_change_is_refused(tiny: Path, tmp_path: Path) -> None:
+    words = ("evaluate", f"model={tiny}", "eval=[pronoun_gap,seat]")
+    refused = run(tmp_path, *words, "baseline=self_debias", "name=one")
+    assert refused.status == 1
+    assert "self_debias (gender, decay 50) changes likelihoods alone; leave seat out of eval=[...]" in refused.err
+    refused = run(tmp_path, *words, "baseline=prompting", "baseline.instruction=''", "name=two")
+    assert "has no tokens; write some words" in refused.err
+
+
+@pytest.mark.parametrize("name", ["prompting", "self_debias"])
+def test_text_in_front_in_an_evaluation(name: str, tiny: Path, tmp_path: Path) -> None:
+    shown = succeed(tmp_path, "evaluate", f"model={tiny}", "eval=[pronoun_gap]", f"baseline={name}", "name=one")
+    assert f"the debiased model is the base with {name}" in shown.err
+    figures = read_figures(tmp_path / "outputs/one")
+    assert {f.model for f in figures} == {"base", "debiased", "delta"}
+    assert any(f.model == "delta" and f.value for f in figures)
+
+
 # ---------------------------------------------------------------- in an evaluation
 
 CANDIDATES = [Candidate("1", name, "gender", "", f"The nurse said that {name} was late.") for name in ("she", "he")]
@@ -176,6 +262,10 @@ def test_no_method_shares_a_key_with_the_base_or_another(base: Base, tmp_path: P
         Steered("one", vector_D, 2),
         Steered("one", vector_D, 1, Gate(np.ones(WIDTH), 0.0)),
         Steered("one", vector_D, 1, Gate(np.ones(WIDTH), 1.0)),
+        Prompted("one", Prefix((11, 12), ())),
+        Prompted("one", Prefix((11, 13), ())),
+        SelfDebiased("one", Prefix((11, 12), ()), 5e4, 0.01),
+        SelfDebiased("one", Prefix((11, 12), ()), 9e4, 0.01),
     ]
     fresh = [scores(base, method, tmp_path / str(i)) for i, method in enumerate(methods)]
     kept = [scores(base, method, tmp_path / "shared") for method in methods for _ in range(2)]

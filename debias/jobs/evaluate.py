@@ -13,7 +13,7 @@ import pandas as pd
 
 from debias import assets
 from debias.baselines import Baseline
-from debias.benchmarks import Benchmark
+from debias.benchmarks import Benchmark, LikelihoodBenchmark
 from debias.benchmarks.evaluation import Evaluation, evaluation_of, prepared, scores_of, work_of
 from debias.jobs.cost import Cost
 from debias.models import adapter as adapters
@@ -24,6 +24,7 @@ from debias.progress import outlook, stage
 from debias.records import Scoring, UserError
 from debias.report.one_run.report import RunReport, write_reports
 from debias.results import ADAPTER, RunFolder
+from debias.scoring.method import Method
 from debias.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def evaluate(
         with cost.stage("fit"), stage("fit the method", said=True):
             method = baseline.fit(Scorer(base, None, scoring.precision, scoring.token_budget, assets.cache_dir()))
         if method is not None:
+            _check_can_be_measured(method, benchmarks)
             notes[f"the debiased model is the base with {method.name}, not with an adapter"] = None
             folder.describe(method=method.name)
             adapted_by = {"debiased": lambda _: None}
@@ -96,6 +98,13 @@ def evaluate(
     with stage("write the report", said=True):
         write_reports(folder, evaluation, report, None, base.name, None)
     return evaluation
+
+
+def _check_can_be_measured(method: Method, benchmarks: Sequence[Benchmark]) -> None:
+    """Raise UserError for benchmarks that read hidden states or written text, if the method does not change those."""
+    others = [b.name for b in benchmarks if not isinstance(b, LikelihoodBenchmark)]
+    if method.added and others:
+        raise UserError(f"{method.name} changes likelihoods alone; leave {', '.join(others)} out of eval=[...]")
 
 
 def check(adapter_paths: Sequence[str], combine: str | None, weights: Sequence[float] | None) -> None:

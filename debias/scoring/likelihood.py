@@ -427,6 +427,52 @@ def score_and_greedy(
     return _per_span(model, spans, layout, token_budget, progress, answer)
 
 
+def score_of_two(
+    model: LanguageModel,
+    spans: Sequence[Scored],
+    others: Sequence[Scored],
+    combine: Callable[[Tensor, Tensor], Tensor],
+    layout: Layout = prefix_tree,
+    token_budget: int = 512,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """As `score_and_greedy`, under a distribution that is made of two at each place.
+
+    Args:
+        others: for each span, the same scored tokens behind another context.
+        combine: logits behind both contexts -> log-probabilities, all of shape (places, V).
+    """
+    batches = list(layout.packs(others, token_budget))
+    device = next(model.parameters()).device
+    result = np.empty((len(spans), 2))
+    with torch.inference_mode(), evaluating(model):
+        for numbers in progress(batches, len(batches)) if progress else batches:
+            batch, other = (layout([of[i] for i in numbers]).to(device) for of in (spans, others))
+            result[numbers] = _of_two(_logits(model, batch), batch, _logits(model, other), other, combine).cpu().numpy()
+    return result
+
+
+def _of_two(
+    logits_NV: Tensor, batch: Batch, other_NV: Tensor, other: Batch, combine: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Log-probability of each span, and 1 where every token is the likeliest one, shape (S, 2)."""
+    # Spans that share a prefix share its distributions: they are combined once, in R places.
+    place_2R, place_E = torch.stack([batch.source_E, other.source_E]).unique(dim=1, return_inverse=True)
+    logprob_E = logits_NV.new_empty(len(place_E), dtype=torch.float64)
+    missed_E = torch.zeros_like(place_E)
+    size, first = len(_chunks(logits_NV)[0]), 0
+    for own_R, other_R in zip(*(places.split(size) for places in place_2R), strict=True):
+        logprob_RV = combine(logits_NV[own_R].float(), other_NV[other_R].float())
+        here_E = (place_E >= first) & (place_E < first + size)
+        row_E = place_E[here_E] - first
+        found_E = logprob_RV[row_E, batch.token_E[here_E]]
+        logprob_E[here_E] = found_E.double()
+        missed_E[here_E] = (found_E < logprob_RV.amax(-1)[row_E]).long()
+        first += size
+    missed_S = missed_E.new_zeros(len(batch.num_tokens_S)).index_add(0, batch.span_E, missed_E)
+    return torch.stack([_sums(logprob_E, batch), (missed_S == 0).double()], dim=1)
+
+
 def likeliest(
     model: LanguageModel,
     spans: Sequence[Scored],

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 from transformers import PreTrainedModel
+
+from debias.models.base import LanguageModel
+from debias.records import Scored
+from debias.scoring import likelihood
+from debias.scoring.layouts import Layout
 
 
 class Method:
@@ -14,12 +20,20 @@ class Method:
     Args:
         name: what records call it.
         sha256: checksum of all that its answers depend on beside the base; scores are kept under it.
+        added: how many tokens it puts in front of a text at most. With any, it changes log-probabilities alone: hidden
+            states and written text are the base's.
     """
 
-    def __init__(self, name: str, sha256: str) -> None:
-        self.name, self.sha256 = name, sha256
+    def __init__(self, name: str, sha256: str, added: int = 0) -> None:
+        self.name, self.sha256, self.added = name, sha256, added
 
     @contextmanager
     def on(self, model: PreTrainedModel) -> Iterator[None]:
         """Inside the block, the model computes as the method wants."""
         yield
+
+    def scores(
+        self, model: LanguageModel, spans: Sequence[Scored], layout: Layout, budget: int, progress: likelihood.Progress
+    ) -> np.ndarray:
+        """Log-probability of each span in nats, and 1 where its tokens are the likeliest ones, shape (S, 2)."""
+        return likelihood.score_and_greedy(model, spans, layout, budget, progress)

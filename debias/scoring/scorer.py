@@ -33,6 +33,7 @@ from debias.wording import counted, plural
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
+_PLAIN = Method("none", "")
 
 
 class Scorer:
@@ -92,9 +93,10 @@ class Scorer:
 
     @property
     def max_positions(self) -> int | None:
-        """How many tokens of a text fit in, behind the adapter's prompt if it has one; None where there is no limit."""
+        """How many tokens of a text fit in, behind what adapter or method put there; None where there is no limit."""
         limit = self.base.max_positions
-        return limit and limit - (virtual_tokens(self.adapted) if self.adapted is not None else 0)
+        prompt = virtual_tokens(self.adapted) if self.adapted is not None else 0
+        return limit and limit - prompt - (self.method.added if self.method is not None else 0)
 
     def layout(self, longest: int) -> Layout:
         """The layout for texts of at most `longest` tokens under the active model, which was asked for it."""
@@ -183,11 +185,12 @@ class Scorer:
     def logprobs(self, spans: Sequence[Scored], label: str) -> np.ndarray:
         """Shape (S, 2): log-probability of each span in nats, and 1 where its tokens are the likeliest ones."""
 
-        longest = max(span.num_positions for span in spans)
+        method = self.method if self.method is not None and self.active != "base" else _PLAIN
+        longest = max(span.num_positions for span in spans) + method.added
 
         def fresh() -> np.ndarray:
             progress = bar(f"scoring {label}, {self.active} model")
-            scores = likelihood.score_and_greedy(self.model, spans, self.layout(longest), self.token_budget, progress)
+            scores = method.scores(self.model, spans, self.layout(longest), self.token_budget, progress)
             if not np.isfinite(scores).all():
                 of_base = "try scoring.precision=32 and model.dtype=float32, or choose another checkpoint"
                 remedy = of_base if self.active == "base" else "training diverged (lower training.lr)"
