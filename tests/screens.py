@@ -22,6 +22,7 @@ SMALL = [
 COMMANDS = (
     ["help"],
     ["help", "run"],
+    ["ls"],
     ["ls", "data"],
     ["explain", "training.retention"],
     ["run", "model=./tiny", "name=one", *SMALL],

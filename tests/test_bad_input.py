@@ -34,6 +34,7 @@ run eval=null -> there is no eval=null; choose one of: ability
 run data= -> there is no data=; choose one of: all
 run llm=local -> does not use llm=... with these settings; data=generated and `debias generate` do
 run data=general data.path=x -> data.path is not a key of data=general, only of other options
+run eval=[perplexity] eval.crows_pairs.limit=4 -> is not a key of eval=[perplexity], only of other options; leave it out
 run data=triplets -> data.bias must be set: add data.bias=VALUE
 run data=triplets data.bias=age -> data.path must be set: add data.path=VALUE
 run -m seed=1,2 --cfg job -> --cfg and --info show one config; leave -m out

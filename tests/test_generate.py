@@ -81,8 +81,8 @@ def test_a_terminal_sees_a_live_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         shown = run(tmp_path, *words(server, "generate.n=20"), terminal=True)
     assert shown.status == 0, shown.err
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.err)
-    pattern = r"(\d+) of 20 accepted, (\d+) rejected, (\d+) calls, ([\d.]+) dollars [━╸╺ ]+\d+/20 \d+ s left"
-    accepted, rejected, calls, dollars = re.findall(pattern, plain)[-1]
+    pattern = r"(\d+) rejected, (\d+) calls, ([\d.]+) dollars [━╸╺ ]+(\d+)/20 \d+ s left"
+    rejected, calls, dollars, accepted = re.findall(pattern, plain)[-1]
     assert int(accepted) == 20
     assert int(rejected) > 0
     assert 4 <= int(calls) <= server.counts.calls  # 5 of 6 triplets are good; what was in flight is paid as well
@@ -283,6 +283,18 @@ def test_money_patience_and_their_status(tmp_path: Path) -> None:
         assert "3 calls in a row brought nothing that was accepted" in shown.out
         assert "next: raise generate.patience" in shown.out
         assert server.counts.calls == 3
+
+
+def test_the_embedded_model_is_tried_out_and_that_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(reply=lambda _: json.dumps({"triplets": []})) as server:
+        monkeypatch.setattr(LlamaServer, "__enter__", lambda _: server.base_url)
+        monkeypatch.setattr(LlamaServer, "__exit__", lambda *_: None)
+        asked = ["llm=local", "bias=gender", "generate.n=4", "generate.patience=2", "generate.benchmarks=false"]
+        shown = succeed(tmp_path, "generate", *asked)
+    assert "2 calls in a row brought nothing that was accepted" in shown.out
+    assert "next: llm=local is there to try out prompts, checks and files at no cost" in shown.out
 
 
 def test_an_extension_is_estimated_at_the_yield_so_far(tmp_path: Path) -> None:

@@ -56,11 +56,12 @@ def test_few_sentences_are_a_warning_and_the_log_names_the_file(
     few = tmp_path / "few.jsonl"
     few.write_text('["She is bold.", "She", "bold"]\n' * 10, encoding="utf-8")
     with caplog.at_level("INFO"):
-        Mixture("gender", {"t": TripletFile("gender", str(few))}).load(1)
-        Mixture("gender", {"t": TripletFile("gender")}, n=10).load(1)  # ten of many, because the user wants ten
-    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
-        "10 sentences are far too few to train on: expect no effect, or an erratic one"
-    ]
+        of_ten = Mixture("gender", {"t": TripletFile("gender", str(few))}).load(1)
+        # ten of many, because the user wants ten
+        assert Mixture("gender", {"t": TripletFile("gender")}, n=10).load(1).warning == ""
+    told = "10 sentences are far too few to train on: expect no effect, or an erratic one"
+    assert of_ten.warning == told
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [told]
     assert f"data file: {few}" in caplog.messages
 
 

@@ -279,7 +279,7 @@ def explain(error: Exception, verb: str, words: Sequence[str] = ()) -> str:
         if key[1] not in keys(verb):
             return f"unknown key {key[1]!r}{nearest(key[1], keys(verb, chosen))}; see `debias {verb} --cfg job`"
         inner = getattr(error.__cause__, "full_key", None)  # the key that {KEY: VALUE} would have added
-        if inner and inner != key[1]:
+        if inner and inner != key[1] and inner not in keys(verb):
             return f"unknown key {inner!r}{nearest(inner, keys(verb)) or f'; write +{key[1]}=... to add it'}"
         return f"{key[1]} is not a key of {' '.join(chosen)}, only of other options; leave it out"
     if group := re.search(r"Could not override '?([^'\s]+)'?\.\s*No match in the defaults list", text):

@@ -12,6 +12,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from rich.text import Text
 
 from debias.cli import workers
 from debias.cli.config import NOT_IDENTITY
@@ -184,6 +185,8 @@ def show(cfg: DictConfig, folder: RunFolder) -> None:
     bounds = Bounds(cfg.outcome.max_lms_drop, cfg.outcome.max_perplexity_ratio)
     for name, verdict in outcomes(figures, bias, bounds).items():
         console.print(f"{name}: {verdict.text}" if name else verdict.text, style="bold", highlight=False, markup=False)
+    if warning := read_status(folder.path).get("warning"):
+        console.print(Text(f"Mind: {warning}.", style="yellow"))
     console.print()
     page(folder.path / "report.html")
     trained = folder.path / ADAPTER

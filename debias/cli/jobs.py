@@ -159,6 +159,8 @@ def generate_job(cfg: DictConfig) -> int:
     stopped = product.harvest.stopped
     if stopped == "n" and product.counterparts is not None:
         stopped = product.counterparts.stopped or stopped
+    if stopped == "patience" and product.tries_out:
+        return 0  # it was tried out, and that is what it was for
     return {"n": 0, "batch": 4}.get(stopped, 3)
 
 

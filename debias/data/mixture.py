@@ -89,10 +89,11 @@ class Mixture:
     def load(self, seed: int) -> Checked:
         """All sentences in the given shares, cut to `n` and, with `match=examples`, to `match_to`."""
         parts = {name: source.load(seed) for name, source in self.sources.items()}
-        several = len(parts) > 1
+        several, warning = len(parts) > 1, ""
         if (count := sum(len(part.triplets) for part in parts.values())) < FAR_TOO_FEW:
             told = counted(count, "sentence is", "sentences are")
-            log.warning("%s far too few to train on: expect no effect, or an erratic one", told)
+            warning = f"{told} far too few to train on: expect no effect, or an erratic one"
+            log.warning("%s", warning)
         dropped: Counter[str] = Counter()
         for name, part in parts.items():
             for reason, count in part.dropped.items():
@@ -125,7 +126,7 @@ class Mixture:
             have = plural(plain, "has", "have")
             notes.append(f"plain text: {plain} of {of} {have} no attribute; the loss covers all their tokens")
         spent = next((part.spent for part in parts.values() if part.spent), {})  # at most one source asks a chat model
-        return Checked(triplets, dropped, tuple(notes), spent)
+        return Checked(triplets, dropped, tuple(notes), spent, warning)
 
 
 def shares(sizes: Mapping[str, int], weights: Mapping[str, Positive] | None, most: int | None = None) -> dict[str, int]:

@@ -53,6 +53,7 @@ class Checked(NamedTuple):
     dropped: Counter[str]
     notes: tuple[str, ...] = ()
     spent: Mapping[str, Any] = MappingProxyType({})  # by a chat model: tokens, dollars (None: unknown) and seconds
+    warning: str = ""  # what to know before reading any figure
 
 
 class TripletFile:

@@ -28,6 +28,11 @@ class LlamaServer:
     parallel: Count
     _server: Any = field(default=None, init=False, compare=False)
 
+    @property
+    def tries_out(self) -> bool:
+        """Whether it serves the embedded model, which seldom writes what can be used."""
+        return self.model in assets.ASSETS
+
     def __enter__(self) -> str:
         try:
             import xllamacpp

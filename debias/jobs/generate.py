@@ -29,6 +29,7 @@ from debias.generation.exchange import LLM, Answer, ChatModel, Outcome, Partner,
 from debias.generation.harvest import Harvest, Loop, Watcher
 from debias.generation.judge import Judge, Judging, Scores
 from debias.generation.ledger import Ledger, Memory, read_ledger
+from debias.generation.local import LlamaServer
 from debias.generation.per_triplet import Replies
 from debias.generation.strategies import Strategy, Task
 from debias.generation.wanted import Wanted
@@ -391,18 +392,17 @@ class _Live:
         self._tally.__exit__(*error)
 
     def arrived(self, harvest: Harvest, spent: Spent) -> None:
-        self._set(len(harvest.kept), _summary(harvest, spent, self.total))
+        self._set(len(harvest.kept), _summary(harvest, spent))
 
     def paused(self, harvest: Harvest, spent: Spent) -> None:
-        text = _summary(harvest, spent, self.total)
+        text = f"{len(harvest.kept)} of {self.total} accepted, {_summary(harvest, spent)}"
         if text != self.text:
             log.log(logging.DEBUG if on_terminal() else logging.INFO, "%s", text)
         self.text = text
 
 
-def _summary(harvest: Harvest, spent: Spent, total: int) -> str:
-    counts = f"{len(harvest.kept)} of {total} accepted, {len(harvest.rejected)} rejected"
-    return f"{counts}, {counted(harvest.calls, 'call')}, {dollars(spent.dollars)}"
+def _summary(harvest: Harvest, spent: Spent) -> str:
+    return f"{len(harvest.rejected)} rejected, {counted(harvest.calls, 'call')}, {dollars(spent.dollars)}"
 
 
 # ---------------------------------------------------------------- the files
@@ -430,6 +430,7 @@ def _write(
     product = report.Product(
         path, generation.strategy, generation.llms, generation.task, harvest, spent, diagnosis, len(rows), seconds,
         _verdicts(loop), None if asker is None or pairs is None else _named(asker, pairs),
+        all(isinstance(writer.server, LlamaServer) and writer.server.tries_out for writer in generation.writers),
     )  # fmt: skip
     write_json(folder.path / "cost.json", report.cost(product))
     write_text(folder.path / "README.md", report.card(product))

@@ -58,7 +58,7 @@ def run(
     with stage("read the benchmarks", said=True):
         to_score = prepared(benchmarks, base.tokens)
     seen = check_unseen([t.sentence for t in checked.triplets], to_score)
-    folder.describe(trained_on_scored=seen)
+    folder.describe(trained_on_scored=seen, warning=checked.warning)
     number = counted(len(checked.triplets), "training sentence")
     told = [f"{name} scores {n} of the {number} too" for name, n in seen.items() if n]
     checked = checked._replace(notes=(*checked.notes, *told))

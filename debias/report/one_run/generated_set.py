@@ -43,6 +43,11 @@ REMEDIES = {  # what must change before the same command can continue
 }
 
 
+TRIES_OUT = (
+    "llm=local is there to try out prompts, checks and files at no cost: its model has 135M parameters and seldom "
+    "writes a sentence that passes. For data to train on, choose another model (debias ls llm) or take our own corpus: "
+    "debias run data=targeted"
+)
 LESS_REASONING = (
     "turn reasoning down or off (++llm.extra_body.reasoning_effort=low, "
     "or ++llm.extra_body.chat_template_kwargs.enable_thinking=false), or raise llm.max_tokens"
@@ -143,6 +148,7 @@ class Product(NamedTuple):
     seconds: float
     verdicts: Verdicts | None = None
     counterparts: Named | None = None
+    tries_out: bool = False  # whether a model wrote it that is there to try things out
 
     @property
     def ending(self) -> str:
@@ -341,6 +347,8 @@ def _blocks(product: Product) -> Iterator[RenderableType]:
     label = product.task.label
     if harvest.stopped == "n":
         yield Text(f"next: debias run data.path={_quoted(str(product.path))} data.bias={_quoted(label)}")
+    elif harvest.stopped == "patience" and product.tries_out:
+        yield Text(f"next: {TRIES_OUT}")
     elif harvest.stopped == "patience" and harvest.thinking > harvest.calls / 2:
         yield Text(f"next: {LESS_REASONING}")  # more patience would buy more reasoning
     elif product.reasons and product.reasons[0][0].endswith(")"):

@@ -67,7 +67,7 @@ def write_reports(
         "legend": comparison.LEGEND,
         "intervals": comparison.INTERVALS,
         "protocols": comparison.protocols(rows, report.bias),
-        "notes": (*(data.notes if data else ()), *evaluation.notes),
+        "notes": (*filter(None, [data.warning if data else ""]), *(data.notes if data else ()), *evaluation.notes),
         "plot": plots.before_after(rows),
         "curve": curve,
         "sentences": sentences(*changes(evaluation)),
