@@ -135,6 +135,19 @@ def test_one_command_scores_a_file_under_its_own_name(debias: Run, tiny: Path, t
     assert {f.benchmark for f in read_figures(metrics.parent)} == {"acme"}
 
 
+def test_the_headline_of_many_groups_is_the_whole(debias: Run, tiny: Path, tmp_path: Path) -> None:
+    """Columns are named on the command line; the table has a row for each group, the headline one clause."""
+    table = pd.DataFrame(ROWS).drop(columns="bias").rename(columns={"more": "A", "less": "B"})
+    table.to_csv(tmp_path / "mine.tsv", index=False, sep="\t")
+    words = ["eval=[pairs]", "eval.pairs.path=mine.tsv", "eval.pairs.more=A", "eval.pairs.less=B"]
+    status, shown, error = debias("evaluate", f"model={tiny}", *words, "eval.pairs.name=acme")
+    assert status == 0, error
+    assert "fit the method" not in error
+    assert [f"SS, {group}" in shown for group in ("men", "old", "women")] == [True] * 3
+    assert shown.count("acme overall preference") == 1
+    assert "(95% interval " in shown.partition("acme overall preference: ")[2]
+
+
 def test_a_sample_of_a_file_of_ones_own_is_said(tmp_path: Path) -> None:
     lines = [f"{i},a{i},b{i},stereo,age" for i in range(100)]
     (tmp_path / "mine.csv").write_text("\n".join([",sent_more,sent_less,stereo_antistereo,bias_type", *lines]))

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from debias import assets
-from debias.baselines import Baseline
+from debias.baselines import Baseline, Nothing
 from debias.benchmarks import Benchmark, LikelihoodBenchmark
 from debias.benchmarks.evaluation import Evaluation, evaluation_of, prepared, scores_of, work_of
 from debias.jobs.cost import Cost
@@ -67,7 +67,7 @@ def evaluate(
     notes: dict[str, None] = {}
     method = None
     if baseline is not None:
-        with cost.stage("fit"), stage("fit the method", said=True):
+        with cost.stage("fit"), stage("fit the method", said=not isinstance(baseline, Nothing)):
             method = baseline.fit(Scorer(base, None, scoring.precision, scoring.token_budget, assets.cache_dir()))
         if method is not None:
             _check_can_be_measured(method, benchmarks)

@@ -132,7 +132,10 @@ def _bias_rows(figures: Sequence[Figure], bias: str) -> list[Row]:
     ]
     measured.sort(key=lambda row: FIRST.index(row.base.benchmark) if row.base.benchmark in FIRST else len(FIRST))
     targeted = [row for row in measured if row.base.bias in under(bias, row.base.benchmark)]
-    return targeted or [row for row in measured if row.base.bias == "overall"]
+    found = targeted or [row for row in measured if row.base.bias == "overall"]
+    # A file of pairs has an SS of each of its groups too: the whole speaks for them.
+    whole = {row.base.benchmark for row in found if "," not in row.base.metric}
+    return [row for row in found if "," not in row.base.metric or row.base.benchmark not in whole]
 
 
 def _name(row: Row, bias: str, first: bool = True) -> str:
