@@ -26,7 +26,7 @@ from debias.models.ranks import launched_rank
 from debias.records import Masked, Recipe, Scored, Span, Triplet, UserError, Watch
 from debias.results import code_sha256
 from debias.scoring import likelihood
-from debias.scoring.layouts import Layout
+from debias.scoring.layouts import ROW, Layout
 from debias.scoring.protocols import BiasBench
 from debias.scoring.reference import Ask, Said, ask
 from debias.scoring.scorer import Scorer
@@ -44,6 +44,9 @@ from debias.wording import counted, plural
 log = logging.getLogger(__name__)
 
 PROBE = 8  # examples that the gate scores
+# Positions of a tree's row in training on a CPU. Training texts share little, so one long row is mostly a mask; three
+# self-generated texts fit into this one.
+CPU_ROW = 160
 
 
 class Tuning(NamedTuple):
@@ -81,7 +84,8 @@ def train(
     longest = max(
         span.num_positions for texts in [*trained_on, tuple(neutral), *(pair[:2] for pair in pairs)] for span in texts
     )
-    layout = likelihood.choose_layout(adapted, base.kind, longest)
+    on_cpu = base.model.device.type == "cpu"
+    layout = likelihood.choose_layout(adapted, base.kind, longest, CPU_ROW if on_cpu else ROW)
     mix_lengths = tuning.data.match in ("steps", "tokens")
     dev_set = DevSet(base, recipe.watch, tuning.data.bias) if recipe.watch.every else None
     needs_base = bool(recipe.retention or pairs) or tuning.objective.needs_base
