@@ -70,6 +70,15 @@ def modules_imported(path: Path) -> set[str]:
     return names | {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
 
 
+def test_a_set_is_made_by_modules_in_one_order() -> None:
+    """Each module of `debias generate` uses those before it; the price and the preview need no job."""
+    order = ["generated_folder", "generate_loop", "generate_counterparts", "generate_preview", "generate"]
+    for number, name in enumerate(order):
+        used = {module.removeprefix("debias.jobs.") for module in modules_imported(PACKAGE / f"jobs/{name}.py")}
+        assert not used & set(order[number:])
+    assert "generate_preview" not in used
+
+
 def test_there_are_no_generic_rooms() -> None:
     assert not {room_of(p) for p in MODULES} & {"utils", "core", "common", "helpers"}
 

@@ -134,7 +134,7 @@ def test_a_file_gets_counterparts_in_a_new_file(tmp_path: Path) -> None:
         assert (again.status, server.counts.calls) == (0, 4)  # a repeat pays nothing
     told = run(tmp_path, "doctor", str(new), "leakage=false").out
     assert re.search(r"with stereotype +0\.75", told)
-    pairs, dropped = paired(TripletFile("gender", str(new)).load().triplets, "stereotype")
+    pairs, dropped = paired(TripletFile("gender", str(new)).load().triplets, ["stereotype"])
     assert pairs[1][1].sentence == "My aunt is a secretary."
     assert not dropped
 
@@ -209,7 +209,7 @@ def test_killed_or_out_of_money_it_goes_on_where_it_was(tmp_path: Path) -> None:
         assert re.search(r"\d wait: the next call may cost", shown.out)
         assert server.counts.dollars(2, 10) <= limit
         assert 1 < server.counts.calls < 4
-        killed(partial(gets, SIGKILL, "debias.jobs.generate:DataFolder.end"))
+        killed(partial(gets, SIGKILL, "debias.jobs.generated_folder:DataFolder.end"))
         assert run(tmp_path, *of_file(server, tmp_path, *tight)).status == 0
         assert server.counts.calls == 4
         cost = json.loads((folder_of(tmp_path) / "cost.json").read_text())

@@ -170,7 +170,7 @@ KILLED = {
     "paid, not recorded": partial(gets, SIGKILL, f"{LEDGER}.answered", call=3),
     "recorded": partial(gets, SIGKILL, f"{LEDGER}.answered", call=4, after=True),
     "half a set": partial(gets, SIGKILL, "pathlib:Path.replace", about="set.jsonl"),
-    "all but done": partial(gets, SIGKILL, "debias.jobs.generate:DataFolder.end"),
+    "all but done": partial(gets, SIGKILL, "debias.jobs.generated_folder:DataFolder.end"),
 }
 SIXTY = ["generate.n=60", "generate.cap_target=0.2", "llm.concurrency=2"]
 

@@ -226,7 +226,7 @@ KILLED = {
     "asked, not recorded": partial(gets, SIGKILL, f"{LEDGER}.answered", call=6),
     "some recorded": partial(gets, SIGKILL, f"{LEDGER}.answered", call=12, after=True),
     "read": partial(gets, SIGKILL, f"{ASKED}.read", call=15),
-    "written": partial(gets, SIGKILL, "debias.jobs.generate:DataFolder.end"),
+    "written": partial(gets, SIGKILL, "debias.jobs.generated_folder:DataFolder.end"),
 }
 
 

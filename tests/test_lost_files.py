@@ -10,7 +10,7 @@ import pytest
 from command import Shown
 
 from debias.jobs import export
-from debias.jobs.generate import LEDGER, DataFolder
+from debias.jobs.generated_folder import LEDGER, DataFolder
 from debias.records import UserError
 from debias.results import RunFolder, read_status
 

@@ -24,7 +24,7 @@ from debias.results import ADAPTER, Input, RunFolder, code_sha256, data_sha256, 
 
 if TYPE_CHECKING:
     from debias.benchmarks.evaluation import Evaluation
-    from debias.jobs.generate import DataFolder
+    from debias.jobs.generated_folder import DataFolder
     from debias.jobs.tracking import Tracked, Tracker
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def run_folder(cfg: DictConfig, inputs: Sequence[Input], adapters: Sequence[str]
 def set_folder(cfg: DictConfig) -> DataFolder:
     """The folder of the generated set that Hydra named; settings that let the same set grow are not its identity."""
     from debias.generation.wanted import lasting
-    from debias.jobs.generate import DataFolder
+    from debias.jobs.generated_folder import DataFolder
 
     OmegaConf.resolve(cfg)
     same = OmegaConf.create(lasting(OmegaConf.to_container(cfg)))  # type: ignore[arg-type]

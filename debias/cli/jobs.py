@@ -113,13 +113,17 @@ def generate_job(cfg: DictConfig) -> int:
     from debias.generation.wanted import Wanted
     from debias.generation.writers import writers_of
     from debias.jobs import generate
+    from debias.jobs.generate_counterparts import add_counterparts
+    from debias.jobs.generate_loop import Generation
+    from debias.jobs.generate_preview import estimate, preview
+    from debias.jobs.generated_folder import LEDGER
     from debias.report.one_run import generated_set
 
     settings = settings_of(cfg, Generate)
     folder = set_folder(cfg)
     wanted = checked(Wanted, cfg.generate, "generate")
     writers = writers_of(make(cfg.llm))
-    generation = generate.Generation(
+    generation = Generation(
         name=str(settings.name),
         writers=writers,
         strategy=make(cfg.strategy),
@@ -132,19 +136,18 @@ def generate_job(cfg: DictConfig) -> int:
     if not generation.strategy.biased and any(w.startswith("bias=") for w in HydraConfig.get().overrides.task):
         raise UserError(f"strategy={generation.strategy.name} chooses the biases by itself: leave bias out")
     if wanted.dry_run:
-        estimate = generate.estimate(generation, folder.path / generate.LEDGER)
-        console.print(generated_set.dry_run(estimate), highlight=False)
+        console.print(generated_set.dry_run(estimate(generation, folder.path / LEDGER)), highlight=False)
         return 0
     generate.check(generation)
     if settings.preview is not None:
         with folder.claim():
-            seen = generate.preview(folder, generation, settings.preview)
+            seen = preview(folder, generation, settings.preview)
         console.print(generated_set.preview(seen._replace(ledger=shown(seen.ledger))), highlight=False)
         return 0 if seen.harvest.stopped in ("preview", "patience", "filtered") else 3
     if generation.counterparts is not None and generation.counterparts.file is not None:
         source = Path(generation.counterparts.file).expanduser()
         with folder.claim(settings.overwrite), recorded(folder):
-            path, named = generate.add_counterparts(folder, generation.counterparts, source)
+            path, named = add_counterparts(folder, generation.counterparts, source)
         console.print(generated_set.named(named), highlight=False, soft_wrap=True)
         console.print(f"file: {shown(path)}", highlight=False, soft_wrap=True)
         return {"": 0, "batch": 4}.get(named.stopped, 3)

@@ -21,7 +21,9 @@ from debias.generation.ledger import read_ledger
 from debias.generation.strategies import Strategy
 from debias.generation.wanted import BESIDE, Wanted, lasting_llm
 from debias.generation.writers import writers_of
-from debias.jobs.generate import LEDGER, DataFolder, Generation, biases, check, generate
+from debias.jobs.generate import biases, check, generate
+from debias.jobs.generate_loop import Generation
+from debias.jobs.generated_folder import LEDGER, DataFolder
 from debias.records import UserError
 from debias.report.one_run.generated_set import named
 from debias.report.templating import dollars
