@@ -147,6 +147,14 @@ def test_what_a_screen_reader_needs(page: Page) -> None:
     assert page.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
+def test_the_main_table_of_a_real_sweep_fits_on_a_desk(tab: Page, tmp_path: Path) -> None:
+    """Its headings wrap, so that the last column is not cut at 1280 pixels."""
+    archive = Path(__file__).resolve().parents[1] / "docs/study/data_sources.parquet"
+    tab.open(write_page(tmp_path, Study(grouped(labelled(collect([archive]).runs)[0], lambda _: []), []), lambda _: []))
+    assert tab.value("(box => box.scrollWidth - box.clientWidth)(document.querySelector('#main .scroll'))") == 0
+    assert "seeds with p < .05" in tab.value("document.querySelector('#main thead').textContent")
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, False), (390, True)])
 def test_it_looks_right_on_a_desk_and_on_a_phone(page: Page, written: Path, width: int, dark: bool) -> None:
     """Nothing sticks out sideways, tables scroll inside their boxes, and the picture shows light or dark paper."""

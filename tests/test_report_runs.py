@@ -19,7 +19,7 @@ from scipy import stats
 from debias.benchmarks.statistics import roughly_over_seeds
 from debias.cli.sweep_size import planned
 from debias.records import UserError
-from debias.report.many_runs import study_files
+from debias.report.many_runs import study_files, study_plots
 from debias.report.many_runs.answer import answers, facts, title
 from debias.report.many_runs.collection import Run, collect
 from debias.report.many_runs.configurations import grouped, labelled
@@ -151,7 +151,7 @@ def test_the_first_sentence_answers_the_question() -> None:
     study = study_of(*runs)
     assert title(study) == "s: which data debiases best?"
     assert facts(study) == (
-        "2 runs of 2 configurations · base model · n = 771 (StereoSet gender) · 2026-01-01 to 2026-01-02"
+        "2 runs of 2 configurations · base model · n = 771 (StereoSet gender) · 1 Jan 2026 to 2 Jan 2026"
     )
     assert answers(study) == [
         "Best is data=a, debiased on StereoSet: SS 64.0 to 55.0, 95% interval of the change -11.0 to -7.0, p = .001; "
@@ -336,12 +336,40 @@ def test_a_hundred_runs_stay_small(tmp_path: Path) -> None:
     losses = [(i, 3 + 1 / (i + 1)) for i in range(500)]
     runs = [
         Run(Path(f"s/{name}{n}{seed}"), config(name, seed, n),
-            [*scores(50 + n / 100 + seed), *more], {"ended": "2026"}, {"seconds": 1.0, "stages": {}}, losses)
+            [*scores(50 + n / 100 + seed), *more], {"ended": "2026-01-01"}, {"seconds": 1.0, "stages": {}}, losses)
         for name in "abcde" for n in (50, 100, 200, 400, 800) for seed in range(4)
     ]  # fmt: skip
     path = write_page(tmp_path / "out", study_of(*runs), lambda _: [])
     assert path.stat().st_size < 5e6
     assert path.read_text().count("<figure") == 4
+
+
+def test_every_point_is_within_the_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SS 64 - 12 = 52 with an interval of 50 to 54, and a perplexity of twice the base's."""
+    limits, drawn = [], study_plots.svg
+
+    def kept(figure: Any, label: str) -> Any:
+        (axes,) = figure.axes
+        limits.append((*axes.get_xlim(), *axes.get_ylim()))
+        return drawn(figure, label)
+
+    monkeypatch.setattr(study_plots, "svg", kept)
+    pictures(study_of(Run(Path("a"), config(), scores(52, lms=80, ppl=80))))
+    (left, right, low, high), (_, _, lowest, highest) = limits
+    assert left < 50 < 54 < right
+    assert low < 80 < 91 < high
+    assert lowest < 1 < 2 < highest
+
+
+def test_the_parts_of_the_loss_have_plots_of_their_own(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "s/a", config(), scores(55))
+    (run / "train.csv").write_text("step,loss,bias_loss,kl\n1,3.5,3,0.5\n2,2.5,2,0.25\n")
+    (found,) = collect([tmp_path]).runs
+    assert found.losses == [(1, 3.5), (2, 2.5)]
+    assert found.loss_parts == {"bias_loss": [(1, 3.0), (2, 2.0)], "kl": [(1, 0.5), (2, 0.25)]}
+    names = {picture.name: picture.title for picture in pictures(study_of(found))}
+    assert names["losses-bias_loss"] == "Bias loss"
+    assert names["losses-kl"] == "KL term"
 
 
 def test_loss_curves_are_thinned() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from debias.wording import counted, plural
+from debias.wording import counted, day, moment, plural
 
 PACKAGE = Path(__file__).resolve().parents[1] / "debias"
 NOUNS = (
@@ -29,6 +29,12 @@ def test_counted(number: int, text: str) -> None:
 def test_words_of_their_own_plural() -> None:
     assert [plural(n, "is", "are") for n in (0, 1, 2)] == ["are", "is", "are"]
     assert counted(1, "process", "processes") == "1 process"
+
+
+def test_a_time_is_written_for_people() -> None:
+    assert moment("2026-11-27T10:04:05.123+02:00") == "27 Nov 2026, 08:04 UTC"
+    assert day("2026-11-28T01:04:05+02:00") == "27 Nov 2026"
+    assert moment("") == day("") == ""
 
 
 def test_no_plural_is_written_behind_a_number() -> None:

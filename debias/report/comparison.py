@@ -24,7 +24,7 @@ COLUMNS = (
 )
 COMPARED = ("debiased", "difference", "p", "MDE")  # columns that are empty when only one model was scored
 PROTOCOL_COLUMNS = (*text_columns("benchmark", "protocol", "figure"), *number_columns("base", "after", "change"))
-IN_NATS = ("slope", "mean log-odds", "spread", "favour")  # how such metrics begin
+IN_NATS = ("nats", "slope", "mean log-odds", "spread", "favour")  # how such metrics begin
 HEADLINES = ("SS", "LMS", "ICAT", "perplexity")  # the figures that sum up a run
 NAMES = {  # of a bias, where a benchmark calls it otherwise
     "gender": ("Gender_identity", "career-family", "math-arts"),
@@ -202,12 +202,16 @@ def _arrow(row: Row | None) -> str:
 
 def number(value: float, metric: str, sign: str = "") -> str:
     """A figure as every page rounds it: p-values four decimals, effects and nats two, thousands none, others one."""
-    decimals = 1 if abs(value) < 1000 else 0
+    return f"{value:{sign},.{decimals(metric, value)}f}"
+
+
+def decimals(metric: str, value: float = 0.0) -> int:
+    """The decimals of a figure, which the scripts of a page need too."""
     if metric.startswith("p "):
-        decimals = 4
-    elif "effect" in metric or metric.startswith(IN_NATS):
-        decimals = 2
-    return f"{value:{sign},.{decimals}f}"
+        return 4
+    if "effect" in metric or metric.startswith(IN_NATS):
+        return 2
+    return 1 if abs(value) < 1000 else 0
 
 
 def p_text(p: float) -> str:

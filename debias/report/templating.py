@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from debias.report.grid import markdown_text
-from debias.wording import counted
+from debias.wording import counted, moment
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -33,5 +33,6 @@ def fill(name: str, facts: dict[str, Any]) -> str:
     environment.filters["cell"] = markdown_text
     environment.filters["dollars"] = dollars
     environment.filters["counted"] = counted
+    environment.filters["moment"] = moment
     environment.filters["block"] = lambda text: str(text).replace("```", "'''")  # text inside a fenced block
     return environment.get_template(name).render(**facts)

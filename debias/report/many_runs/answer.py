@@ -11,7 +11,7 @@ import numpy as np
 from debias.report.comparison import number, p_equals, title_of
 from debias.report.many_runs.configurations import FAILED, Configuration, by_baseline
 from debias.report.many_runs.study_tables import Study, spread
-from debias.wording import counted
+from debias.wording import counted, day
 
 MOST = 6  # sentences; one for each targeted bias and base model
 
@@ -33,12 +33,12 @@ def facts(study: Study) -> str:
     models = dict.fromkeys(str(run.config.get("model", {}).get("path") or "base model") for run in study.runs)
     heads = (c.row("SS") for c in study.configurations)
     counts = dict.fromkeys(f"n = {h.base.n:,} ({title_of(h.base)} {h.base.bias})" for h in heads if h)
-    days = sorted({str(run.status.get("ended") or "")[:10] for run in study.runs} - {""})
+    times = sorted({str(run.status.get("ended") or "") for run in study.runs} - {""})
     parts = [
         f"{counted(runs, 'run')} of {counted(groups, 'configuration')}",
         ", ".join(models),
         ", ".join(counts) if len(counts) <= 4 else f"{len(counts)} biases",
-        " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "",
+        " to ".join(dict.fromkeys((day(times[0]), day(times[-1])))) if times else "",
     ]
     return " · ".join(filter(None, parts))
 

@@ -22,6 +22,7 @@ from debias.results import INTERRUPTED, LIKELIHOODS, read_figures, read_likeliho
 STATES = ("done", "running", "failed")
 UNFINISHED = ("running", "interrupted", "failed")
 T = TypeVar("T")
+PARTS = {"bias_loss": "Bias loss", "kl": "KL term"}  # columns of train.csv beside the loss
 Planned = Callable[[Path], int | None]  # a sweep's multirun.yaml -> how many runs it asks for, if known
 
 
@@ -36,6 +37,7 @@ class Run:
     cost: dict[str, Any] | None = None
     losses: list[tuple[int, float]] = field(default_factory=list)  # step and training loss
     records: Callable[[], pd.DataFrame] | None = None  # reads the scores of single texts, if they were kept
+    loss_parts: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # of PARTS; archives do not keep them
 
     @property
     def name(self) -> str:
@@ -182,8 +184,8 @@ def read_run(folder: Path, status: dict[str, Any]) -> Run:
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.yaml'} is damaged (no keys); run this job again with overwrite=true")
     cost = _read(folder / "cost.json", json.loads) if (folder / "cost.json").is_file() else None
-    losses = _read(folder / "train.csv", _losses) if (folder / "train.csv").is_file() else []
-    return Run(folder, config, read_figures(folder), status, cost, losses)
+    curves = _read(folder / "train.csv", _curves) if (folder / "train.csv").is_file() else {}
+    return Run(folder, config, read_figures(folder), status, cost, curves.pop("loss", []), loss_parts=curves)
 
 
 def damaged_records(folder: Path) -> list[str]:
@@ -197,8 +199,14 @@ def damaged_records(folder: Path) -> list[str]:
     return [f"{path} has no column {lacking[0]}; run this job again with overwrite=true"] if lacking else []
 
 
-def _losses(text: str) -> list[tuple[int, float]]:
-    return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(text.splitlines())]
+def _curves(text: str) -> dict[str, list[tuple[int, float]]]:
+    """The loss and its parts by step; a part that was not measured has no value."""
+    rows = list(csv.DictReader(text.splitlines()))
+    found = {"loss": [(int(row["step"]), float(row["loss"])) for row in rows]}
+    for name in PARTS:
+        if points := [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]:
+            found[name] = points
+    return found
 
 
 def _read(path: Path, parse: Callable[[str], T]) -> T:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from debias.benchmarks import Benchmark
 from debias.records import Tokens, UserError
-from debias.report.comparison import TITLES
+from debias.report.comparison import TITLES, decimals
 from debias.report.many_runs.configurations import Benchmarks, Configuration, records_of_run
 
 log = logging.getLogger(__name__)
@@ -119,4 +119,4 @@ def _together(tables: Mapping[str, pd.DataFrame], texts: Mapping[tuple[str, str]
 
 
 def _numbers(values: pd.Series[Any]) -> list[float | None]:
-    return [round(float(v), 2) if np.isfinite(v) else None for v in values]
+    return [round(float(v), decimals("nats")) if np.isfinite(v) else None for v in values]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from debias.report.grid import Cell, Grid, Line, number_columns, row, text_columns
 from debias.report.many_runs.collection import Collection
 from debias.report.many_runs.study_tables import Study
-from debias.wording import counted
+from debias.wording import counted, moment, seconds
 
 
 def provenance(study: Study) -> Grid:
@@ -21,9 +21,11 @@ def provenance(study: Study) -> Grid:
             shas = [str(status.get(f"{what}_sha256") or "")[:12] for what in ("code", "config", "data")]
             commit = str(status.get("git_commit") or "none")
             version = str(status.get("versions", {}).get("debias", ""))
-            texts = (run.name, configuration.name, run.seed, str(status.get("ended") or ""), version,
-                     commit[:12] + ("+" if commit.endswith("+") else ""), *shas)  # fmt: skip
-            lines.append(Line(tuple(Cell(text) for text in texts), (configuration.key,)))
+            ended = str(status.get("ended") or "")
+            finished = Cell(moment(ended), seconds(ended))
+            texts = version, commit[:12] + ("+" if commit.endswith("+") else ""), *shas
+            cells = (*map(Cell, (run.name, configuration.name, run.seed)), finished, *map(Cell, texts))
+            lines.append(Line(cells, (configuration.key,)))
     names = ("run", "configuration", "seed", "finished", "debias", "git commit", "code", "config", "data")
     return Grid(text_columns(*names), lines, name="provenance", caption="Runs",
                 note="Code, config, data: the first digits of their SHA-256. +: with uncommitted changes.")  # fmt: skip

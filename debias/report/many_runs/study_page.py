@@ -8,6 +8,7 @@ from pathlib import Path
 from debias import __version__
 from debias.files import write_text
 from debias.records import UserError
+from debias.report.comparison import decimals
 from debias.report.many_runs import answer, study_files
 from debias.report.many_runs.configurations import Benchmarks, Configuration
 from debias.report.many_runs.examples import Examples, examples
@@ -73,6 +74,7 @@ def page(study: Study, pairs: Examples | None, files: dict[str, str]) -> str:
                 {"key": c.key, "name": c.name, "values": values(study, c)} for c in study.configurations
             ],
             "examples": pairs.data() if pairs else None,
+            "decimals": {"SS": decimals("SS"), "nats": decimals("nats")},
         },
     }
     return fill("study.html.j2", facts)

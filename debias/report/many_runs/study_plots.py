@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from debias.report.comparison import number
+from debias.report.many_runs.collection import PARTS
 from debias.report.many_runs.configurations import Configuration, by_baseline
 from debias.report.many_runs.study_tables import FLAGS, Study
 from debias.report.plots import FAINT, INK, SERIES, STYLE, svg
@@ -104,7 +105,7 @@ def pictures(study: Study) -> list[Picture]:
     legend = Legend.of(study)
     with plt.rc_context(STYLE):
         made = (frontier(study, legend, "LMS"), frontier(study, legend, "perplexity"), efficiency(study, legend),
-                losses(study, legend))  # fmt: skip
+                losses(study, legend), *(losses(study, legend, part) for part in PARTS))  # fmt: skip
     return [picture for picture in made if picture is not None]
 
 
@@ -198,6 +199,10 @@ def _point(
     if configuration.pareto:
         drawn += axes.plot(across, up, "o", color=INK, markersize=13, markerfacecolor="none", markeredgewidth=1,
                            transform=beside)  # fmt: skip
+    # Matplotlib does not count what is drawn with a transform of its own when it chooses the limits.
+    ends = [(ss.base.value + end, up) for end in (seeds.low, seeds.high) if np.isfinite(end)]
+    axes.update_datalim([at, *ends])
+    axes.autoscale_view()
     figures = f"SS {number(across, 'SS')}, {metric} {number(value, metric)}"
     text = f"{configuration.name} ({configuration.bias}): {figures}, {configuration.outcome.words}"
     marks.name(drawn, [configuration.key], text)
@@ -253,22 +258,25 @@ def _curve(
             marks.name(joint, [other.key, configuration.key], rest, needs="all")
 
 
-def losses(study: Study, legend: Legend) -> Picture | None:
-    """Running mean of the training loss of each run."""
-    shown = [(c, e.run) for c in study.configurations for e in c.members if len(e.run.losses) > 1]
+def losses(study: Study, legend: Legend, part: str = "") -> Picture | None:
+    """Running mean of the training loss of each run, or of a part of it."""
+    runs = [(c, e.run) for c in study.configurations for e in c.members]
+    curves = [(c, run, run.loss_parts.get(part, []) if part else run.losses) for c, run in runs]
+    shown = [(c, run, curve) for c, run, curve in curves if len(curve) > 1]
     if not shown:
         return None
-    figure, axes = _axes("share of the training", "loss, nats per token (running mean)")
+    title = PARTS.get(part, "Training loss")
+    figure, axes = _axes("share of the training", f"{title.lower().replace('kl', 'KL')}, nats per token (running mean)")
     marks = Marks()
-    for configuration, run in shown:
-        steps, mean = thinned(run.losses)
+    for configuration, run, curve in shown:
+        steps, mean = thinned(curve)
         drawn = axes.plot(steps / steps[-1], mean, color=legend.colour(configuration), linewidth=1.1, alpha=0.8)
         over = counted(int(steps[-1]), "step")
         text = f"{configuration.name}, seed {run.seed}: {mean[0]:.2f} to {mean[-1]:.2f} in {over}"
         marks.name(drawn, [configuration.key], text)
     legend.draw(figure, marks=False)
-    label = f"Training loss of {counted(len(shown), 'run')}"
-    return Picture("losses", "Training loss", marks.linked(svg(figure, label), "losses"), "One line per run.")
+    label, name = f"{title} of {counted(len(shown), 'run')}", f"losses-{part}" if part else "losses"
+    return Picture(name, title, marks.linked(svg(figure, label), name), "One line per run.")
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:

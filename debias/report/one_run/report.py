@@ -17,6 +17,7 @@ from debias.data.doctor import of_triplets
 from debias.data.triplets import Checked
 from debias.files import write_text
 from debias.report import comparison, plots
+from debias.report.comparison import number
 from debias.report.grid import Grid, number_columns, row, text_columns
 from debias.report.one_run import bias_card, data_quality, written
 from debias.report.outcome import Bounds, Outcome, outcomes
@@ -124,7 +125,8 @@ def sentences(most: Sequence[Change], least: Sequence[Change]) -> list[Grid]:
     columns = [*text_columns("bias", "stereotype", "anti-stereotype"), *number_columns("before", "after")]
     return [
         Grid(columns, [
-            row(c.bias, c.stereotype, c.anti_stereotype, f"{c.before:+.2f}", f"{c.after:+.2f}") for c in found
+            row(c.bias, c.stereotype, c.anti_stereotype, *(number(v, "nats", "+") for v in (c.before, c.after)))
+            for c in found
         ], caption=caption)
         for caption, found in (("Changed most", most), ("Changed least", least)) if found
     ]  # fmt: skip

@@ -42,7 +42,7 @@
 
   function row({ pair, before, after, change }) {
     const line = document.createElement("tr");
-    const cells = [pair.bias, pair.more, pair.less, ...[before, after, change].map((number) => `${number < 0 ? "" : "+"}${number.toFixed(2)}`)];
+    const cells = [pair.bias, pair.more, pair.less, ...[before, after, change].map((number) => `${number < 0 ? "" : "+"}${number.toFixed(data.decimals.nats)}`)];
     cells.forEach((text, place) => {
       const cell = document.createElement("td");
       cell.textContent = text; // never as HTML: sentences are data

@@ -28,7 +28,7 @@
   function average(cell, keys) {
     const parts = Object.entries(JSON.parse(cell.dataset.parts)).filter(([key]) => keys.has(key)).map(([, part]) => part);
     const mean = parts.reduce((sum, part) => sum + part, 0) / parts.length;
-    cell.textContent = parts.length ? `${mean < 0 ? "" : "+"}${mean.toFixed(1)}` : "";
+    cell.textContent = parts.length ? `${mean < 0 ? "" : "+"}${mean.toFixed(data.decimals.SS)}` : "";
     cell.className = !parts.length ? "" : mean < 0 ? "fall" : "rise";
     cell.style.setProperty("--heat", Math.min(1, Math.abs(mean || 0) / 10)); // full colour from 10 points on
   }
