@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email.message
+import importlib.metadata
 import json
 import sys
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import torch
 from adapter_table import base_of, config_of, logits, trained
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+from debias import __version__
 from debias.cli import main
 from debias.jobs import export
 from debias.models import adapter as adapters
@@ -30,11 +33,28 @@ FIGURES = [
 ]
 
 
+def test_the_card_names_the_data_by_the_hubs_ids_and_a_local_base_not_at_all() -> None:
+    """Our own corpora are not on the hub and go by their names; a folder is nobody's base there."""
+    card = bias_card.metadata(FIGURES, "/models/mine", "gender", "lora", "causal", ["panda", "stereoset", "ours"])
+    assert card.datasets == ["facebook/panda", "McGill-NLP/stereoset", "ours"]
+    assert (card.base_model, card.base_model_relation) == (None, None)
+
+
+def test_the_card_links_to_this_project_if_it_has_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = email.message.Message()
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda _: told)
+    assert bias_card.project() == f"debias {__version__}"
+    told["Project-URL"] = "Homepage, https://example.org/debias"
+    assert bias_card.project() == f"[debias {__version__}](https://example.org/debias)"
+
+
 def test_the_head_of_the_card_is_what_the_hub_reads() -> None:
     head = bias_card.metadata(FIGURES, "owner/model", "gender", "lora", "causal").to_yaml()
     read = huggingface_hub.ModelCard(f"---\n{head}\n---\n").data
     assert (read.base_model, read.library_name, read.pipeline_tag) == ("owner/model", "peft", "text-generation")
     assert read.tags == ["debiasing", "bias", "lora"]
+    assert read.base_model_relation == "adapter"
+    assert read.datasets is None
     by_name = {(r.dataset_type, r.metric_type): r for r in read.eval_results}
     assert set(by_name) == {("stereoset", "SS"), ("perplexity", "perplexity")}
     result = by_name["stereoset", "SS"]

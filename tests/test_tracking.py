@@ -82,6 +82,11 @@ def test_an_offline_run_read_back_after_an_interruption(
     assert [summary[f"headline/SS/debiased{end}"] for end in ("", "_low", "_high")] == [ss.value, ss.ci_low, ss.ci_high]
     assert summary["headline/text"].startswith("StereoSet gender preference")
     assert len([name for name in summary if name.startswith("headline/")]) == 2 + 3 * 9  # SS, LMS, ICAT; no perplexity
+    # The rest: the last values of the curves, four tables and pages, and W&B's own.
+    curves = {"loss", "epoch_loss", "bias_loss", "kl", "epoch", "trainer/global_step"}
+    tables = ("figures", "most_changed", "least_changed", "report")
+    rest = {k.partition(".")[0] for k in summary if not k.startswith(("headline/", "_"))} - curves
+    assert rest <= set(tables), rest
     assert {h for item in history for h in item} >= {"figures.nrows", "most_changed.nrows", "report.path"}
     (adapter,) = [a for a in of_type(found, "artifact") if a["type"] == "adapter"]
     assert "adapter_model.safetensors" in {c["path"] for c in adapter["manifest"]["contents"]}
@@ -98,7 +103,11 @@ def test_tensorboard(debias: Run, quick: list[str], tmp_path: Path) -> None:
     (folder,) = tmp_path.rglob("tensorboard")
     events = EventAccumulator(str(folder)).Reload()
     assert [e.step for e in events.Scalars("loss")] == list(range(12))
-    assert "headline/SS/debiased" in events.Tags()["scalars"]
+    scalars = set(events.Tags()["scalars"])
+    assert "headline/SS/debiased" in scalars
+    assert len([name for name in scalars if name.startswith("headline/")]) == 3 * 9  # SS, LMS, ICAT; no perplexity
+    others = {name for name in scalars if not name.startswith("headline/")}
+    assert others == {"loss", "epoch_loss", "bias_loss", "kl", "epoch"}
 
 
 def test_a_tracker_that_is_not_installed(debias: Run, quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from debias import __version__
 from debias.models.adapter import PROVENANCE
 from debias.models.bert_tiny import NAME as BERT_TINY
 from debias.models.bottleneck import BOTTLENECK
@@ -20,6 +22,7 @@ from debias.report.comparison import title_of
 from debias.report.grid import Grid, row, text_columns
 
 TASKS = {"causal": "text-generation", "masked": "fill-mask"}
+HUB_IDS = {"stereoset": "McGill-NLP/stereoset", "crows_pairs": "nyu-mll/crows_pairs", "panda": "facebook/panda"}
 CLASSES = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
 
 
@@ -33,11 +36,22 @@ def facts(
     return {
         "metadata": metadata(figures, base, bias, method.lower(), trained["kind"], sources).to_yaml(),
         "settings": settings(config),
+        "project": project(),
         "method": method,
         "trained": trained,
         "auto_class": CLASSES[trained["kind"]],
         "ours": method == BOTTLENECK,
     }
+
+
+def project() -> str:
+    """This program in Markdown, with a link if the installed package names an address."""
+    try:
+        addresses = importlib.metadata.metadata("debias").get_all("Project-URL") or []
+    except importlib.metadata.PackageNotFoundError:  # run from its folder
+        addresses = []
+    found = next((address.partition(",")[2].strip() for address in addresses), "")
+    return f"[debias {__version__}]({found})" if found else f"debias {__version__}"
 
 
 def settings(config: str) -> Grid:
@@ -60,7 +74,7 @@ def metadata(
     return ModelCardData(
         base_model=base if on_hub(base) else None,
         base_model_relation="adapter" if on_hub(base) else None,
-        datasets=list(sources) or None,
+        datasets=[HUB_IDS.get(source, source) for source in sources] or None,
         language="en",
         library_name="peft",
         pipeline_tag=TASKS[kind],
