@@ -100,10 +100,11 @@ def test_who_waits_says_for_whom(
     assert all(", since " in line and line.endswith(" to convert a model") for line in lines)
 
 
+@pytest.mark.parametrize("number", sorted(WITHOUT_LOCKS))
 def test_a_run_goes_on_where_there_are_no_locks(
-    debias: Run, few: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    debias: Run, few: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
-    no_locks(monkeypatch, errno.ENOLCK)
+    no_locks(monkeypatch, number)
     shown = debias("evaluate", *few)
     assert shown.status == 0, shown.err
     assert "has no locks" in caplog.text
@@ -215,22 +216,27 @@ def fails(monkeypatch: pytest.MonkeyPatch, number: int, about: str) -> None:
     monkeypatch.setattr(os, "fsync", refusing)
 
 
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "the disk that holds {} is full"),
+        (errno.EDQUOT, "your quota on the disk that holds {} is used up"),
+    ],
+)
 def test_a_full_disk_is_one_line_and_leaves_nothing_half(
-    debias: Run, few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    debias: Run, few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
 ) -> None:
     """Neither the scores nor the state `failed` nor a line of the log can be written."""
-    fails(monkeypatch, errno.ENOSPC, "/outputs/full/default/likelihoods.parquet")
+    fails(monkeypatch, number, "/outputs/full/default/likelihoods.parquet")
 
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(logging.StreamHandler, "flush", lambda self: full() if hasattr(self, "failed") else None)
     shown = debias("evaluate", *few, "name=full", "hydra.run.dir=outputs/full/default")
     assert shown.status == 1
-    assert message(shown.err).endswith(
-        f"the disk that holds {tmp_path}/outputs/full/default/likelihoods.parquet is full; "
-        "free space and run the same command again"
-    )
+    place = f"{tmp_path}/outputs/full/default/likelihoods.parquet"
+    assert message(shown.err).endswith(f"{said.format(place)}; free space and run the same command again")
     assert shown.err.count("run.log is incomplete") == 1
     assert not list(tmp_path.rglob("*.tmp"))
 

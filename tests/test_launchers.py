@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from chat_server import serving
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
+from test_generate import words as words_of_generate
+from test_generate import writer
 
 from debias.cli import workers
 from debias.cli.config import explain
@@ -52,6 +55,66 @@ def test_a_launcher_that_is_not_installed() -> None:
     )
 
 
+def needs(launcher: str) -> None:
+    """Skip a test where a launcher is not installed."""
+    if launcher == "ray":
+        pytest.importorskip("ray")
+    known = {name.__module__.split(".")[1] for name in Plugins.instance().discover()}
+    if not {f"hydra_{launcher.split('_')[0]}_launcher", f"debias_{launcher}_launcher"} & known:
+        pytest.skip(f"{launcher} is not installed")
+
+
+def start_sweep(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "debias", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["basic"],
+        ["joblib", "hydra.launcher.n_jobs=2"],
+        ["submitit_local", "hydra.launcher.cpus_per_task=1"],
+        ["ray"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_jobs_lie_below_the_name_that_was_typed(tmp_path: Path, small: list[str], launcher: list[str]) -> None:
+    """A name that Hydra must have in quotes: the folder has none, and the table finds both jobs in it."""
+    if launcher[0] != "basic":
+        needs(launcher[0])
+    few = [w for w in small if w.startswith(("model=", "threads", "eval.crows"))]
+    of_launcher = [f"hydra/launcher={launcher[0]}", *launcher[1:]]
+    words = ["evaluate", "-m", "name='lr=1e-3 x'", "scoring.token_budget=256,512", "eval=[crows_pairs]"]
+    done = start_sweep(tmp_path, *words, *few, *of_launcher)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 jobs: 2 done" in done.stdout
+    assert [p.name for p in (tmp_path / "outputs").iterdir()] == ["lr=1e-3 x"]
+    jobs = [p.parent.name for p in (tmp_path / "outputs/lr=1e-3 x").glob("*/metrics.jsonl")]
+    assert sorted(jobs) == ["token_budget-256", "token_budget-512"]
+    again = start_sweep(tmp_path, *words, *few, *of_launcher)
+    assert "2 jobs: 2 done earlier" in again.stdout
+
+
+@pytest.mark.slow
+def test_workers_wait_for_the_set_that_one_of_them_makes(tmp_path: Path, small: list[str]) -> None:
+    """Both jobs need the same generated set: one makes it, the other waits and reads it, and nothing is paid twice."""
+    needs("joblib")
+    dropped = ("data.n", "eval.stereo", "eval.perp", "eval=", "training.epochs")
+    few = [w for w in small if not w.startswith(dropped)]
+    with serving(reply=writer) as server:
+        of_set = [w for w in words_of_generate(server)[1:] if not w.startswith("name=")]
+        words = ["data=generated", "generate.n=12", "seed=1,2", "eval=[crows_pairs]", "training.epochs=1"]
+        parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+        done = start_sweep(tmp_path, "run", "-m", *of_set, *few, *words, *parallel)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "2 jobs: 2 done" in done.stdout
+        assert len(list(tmp_path.rglob("ledger.jsonl"))) == 1
+        asked = [body["messages"] for body in server.counts.bodies]
+        assert all(asked.count(messages) == 1 for messages in asked)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "options"),
@@ -62,9 +125,7 @@ def test_a_launcher_that_is_not_installed() -> None:
 )
 def test_parallel_jobs_score_the_base_once(tmp_path: Path, small: list[str], launcher: str, options: list[str]) -> None:
     """Four jobs, two at a time, in a cache without scores; a failing fifth does not stop them."""
-    known = {name.__module__.split(".")[1] for name in Plugins.instance().discover()}
-    if f"hydra_{launcher.split('_')[0]}_launcher" not in known:
-        pytest.skip(f"{launcher} is not installed")
+    needs(launcher)
     few = [w for w in small if not w.startswith(("eval.stereo", "eval.perp", "threads"))]
     cache = tmp_path / "cache"
     words = [

@@ -198,7 +198,7 @@ def follow(planned: Plan, title: str, console: Console, start: Callable[[], list
     other_code = sum(s.state == progress.OTHER_CODE and bool(s.error) for s in states)
     complete = all(s.state in progress.FINISHED and not s.error for s in states)
     if stopped:
-        console.print(Text(stopped))
+        console.print(Text(stopped), soft_wrap=True)
     if other_code:
         advice = f"{other_code} finished by other code of debias: accept_other_code=true takes their figures, "
         console.print(Text(f"{advice}overwrite=true runs every job again, name=OTHER keeps both"), soft_wrap=True)

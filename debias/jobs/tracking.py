@@ -189,7 +189,8 @@ class WeightsAndBiases(Tracker):
             artifact = wandb.Artifact(
                 f"adapter-{run.id}", "adapter", metadata={"bias": run.bias, "run": run.folder.name}
             )
-            artifact.add_dir(str(run.folder / ADAPTER))
+            for file in sorted((run.folder / ADAPTER).iterdir()):  # `add_dir` writes to the terminal
+                artifact.add_file(str(file), file.name)
             self.run.log_artifact(artifact)
 
     def end(self, failed: bool) -> None:
