@@ -32,7 +32,7 @@ def diagnoses(benchmarks: dict[str, Index]) -> dict[str, Diagnosis]:
 
 
 def test_every_bias_has_its_corpus() -> None:
-    assert corpora() == ["gender", "general", "race", "religion"]
+    assert corpora() == ["gender", "general", "profession", "race", "religion"]
 
 
 @pytest.mark.parametrize("name", corpora())
@@ -56,7 +56,7 @@ def test_no_sentence_repeats_another_or_one_of_a_benchmark(name: str, diagnoses:
     assert [(leak.benchmark, leak.exact, leak.near) for leak in diagnoses[name].leaks if leak.exact or leak.near] == []
 
 
-@pytest.mark.parametrize("name", corpora())
+@pytest.mark.parametrize("name", ["gender", "general", "race", "religion"])  # the paper has none for professions
 def test_no_file_of_the_paper_is_more_diverse(name: str, diagnoses: dict[str, Diagnosis]) -> None:
     """Distinct-3 and distinct-4 fall as a set grows, and ours are no smaller than theirs: no favour is done to us."""
     folder = Path(os.environ.get("DEBIAS_DATA", "")) / "synthetic_debiasing"
