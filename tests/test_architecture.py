@@ -85,6 +85,11 @@ def test_there_are_no_generic_rooms() -> None:
 
 def test_reports_and_sweeps_are_shown_without_torch() -> None:
     """Importing torch takes seconds, which a table of finished runs does not need."""
-    rooms = ["debias.report.many_runs.report", "debias.report.many_runs.sweep_progress", "debias.report.comparison"]
+    rooms = [
+        "debias.report.many_runs.report",
+        "debias.report.many_runs.leaderboard",
+        "debias.report.many_runs.sweep_progress",
+        "debias.report.comparison",
+    ]
     code = f"import sys, {', '.join(rooms)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
