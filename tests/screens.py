@@ -1,6 +1,7 @@
 """Makes docs/screens/: what the commands print at 80, 100 and 160 columns, with a tiny untrained model, and a log.
 
 Run it with `python tests/screens.py`. The figures mean nothing; the pages show what fits on a terminal.
+`python tests/screens.py outputs/run/default/adapter` makes show.txt instead: what the demo's adapter changes.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -109,5 +111,20 @@ def cleaned(text: str, place: Path) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
+def show(adapter: Path) -> None:
+    """What SmolLM2 writes with an adapter and without it, at 100 columns."""
+    from command import run
+
+    from debias.cli.terminal import console
+
+    console.width = 100
+    done = run(Path.cwd(), "show", f"adapter.path={adapter}")
+    text = f"$ debias show adapter.path=outputs/run/default/adapter\n{cleaned(done.out, Path.cwd())}"
+    (SCREENS / "show.txt").write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        show(Path(sys.argv[1]))
+    else:
+        main()

@@ -24,6 +24,14 @@ def test_the_command_alone_shows_help_and_starts_nothing(debias: Run, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+def test_commands_are_in_one_line_at_80_columns(debias: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they can be copied."""
+    monkeypatch.setattr(console, "width", 80)
+    shown = debias("help")[1]
+    for words, _ in (*help.VERBS, *help.SETTINGS):
+        assert f"{words} " in shown
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(debias: Run, verb: str) -> None:
     status, shown, _ = debias("help", verb)

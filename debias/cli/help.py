@@ -26,7 +26,7 @@ VERBS: Lines = (
     ("debias run [KEY=VALUE ...]", "data -> adapter -> scores of base and debiased model -> report"),
     ("debias generate [KEY=VALUE ...]", "a chat model writes training sentences, which are checked"),
     ("debias evaluate [KEY=VALUE ...]", "score any base model, alone or with adapters"),
-    ("debias show [PROMPT ...] [KEY=VALUE ...]", "what a model writes, with and without an adapter"),
+    ("debias show [PROMPT] [KEY=VALUE ...]", "what a model writes, with and without an adapter"),
     ("debias sweep [NAME] [KEY=VALUE ...]", "many runs that answer a question, resumable"),
     ("debias report PATH...", "tables, plots and tests over many runs"),
     ("debias archive PATH...", "put many runs into one file to share, which debias report reads"),
@@ -38,7 +38,7 @@ VERBS: Lines = (
 )
 SETTINGS: Lines = (
     ("debias run training.lr=3e-4 seed=2", "one run with different settings"),
-    ("debias run -m data.bias=gender seed=1,2,3", "many runs; --dry-run only lists them"),
+    ("debias run -m seed=1,2,3", "many runs; --dry-run only lists them"),
     ("debias run --cfg job --resolve", "print the whole config and run nothing"),
 )
 SWEEP: Lines = (

@@ -244,6 +244,7 @@ def show_job(cfg: DictConfig) -> None:
 
     settings = settings_of(cfg, Show)
     quieten()
+    warnings.simplefilter("ignore")  # advice to programmers from other libraries
     if settings.threads:
         cost.set_threads(settings.threads)
     named = settings.prompts or []
