@@ -228,9 +228,11 @@ def stage(
         log.info("%s: done in %s", label, duration(_shown.clock() - shown.begun))
 
 
-def report(shown: Stage, done: float, detail: str | None = None) -> None:
-    """Tell how far a stage is."""
+def report(shown: Stage, done: float, detail: str | None = None, total: float | None = None) -> None:
+    """Tell how far a stage is; `total` if that is known only now, or has changed."""
     shown.done = shown.worked = done
+    if total is not None:
+        shown.total = shown.work = total
     if detail is not None:
         shown.detail = detail
     _shown.show()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from test_progress import Clock, clock, lines  # noqa: F401 (a fixture)
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
 from debias import assets, progress
 from debias.assets.downloads import downloading
@@ -29,7 +29,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def noted() -> None:
         show()
         if progress._shown.stages:
-            found.append(", ".join(filter(None, [progress._shown.stages[-1].words(), progress._shown.left()])))
+            found.append(", ".join(filter(None, [progress._shown.stages[-1].words(0), progress._shown.left()])))
 
     monkeypatch.setattr(progress._shown, "show", noted)
     return found
@@ -102,6 +102,20 @@ def test_a_model_of_the_hub_is_loaded_with_our_bar(
     monkeypatch.setitem(base_models.LOADERS, "causal", Loader)
     assert BaseModel("owner/model").load().name == "owner/model"
     assert seen[-1].startswith("downloading owner/model, MB 3/4, ")
+
+
+def test_a_conversion_has_our_bar_in_place_of_the_librarys(seen: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with base_models._own_bar("converting x, tensors"):
+        assert list(modeling_gguf_pytorch_utils.tqdm([7, 8], desc="Converting and de-quantizing GGUF tensors")) == [
+            7,
+            8,
+        ]
+    assert [words.partition(",")[2].split(", ")[0] for words in seen] == [
+        " tensors 0/2",
+        " tensors 1/2",
+        " tensors 2/2",
+    ]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture

@@ -43,8 +43,11 @@ class Download:
                     self._stage = self._shown.enter_context(progress.stage(f"downloading {self.name}, MB"))
                 elif 0 < done - self._stage.done * MEGABYTE < STEP:
                     return
-                self._stage.total = total / MEGABYTE if total else None
-                progress.report(self._stage, done / MEGABYTE, "" if total else f"{done / MEGABYTE:,.0f} so far")
+                come = done / MEGABYTE
+                if total:
+                    progress.report(self._stage, come, total=total / MEGABYTE)
+                else:
+                    progress.report(self._stage, come, f"{come:,.0f} so far")
 
     def close(self) -> None:
         """Show it no longer."""
