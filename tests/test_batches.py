@@ -86,7 +86,7 @@ def test_a_batch_that_never_reached_the_server_is_submitted_again(ledger: Path) 
         with pytest.raises(UserError, match="is failing"):
             ask(llm, ledger, [question("x")])
         outcome, _, _ = ask(llm, ledger, [question("x")])
-    assert "with 1 requests is submitted" in outcome.reason
+    assert "with 1 request is submitted" in outcome.reason
     assert len(server.batches) == 1
 
 

@@ -35,7 +35,9 @@ FIGURES = [
 
 def test_the_card_names_the_data_by_the_hubs_ids_and_a_local_base_not_at_all() -> None:
     """Our own corpora are not on the hub and go by their names; a folder is nobody's base there."""
-    card = bias_card.metadata(FIGURES, "/models/mine", "gender", "lora", "causal", ["panda", "stereoset", "ours"])
+    card = bias_card.metadata(
+        FIGURES, "/models/mine", "gender", "lora", "causal", ["panda", "stereoset", "ours", "my.jsonl"]
+    )
     assert card.datasets == ["facebook/panda", "McGill-NLP/stereoset", "ours"]
     assert (card.base_model, card.base_model_relation) == (None, None)
 

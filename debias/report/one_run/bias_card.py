@@ -74,7 +74,8 @@ def metadata(
     return ModelCardData(
         base_model=base if on_hub(base) else None,
         base_model_relation="adapter" if on_hub(base) else None,
-        datasets=[HUB_IDS.get(source, source) for source in sources] or None,
+        # A file of the user's own is not on the hub.
+        datasets=[HUB_IDS.get(source, source) for source in sources if not Path(source).suffix] or None,
         language="en",
         library_name="peft",
         pipeline_tag=TASKS[kind],
