@@ -92,7 +92,7 @@ def test_crows_pairs_scores_what_differs_or_what_is_shared(masked: Tokens) -> No
     ]
     longer = text("he ran", candidate="sent_more"), text("he ran far", candidate="sent_less")
     assert spans(BiasBench(), masked, *longer) == [[], []]  # one side has no word of its own
-    with pytest.raises(UserError, match="example '1' has 1 candidates; this protocol compares pairs"):
+    with pytest.raises(UserError, match="example '1' has 1 candidate; this protocol compares pairs"):
         spans(CrowsPairsOriginal(), masked, pair[0])
 
 
