@@ -201,6 +201,6 @@ def test_a_missing_package_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPat
 
 
 @needs_harness
-def test_a_missing_folder_is_said() -> None:
+def test_a_missing_folder_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder"):
-        LmEval(["piqa"], include_path="/nowhere").fingerprint()
+        LmEval(["piqa"], include_path=str(tmp_path / "nowhere")).fingerprint()
