@@ -1,7 +1,8 @@
 """Makes docs/screens/: what the commands print at 80, 100 and 160 columns, with a tiny untrained model, and a log.
 
 Run it with `python tests/screens.py`. The figures mean nothing; the pages show what fits on a terminal.
-`python tests/screens.py outputs/run/default/adapter` makes show.txt instead: what the demo's adapter changes.
+`python tests/screens.py outputs/run/default/adapter` makes two others instead, of the demo: demo.txt is its final screen,
+show.txt what its adapter changes.
 """
 
 from __future__ import annotations
@@ -111,6 +112,19 @@ def cleaned(text: str, place: Path) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
+def demo(adapter: Path) -> None:
+    """The table and the headline of an adapter's run at 80 columns."""
+    from command import run
+
+    from debias.cli.terminal import console
+
+    place = adapter.resolve().parents[3]
+    os.environ["COLUMNS"], console.width = "80", 80
+    done = run(place, "report", "outputs/run/default")
+    text = f"$ debias report outputs/run/default\n{cleaned(done.out, place)}"
+    (SCREENS / "demo.txt").write_text(text, encoding="utf-8")
+
+
 def show(adapter: Path) -> None:
     """What SmolLM2 writes with an adapter and without it, at 100 columns."""
     from command import run
@@ -125,6 +139,7 @@ def show(adapter: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
+        demo(Path(sys.argv[1]))
         show(Path(sys.argv[1]))
     else:
         main()
