@@ -1,8 +1,8 @@
 """Makes docs/screens/: what the commands print at 80, 100 and 160 columns, with a tiny untrained model, and a log.
 
 Run it with `python tests/screens.py`. The figures mean nothing; the pages show what fits on a terminal.
-`python tests/screens.py outputs/run/default/adapter` makes two others instead, of the demo: demo.txt is its final screen,
-show.txt what its adapter changes.
+`python tests/screens.py outputs/run/default/adapter` makes two others instead, of the demo: demo.txt is its table and
+headline, show.txt what its adapter changes.
 """
 
 from __future__ import annotations
