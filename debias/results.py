@@ -53,7 +53,7 @@ LIKELIHOODS = [
 # and the pairs are files beside the code that reads them, and count with it.
 MAKE_FIGURES = (
     "assets", "baselines", "benchmarks", "data", "models", "scoring", "training", "records.py", "jobs/evaluate.py",
-    "jobs/run.py", "corpora/pronoun_pairs.json",
+    "jobs/run.py", "corpora/group_pairs.json", "corpora/pronoun_pairs.json",
 )  # fmt: skip
 
 

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from debias.benchmarks import group_gap
 from debias.benchmarks.pronoun_gap import BEGINNINGS, WITH_SHARES
 from debias.models.base import BaseModel
-from debias.records import Masked, Span
+from debias.records import Masked, Span, UserError
 from debias.scoring.layouts import prefix_tree
 from debias.training import balance
 from debias.training.batches import SpanData
+
+
+def read(source: type[balance.Words]) -> dict[str, Any]:
+    corpus: dict[str, Any] = json.loads((balance.CORPORA / source.corpus).read_text(encoding="utf-8"))
+    return corpus
+
+
+def words(texts: Iterable[str]) -> set[str]:
+    return {word for text in texts for word in re.findall("[a-z]+", text.lower())}
 
 
 def logs(*rows: tuple[float, float]) -> torch.Tensor:
@@ -45,7 +60,7 @@ def test_pairs_are_at_the_end() -> None:
 
 
 def test_roles_and_places_are_not_those_of_the_witness() -> None:
-    corpus = json.loads(balance.CORPUS.read_text(encoding="utf-8"))
+    corpus = read(balance.Pronouns)
     asked = {line.partition(",")[0] for line in WITH_SHARES.read_text(encoding="utf-8").splitlines()}
     assert len(set(corpus["roles"])) == len(corpus["roles"]) == 139
     assert not asked & set(corpus["roles"])
@@ -54,12 +69,76 @@ def test_roles_and_places_are_not_those_of_the_witness() -> None:
     assert all(place["before"].count("{}") == 1 for place in corpus["places"])
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked"])
-def test_pairs_differ_in_one_scored_token(kind: str, tiny: Path, tiny_masked: Path) -> None:
-    tokens = BaseModel(str(tiny if kind == "causal" else tiny_masked)).tokens()
+def test_words_of_groups_are_not_those_of_the_witness() -> None:
+    """Of either split: no attribute, nor a word that begins like one, and nothing of a sentence but `the`, `is`."""
+    corpus = read(balance.Groups)
+    assert list(corpus["words"].values()) == [list(groups) for groups in group_gap.GROUPS.values()]
+    said = words([*corpus["roles"], *(place["before"] + place["after"] for place in corpus["places"])])
+    attributes = words(pairs for split in group_gap.ATTRIBUTES.values() for pairs in split.values())
+    assert len(attributes) > 120
+    assert not said & attributes
+    assert not {word[:6] for word in said if len(word) > 5} & {word[:6] for word in attributes}
+    sentences = words(b for split in group_gap.TEMPLATES.values() for order in split.values() for b, _ in order)
+    assert said & sentences == {"as", "by", "in", "is", "my", "on", "that", "the", "to", "was"}
+
+
+def test_groups_of_a_sentence_take_turns() -> None:
+    """In a circle of five, those next to each other and those two apart; each once on either side."""
+    assert balance.choices(["she", "he"]) == [[("she", "he")]]
+    near, far = balance.choices("abcde")
+    assert ["".join(two) for two in near] == ["ab", "bc", "cd", "de", "ea"]
+    assert ["".join(two) for two in far] == ["ac", "bd", "ce", "da", "eb"]
+
+
+def test_every_role_meets_every_two_groups(tiny: Path) -> None:
+    """100 roles in 24 sentences; 120 places of 20 roles each; a group is first as often as second."""
+    corpus, tokens = read(balance.Groups), BaseModel(str(tiny)).tokens()
+    assert len(set(corpus["roles"])) == len(corpus["roles"]) == 100
+    assert len({place["before"] for place in corpus["places"]}) == len(corpus["places"]) == 24
+    pairs = balance.Groups().pairs(tokens)
+    assert Counter(pair.place for pair in pairs) == dict.fromkeys(range(120), 20)
+    first = [tokens.tokenizer.decode(pair.first.ids[-1:]).strip() for pair in pairs]
+    second = [tokens.tokenizer.decode(pair.second.ids[-1:]).strip() for pair in pairs]
+    groups = [group for kind in corpus["words"].values() for group in kind]
+    assert Counter(first) == Counter(second) == dict.fromkeys(groups, 240)
+    met = {(k % 100, frozenset(two)) for k, two in enumerate(zip(first, second, strict=True))}
+    every = [frozenset(two) for kind in corpus["words"].values() for two in combinations(kind, 2)]
+    assert met == {(role, two) for role in range(100) for two in every}
+
+
+def test_pairs_of_pronouns_stay_what_they_were(tiny: Path) -> None:
+    """Earlier runs were trained on these, drawn by their numbers."""
+    tokens = BaseModel(str(tiny)).tokens()
     pairs = balance.Pronouns().pairs(tokens)
-    assert pairs
-    assert {pair.place for pair in pairs} <= set(range(14))
+    said = [tuple(tokens.tokenizer.decode(span.ids[1:]) for span in pairs[k][:2]) for k in (0, -1)]
+    assert said[0] == ("The astronaut told me that she", "The astronaut told me that he")
+    last = "The cave explorer bought a ticket for"
+    assert said[1] == (f"{last} herself", f"{last} himself")
+    assert [pair.place for pair in pairs] == [place for place in range(14) for _ in range(139)]
+
+
+def test_sources_get_equal_shares() -> None:
+    """Of two pairs and three, the first is repeated; places do not meet."""
+    one, two = ([balance.Pair(Span((1, k), 1), Span((2, k), 1), k) for k in range(n)] for n in (2, 3))
+    shared = balance.equal_shares([one, two])
+    assert [(pair.first.ids[1], pair.place) for pair in shared] == [(0, 0), (0, 0), (1, 1), (0, 2), (1, 3), (2, 4)]
+
+
+def test_a_model_without_such_words_is_told(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [{"words": "few", "before": "The {} is", "after": "."}]
+    corpus = {"words": {"few": ["Zoroastrian", "Rastafarian"]}, "roles": ["cook"], "places": places}
+    (tmp_path / "group_pairs.json").write_text(json.dumps(corpus))
+    monkeypatch.setattr(balance, "CORPORA", tmp_path)
+    with pytest.raises(UserError, match=r"no two words of group_pairs.json are one token each .* choose another"):
+        balance.Groups().pairs(BaseModel(str(tiny)).tokens())
+
+
+@pytest.mark.parametrize("source", [balance.Pronouns(), balance.Groups()])
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_pairs_differ_in_one_scored_token(kind: str, source: balance.Words, tiny: Path, tiny_masked: Path) -> None:
+    tokens = BaseModel(str(tiny if kind == "causal" else tiny_masked)).tokens()
+    pairs = source.pairs(tokens)
+    assert len(pairs) > 1900
     for first, second, _ in pairs[:: len(pairs) // 20]:
         assert first.num_tokens == second.num_tokens == 1
         if kind == "causal":

@@ -1,4 +1,4 @@
-"""Balance: two words that ought to be equally likely in one place, such as "she" and "he" after a role.
+"""Balance: two words that ought to be equally likely in one place, such as "she" and "he" after a role, or two groups.
 
 An objective teaches what is said of a group. Balance teaches the other direction, which group is expected: a model that
 learned the first still takes a surgeon for a man. It is a term of its own, like retention, beside any objective.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from debias.records import Candidate, Cloze, Scored, Tokens, UserError
 from debias.scoring.protocols import Continuation
 
-CORPUS = Path(__file__).parents[1] / "corpora" / "pronoun_pairs.json"
+CORPORA = Path(__file__).parents[1] / "corpora"
 
 
 class Pair(NamedTuple):
@@ -25,7 +25,7 @@ class Pair(NamedTuple):
 
     first: Scored
     second: Scored
-    place: int  # number of the sentence; all pairs of a place get the same log-odds
+    place: int  # number of the sentence with these two words; all pairs of a place get the same log-odds
 
 
 class Balance(Protocol):
@@ -43,39 +43,89 @@ class Nothing:
         return []
 
 
-class Place(NamedTuple):
-    """Where one of two words stands, after a role."""
+class Words:
+    """Two words in places after roles, from a file of `debias/corpora/`."""
 
-    before: str
-    first: str
-    second: str
-    after: str
+    corpus: ClassVar[str]
+
+    def pairs(self, tokens: Tokens) -> list[Pair]:
+        """The corpus's pairs whose two words are one token each for this model. Raises UserError if there are none."""
+        corpus = json.loads((CORPORA / self.corpus).read_text(encoding="utf-8"))
+        numbers: dict[tuple[int, str, str], int] = {}
+        places, candidates = [], []
+        # Every role comes once in each sentence, with one of the choices of two words there, which take turns: all
+        # choices with all roles would be ten times as many texts to score before training. In a sentence with five
+        # groups, each group is once on either side and each choice gets a fifth of the roles; over all sentences every
+        # role meets every two groups. Two words, as pronouns are, have one choice, which gets all roles.
+        for sentence, place in enumerate(corpus["places"]):
+            rounds = choices(corpus["words"][place["words"]])
+            here = rounds[sentence % len(rounds)]
+            for turn, role in enumerate(corpus["roles"], start=sentence):
+                two = here[turn % len(here)]
+                places.append(numbers.setdefault((sentence, *two), len(numbers)))
+                clozes = [Cloze(place["before"].format(role), f" {word}", place["after"]) for word in two]
+                candidates += [Candidate("", "", "", "", "".join(cloze), cloze) for cloze in clozes]
+        spans = list(Continuation().reading(tokens, blanks=True).spans(candidates, tokens.tokenizer))
+        found = [
+            Pair(first[0], second[0], place)
+            for place, first, second in zip(places, spans[::2], spans[1::2], strict=True)
+            if [span.num_tokens for span in (*first, *second)] == [1, 1]
+        ]
+        if not found:
+            reason = f"no two words of {self.corpus} are one token each for this model"
+            raise UserError(f"{reason}, so this balance cannot be used with it; choose another (debias ls balance)")
+        return found
 
 
-class Pronouns:
+class Pronouns(Words):
     """Feminine and masculine pronouns after roles: `The surgeon smiled because` she, he.
 
     No role is an occupation of the pronoun gap, and no place one of its sentences: it asks about words not trained on.
     """
 
+    corpus = "pronoun_pairs.json"
+
+
+class Groups(Words):
+    """Races and religions after traits and deeds: `The man arrested for theft who moved in upstairs is` Muslim, Hindu.
+
+    No word of a role is an attribute of the group gap, and no place one of its sentences.
+    """
+
+    corpus = "group_pairs.json"
+
+
+class PronounsAndGroups:
+    """Both, half of the pairs each."""
+
     def pairs(self, tokens: Tokens) -> list[Pair]:
-        """Every role in every place whose two words are one token each for this model. Raises UserError if none is."""
-        corpus = json.loads(CORPUS.read_text(encoding="utf-8"))
-        texts = [(place, role) for place in (Place(**p) for p in corpus["places"]) for role in corpus["roles"]]
-        candidates = [
-            Candidate(str(number), word, "gender", role, "", Cloze(place.before.format(role), f" {word}", place.after))
-            for number, (place, role) in enumerate(texts)
-            for word in (place.first, place.second)
-        ]
-        spans = list(Continuation().reading(tokens, blanks=True).spans(candidates, tokens.tokenizer))
-        found = [
-            Pair(first[0], second[0], number // len(corpus["roles"]))
-            for number, (first, second) in enumerate(zip(spans[::2], spans[1::2], strict=True))
-            if [span.num_tokens for span in (*first, *second)] == [1, 1]
-        ]
-        if not found:
-            raise UserError("no pronoun is one token for this model, so balance=pronouns cannot be used with it")
-        return found
+        """Pairs of both corpora. Raises UserError if the model has none of one of them."""
+        return equal_shares([Pronouns().pairs(tokens), Groups().pairs(tokens)])
+
+
+def choices(words: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """All choices of two of these words, in rounds that hold each word once on either side.
+
+    With the words in a circle, a round joins each to the one some steps on: one step, then two, to half the circle.
+
+    Args:
+        words: two, which are a round by themselves, or an odd number.
+    """
+    if len(words) == 2:
+        return [[(words[0], words[1])]]
+    size = len(words)
+    return [[(words[k], words[(k + steps) % size]) for k in range(size)] for steps in range(1, (size + 1) // 2)]
+
+
+def equal_shares(sources: Sequence[Sequence[Pair]]) -> list[Pair]:
+    """As many pairs of each source as the largest has: a batch draws from all alike. Places are numbered anew."""
+    largest = max(map(len, sources))
+    shared, first_place = [], 0
+    for pairs in sources:
+        spread = [pairs[k * len(pairs) // largest] for k in range(largest)]  # repeats are spread over its places
+        shared += [pair._replace(place=first_place + pair.place) for pair in spread]
+        first_place += 1 + max(pair.place for pair in pairs)
+    return shared
 
 
 def losses(logprob_P2: Tensor, base_P2: Tensor, aim_P: Tensor) -> Tensor:
