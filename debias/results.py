@@ -345,6 +345,12 @@ def read_status(path: Path) -> dict[str, Any]:
         return {}
 
 
+def settled(config: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config with the parts that suited its data (`chosen` in status.json) in place of the choice."""
+    chosen = {key: config[key][name] for key, name in status.get("chosen", {}).items() if name in config.get(key, {})}
+    return {**config, **chosen}
+
+
 def running(path: Path, wait: bool = False) -> bool:
     """Whether a process is working in a run folder; with `wait`, returns False as soon as none is."""
     if not path.is_dir():

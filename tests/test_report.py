@@ -256,7 +256,7 @@ def test_page_escapes_all_text_from_data(tmp_path: Path) -> None:
         "notes": [evil], "protocols": comparison.protocols(several, evil),
         "plot": plots.before_after(rows), "curve": None, "sentences": sentences([change], [change]),
         "config": evil, "data": None, "base": evil, "version": "0", "bounds": Bounds(), "status": status,
-        "cost": cost, "stages": stages(cost), "provenance": provenance(status, {"config_sha256": evil}, None),
+        "cost": cost, "stages": stages(cost), "provenance": provenance(status, {"config_sha256": evil}, None, {}),
         "writes": written.grid([written.Written(evil, [evil], [evil])]),
         **data_quality.facts(diagnosis),
     }  # fmt: skip

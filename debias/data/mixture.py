@@ -49,6 +49,7 @@ class Mixture:
         match_to: number of sentences that `match` refers to.
         weights: share of each source by name, as in `{targeted: 2, general: 1}`. The seed draws the largest set with
             these shares that repeats no sentence and has at most `n`.
+        counterparts: whether the sentences keep their stereotype's and unrelated words, which some objectives need.
         path: file for the sources that read one; not used here, the config passes it on.
         policy: for the sources that check triplets; not used here, the config passes it on.
     """
@@ -61,9 +62,11 @@ class Mixture:
         match: Match | None = None,
         match_to: Count = 500,
         weights: Mapping[str, Positive] | None = None,
+        counterparts: bool = True,
         path: str | None = None,
         policy: Policy = "strict",
     ) -> None:
+        self.counterparts = counterparts
         self.bias, self.sources, self.n, self.match, self.match_to = bias, dict(sources), n, match, match_to
         self.weights = _checked_weights(weights, self.sources) if weights else None
 
@@ -112,6 +115,8 @@ class Mixture:
         if most is not None and most < len(pairs):
             pairs = draw.sample(pairs, most)
         triplets = [triplet for _, triplet in pairs]
+        if not self.counterparts:
+            triplets = [triplet._replace(stereotype=None, unrelated=None) for triplet in triplets]
         if several:
             counts = Counter(name for name, _ in pairs)
             notes.append("sentences of each source: " + ", ".join(f"{name} {counts[name]}" for name in parts))

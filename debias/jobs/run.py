@@ -24,6 +24,7 @@ from debias.results import ADAPTER, RunFolder, data_sha256
 from debias.scoring.scorer import Scorer
 from debias.scoring.spans import start_token
 from debias.training.balance import Nothing
+from debias.training.by_data import choices
 from debias.training.stage import Tuning, train
 from debias.wording import counted
 
@@ -55,10 +56,14 @@ def run(
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
     of = ", ".join(tuning.data.sources)
     log.info("data: %s from %s%s", counted(len(checked.triplets), "sentence"), of, dropped)
+    chosen = choices(tuning._asdict(), checked.triplets)
+    tuning = tuning.settled(checked.triplets)
+    for key in chosen:
+        log.info("%s: %s, which suits the data", key, type(getattr(tuning, key)).__name__)
     with stage("read the benchmarks", said=True):
         to_score = prepared(benchmarks, base.tokens)
     seen = check_unseen([t.sentence for t in checked.triplets], to_score)
-    folder.describe(trained_on_scored=seen, warning=checked.warning)
+    folder.describe(chosen=chosen, trained_on_scored=seen, warning=checked.warning)
     number = counted(len(checked.triplets), "training sentence")
     told = [f"{name} scores {n} of the {number} too" for name, n in seen.items() if n]
     checked = checked._replace(notes=(*checked.notes, *told))

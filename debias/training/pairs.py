@@ -50,6 +50,11 @@ def paired(triplets: Sequence[Triplet], contrasts: Sequence[str]) -> tuple[list[
     return texts, dropped
 
 
+def has_counterparts(triplet: Triplet, contrasts: Sequence[str]) -> bool:
+    """Whether a sentence has all of these counterparts."""
+    return not any(isinstance(CONTRASTS[contrast][0](triplet), str) for contrast in contrasts)
+
+
 def other_group(triplet: Triplet) -> Triplet | str:
     """The sentence about another group with the same attribute, or the reason why there is none."""
     swapper = _swapper(triplet.bias)

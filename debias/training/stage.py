@@ -33,6 +33,7 @@ from debias.scoring.scorer import Scorer
 from debias.training import module as training
 from debias.training.balance import Balance, Nothing, Pair, aims, of_pairs
 from debias.training.batches import SpanData, Texts
+from debias.training.by_data import choices
 from debias.training.examples import examples, fits
 from debias.training.gate import Gate, GateError
 from debias.training.matching import steps_of_examples, steps_of_tokens
@@ -54,13 +55,18 @@ class Tuning(NamedTuple):
 
     data: Mixture
     adapter: peft.PeftConfig
-    objective: Objective
+    objective: Objective  # or an ObjectiveOfData, until `settled`
     neutral: NeutralText
     recipe: Recipe
     make_trainer: Callable[..., pl.Trainer]
     seed: int
     logger: Logger | bool = False
-    balance: Balance = Nothing()
+    balance: Balance = Nothing()  # or a BalanceOfData, until `settled`
+
+    def settled(self, triplets: Sequence[Triplet]) -> Tuning:
+        """The same with the objective and the pairs that suit these sentences."""
+        chosen = choices(self._asdict(), triplets)
+        return self._replace(**{key: getattr(getattr(self, key), name) for key, name in chosen.items()})
 
 
 def train(
@@ -72,7 +78,7 @@ def train(
         UserError: the adapter does not fit the base, no sentence can be trained on, or training diverged.
         GateError: the trained adapter failed a check.
     """
-    recipe = tuning.recipe
+    tuning, recipe = tuning.settled(triplets), tuning.recipe
     pl.seed_everything(tuning.seed, verbose=False)
     # Before anything computes: the layout's trial, the base's answers and the gate run where training does.
     place(base.model, torch.device("cpu") if _option(tuning, "accelerator") == "cpu" else None)

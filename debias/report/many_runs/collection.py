@@ -17,7 +17,7 @@ from pyarrow import parquet
 from debias.records import Figure, UserError
 from debias.report.many_runs import archive
 from debias.report.outcome import Bounds
-from debias.results import INTERRUPTED, LIKELIHOODS, read_figures, read_likelihoods, running
+from debias.results import INTERRUPTED, LIKELIHOODS, read_figures, read_likelihoods, running, settled
 
 STATES = ("done", "running", "failed")
 UNFINISHED = ("running", "interrupted", "failed")
@@ -109,7 +109,8 @@ def collect(paths: Sequence[Path], planned: Planned = lambda _: None) -> Collect
         for row in held.rows:
             folder = file / row.run
             if row.state == "done":
-                config, status = row.config or {}, row.status or {}
+                status = row.status or {}
+                config = settled(row.config or {}, status)
                 runs.append(Run(folder, config, list(row.figures), status, row.cost, list(row.losses), row.records))
             else:
                 unfinished[row.state].append(folder)
@@ -183,6 +184,7 @@ def read_run(folder: Path, status: dict[str, Any]) -> Run:
     config = _read(folder / "config.yaml", yaml.safe_load)
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.yaml'} is damaged (no keys); run this job again with overwrite=true")
+    config = settled(config, status)
     cost = _read(folder / "cost.json", json.loads) if (folder / "cost.json").is_file() else None
     curves = _read(folder / "train.csv", _curves) if (folder / "train.csv").is_file() else {}
     return Run(folder, config, read_figures(folder), status, cost, curves.pop("loss", []), loss_parts=curves)

@@ -6,11 +6,10 @@ import importlib.metadata
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from debias import __version__
@@ -27,7 +26,8 @@ CLASSES = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
 
 
 def facts(
-    adapter: Path, base: str, bias: str, figures: Sequence[Figure], sources: Sequence[str] = (), config: str = ""
+    adapter: Path, base: str, bias: str, figures: Sequence[Figure], sources: Sequence[str],
+    config: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the card's template needs besides the report's facts, from the adapter's folder and the run's config."""
     trained = json.loads((adapter / PROVENANCE).read_text(encoding="utf-8"))
@@ -54,9 +54,8 @@ def project() -> str:
     return f"[debias {__version__}]({found})" if found else f"debias {__version__}"
 
 
-def settings(config: str) -> Grid:
+def settings(of_run: Mapping[str, Any]) -> Grid:
     """The objective and the hyperparameters of the training."""
-    of_run = yaml.safe_load(config) or {}
     objective = of_run.get("objective") or {}
     rows = [row("objective", str(objective.get("_target_", "")).rpartition(".")[2])]
     rows += [row(f"objective.{key}", str(value)) for key, value in objective.items() if key != "_target_"]

@@ -22,7 +22,7 @@ from debias.report.grid import Grid, number_columns, row, text_columns
 from debias.report.one_run import bias_card, data_quality, written
 from debias.report.outcome import Bounds, Outcome, outcomes
 from debias.report.templating import fill
-from debias.results import RunFolder
+from debias.results import RunFolder, settled
 
 
 class RunReport(NamedTuple):
@@ -57,7 +57,8 @@ def write_reports(
     rows = comparison.rows(evaluation.figures, report.bias)
     cost = json.loads((folder.path / "cost.json").read_text(encoding="utf-8"))
     status = json.loads((folder.path / "status.json").read_text(encoding="utf-8"))
-    curve = _loss_curve(folder.path / "train.csv", folder.config)
+    config = settled(yaml.safe_load(folder.config), status)
+    curve = _loss_curve(folder.path / "train.csv", config)
     has_attributes = data is not None and any(t.attribute for t in data.triplets)
     diagnosis = of_triplets("training data", data.triplets) if data and has_attributes else None
     facts: dict[str, Any] = {
@@ -77,7 +78,7 @@ def write_reports(
         "cost": cost,
         "stages": stages(cost),
         "status": status,
-        "provenance": provenance(status, folder.identity, data),
+        "provenance": provenance(status, folder.identity, data, config),
         "data": data,
         **data_quality.facts(diagnosis),
         "base": base_name,
@@ -90,7 +91,7 @@ def write_reports(
     write_text(folder.path / "report.html", fill("run.html.j2", facts))
     if adapter is not None:
         sources = list(dict.fromkeys(t.source for t in data.triplets if t.source)) if data else []
-        of_card = bias_card.facts(adapter, base_name, report.bias, evaluation.figures, sources, folder.config)
+        of_card = bias_card.facts(adapter, base_name, report.bias, evaluation.figures, sources, config)
         write_text(adapter / "README.md", fill("bias_card.md.j2", facts | of_card))
 
 
@@ -138,18 +139,25 @@ def stages(cost: Mapping[str, Any]) -> Grid:
     return Grid([*text_columns("stage"), *number_columns("seconds", "tokens")], lines, name="Stages")
 
 
-def provenance(status: Mapping[str, Any], identity: Mapping[str, str], data: Checked | None) -> Grid:
+def provenance(
+    status: Mapping[str, Any], identity: Mapping[str, str], data: Checked | None, config: Mapping[str, Any]
+) -> Grid:
     """What the run was made of: versions, the commit, checksums, and the training records that were dropped."""
     facts = {**status["versions"], "git commit": status["git_commit"] or "not from a checkout", **identity}
     starts = status.get("start_tokens") or {}
     facts |= {f"start token, {protocol}": token for protocol, token in starts.items()}
+    facts |= {f"{key}, chosen for the data": _class(config[key]) for key in status.get("chosen", {})}
     if data:
         facts["dropped records"] = "; ".join(f"{n} {reason}" for reason, n in data.dropped.items()) or "none"
     lines = [row(name, str(value)) for name, value in facts.items()]
     return Grid(text_columns("what", "value"), lines, name="Provenance")
 
 
-def _loss_curve(path: Path, config: str) -> Markup | None:
+def _class(part: Mapping[str, Any]) -> str:
+    return str(part["_target_"]).rpartition(".")[2]
+
+
+def _loss_curve(path: Path, config: Mapping[str, Any]) -> Markup | None:
     """The plot of the loss and, where the KL term has a weight, of its two parts as they enter it."""
     if not path.is_file():
         return None
@@ -157,7 +165,7 @@ def _loss_curve(path: Path, config: str) -> Markup | None:
         found = list(csv.DictReader(file))
     if not found:
         return None
-    retention = float(yaml.safe_load(config).get("training", {}).get("retention") or 0)
+    retention = float(config.get("training", {}).get("retention") or 0)
     parts = {}
     if retention and all(row.get("kl") for row in found):
         parts["bias loss"] = [float(row["bias_loss"]) for row in found]

@@ -1,0 +1,57 @@
+"""The recipe that training data allows: some objectives need words that only some sentences have.
+
+`auto` in a config is one of these classes, and `of` takes its place once the data has been read.
+A run's status.json keeps what was chosen (`debias.results.settled`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from debias.records import SomeShare, Triplet
+from debias.training.balance import Balance
+from debias.training.objectives import Objective
+from debias.training.pairs import has_counterparts
+
+
+class ObjectiveOfData:
+    """One objective for sentences with counterparts, another for data without them.
+
+    Args:
+        compared: needs counterparts, and leaves out sentences that lack one.
+        alone: needs only the sentences.
+        share: `compared` is chosen if at least this share of the sentences has all its counterparts.
+    """
+
+    def __init__(self, compared: Objective, alone: Objective, share: SomeShare = 0.9) -> None:
+        self.compared, self.alone, self.share = compared, alone, share
+
+    def choice(self, triplets: Sequence[Triplet]) -> str:
+        """`compared` or `alone`."""
+        number = sum(has_counterparts(triplet, self.compared.contrasts) for triplet in triplets)
+        return "compared" if number >= self.share * len(triplets) else "alone"
+
+
+class BalanceOfData:
+    """Pairs where sentences with counterparts are about gender, and none otherwise, so that controls stay controls.
+
+    Args:
+        gender: the pairs.
+        other: what is balanced otherwise.
+        share: `gender` is chosen if at least this share of the sentences is about gender and names a stereotype.
+    """
+
+    def __init__(self, gender: Balance, other: Balance, share: SomeShare = 0.1) -> None:
+        self.gender, self.other, self.share = gender, other, share
+
+    def choice(self, triplets: Sequence[Triplet]) -> str:
+        """`gender` or `other`."""
+        number = sum(t.bias == "gender" and has_counterparts(t, ("stereotype",)) for t in triplets)
+        return "gender" if number >= self.share * len(triplets) else "other"
+
+
+def choices(parts: Mapping[str, Any], triplets: Sequence[Triplet]) -> dict[str, str]:
+    """What each part of the recipe that depends on the data chooses, by its name in the config."""
+    of_data = {key: part for key, part in parts.items() if isinstance(part, ObjectiveOfData | BalanceOfData)}
+    return {key: part.choice(triplets) for key, part in of_data.items()}

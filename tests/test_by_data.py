@@ -1,0 +1,78 @@
+"""`auto`: the objective and the pairs that suit the data, and how a run's config tells what was chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_config import composed
+
+from debias.cli.config import make
+from debias.data.mixture import Mixture
+from debias.data.triplets import CORPORA, TripletFile
+from debias.records import Triplet
+from debias.results import settled
+from debias.training.balance import Nothing, Pronouns
+from debias.training.by_data import BalanceOfData, ObjectiveOfData, choices
+from debias.training.objectives import Attribute, NegativePreference
+
+WHOLE = Triplet("The nurse fixed cars.", "nurse", "cars", "gender", "ours", 16, 20, "scarves", "clouds")
+BARE = WHOLE._replace(stereotype=None, unrelated=None)
+OBJECTIVE = ObjectiveOfData(NegativePreference(), Attribute(margin=4), share=0.9)
+BALANCE = BalanceOfData(Pronouns(), Nothing(), share=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "objective", "balance"),
+    [
+        ([WHOLE] * 9 + [BARE], "compared", "gender"),  # nine tenths have both words
+        ([WHOLE] * 8 + [BARE] * 2, "alone", "gender"),
+        ([WHOLE] * 8 + [WHOLE._replace(unrelated=None)] * 2, "alone", "gender"),
+        ([BARE] * 10, "alone", "other"),  # plain sentences and the shuffled control
+        ([WHOLE] + [WHOLE._replace(bias="race")] * 9, "compared", "gender"),  # a tenth is about gender
+        ([WHOLE] + [WHOLE._replace(bias="race")] * 10, "compared", "other"),
+    ],
+)
+def test_the_sentences_decide(sentences: list[Triplet], objective: str, balance: str) -> None:
+    found = choices({"objective": OBJECTIVE, "balance": BALANCE, "neutral": object()}, sentences)
+    assert found == {"objective": objective, "balance": balance}
+
+
+@pytest.mark.parametrize(
+    ("data", "objective", "balance"),
+    [
+        (["data=targeted", "data.bias=gender"], NegativePreference, Pronouns),
+        (["data=targeted", "data.bias=race"], NegativePreference, Nothing),
+        (["data=general"], NegativePreference, Pronouns),
+        (["data=all"], NegativePreference, Pronouns),
+        (["data=shuffled", "data.bias=gender"], Attribute, Nothing),
+        (["data=targeted", "data.bias=gender", "data.counterparts=false"], Attribute, Nothing),
+        (["data=[targeted,wikitext]", "data.bias=gender"], Attribute, Pronouns),
+    ],
+)
+def test_what_our_data_gets(data: list[str], objective: type, balance: type) -> None:
+    """Our corpora have both words; controls, plain text and `data.counterparts=false` do not."""
+    cfg = composed("run", *data)
+    parts = {key: make(cfg[key]) for key in ("objective", "balance")}
+    chosen = choices(parts, make(cfg.data).load(seed=1).triplets)
+    assert [type(getattr(parts[key], chosen[key])) for key in parts] == [objective, balance]
+
+
+def test_the_reversed_control_keeps_its_loss() -> None:
+    """Neither `auto` nor a sweep over sources may put another in its place."""
+    cfg = composed("run", "data=stereotyped", "data.bias=gender", "data.counterparts=false")
+    assert cfg.objective["_target_"].endswith(".Unlikelihood")
+    assert cfg.balance["_target_"].endswith(".Nothing")
+
+
+def test_a_mixture_without_counterparts_keeps_everything_else() -> None:
+    source = {"gender": TripletFile("gender", str(CORPORA / "gender.jsonl"))}
+    whole, bare = (Mixture("gender", source, counterparts=kept).load(1).triplets for kept in (True, False))
+    assert all(t.stereotype and t.unrelated for t in whole)
+    assert bare == [t._replace(stereotype=None, unrelated=None) for t in whole]
+
+
+def test_a_config_is_settled_by_what_the_data_chose() -> None:
+    config = {"seed": 1, "objective": {"compared": {"beta": 1}, "alone": {"margin": 4}}, "balance": {"_target_": "x"}}
+    assert settled(config, {"chosen": {"objective": "alone"}}) == {**config, "objective": {"margin": 4}}
+    assert settled(config, {}) == config
