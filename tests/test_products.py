@@ -1,11 +1,18 @@
-"""Float32 products during training: the faster library, only where it computes in float32, and only in the block."""
+"""Float32 products: the faster library, only where it computes in float32, and only in the block."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from debias.models import products
+from debias.models.base import BaseModel
+from debias.records import Span
+from debias.scoring import likelihood
+from debias.scoring.scorer import Scorer
 
 CPU = torch.device("cpu")
 
@@ -53,3 +60,21 @@ def test_only_processors_of_amd_change_the_library(monkeypatch: pytest.MonkeyPat
     for vendor, expected in (("GenuineIntel", "highest"), ("AuthenticAMD", "medium")):
         monkeypatch.setattr(products.Path, "read_text", lambda *_, vendor=vendor, **__: f"vendor_id : {vendor}")
         assert used() == expected
+
+
+def test_scores_are_exact_where_32_is_asked_for(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` takes the faster library, and keeps its scores apart from those of the other."""
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(products, "_medium_is_float32", lambda: True)
+    base, seen = BaseModel(str(tiny)).load(), []
+    plain = likelihood.score_and_greedy
+
+    def spy(*args: Any) -> Any:
+        seen.append(torch.get_float32_matmul_precision())
+        return plain(*args)
+
+    monkeypatch.setattr(likelihood, "score_and_greedy", spy)
+    for precision in ("auto", "32", "auto"):
+        Scorer(base, None, precision, 512, tmp_path).logprobs([Span((1, 2, 3), 1)], "a text")
+    assert seen == ["medium", "highest"]
+    assert torch.get_float32_matmul_precision() == "highest"

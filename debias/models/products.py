@@ -1,4 +1,4 @@
-"""Which library multiplies float32 matrices during training on a CPU.
+"""Which library multiplies float32 matrices on a CPU.
 
 torch gives these products to MKL, whose kernels for AMD's processors leave half of their speed unused. At the precision
 `medium`, torch gives them to oneDNN. That name promises less than float32, and on a processor with AMX oneDNN does
@@ -21,15 +21,21 @@ ROUNDING = 2e-6  # allowed error of a product, as a share of the sum of its term
 def fast_products(device: torch.device) -> Iterator[None]:
     """In the block, float32 products on a CPU come from the faster library, if that computes in float32.
 
-    Scoring does not use it: its sums are in another order, and a sentence's log-probability moves by up to 3e-3 nats.
+    Its sums are in another order: of 4,644 StereoSet texts under SmolLM2, half move by less than 7e-5 nats, and six by
+    3.5e-3 (`benchmarks/products.py`).
     """
     before = torch.get_float32_matmul_precision()
-    if device.type == "cpu" and _mkl_is_slow() and _medium_is_float32():
+    if has_fast_products(device):
         torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def has_fast_products(device: torch.device) -> bool:
+    """Whether `fast_products` changes which library multiplies."""
+    return device.type == "cpu" and _mkl_is_slow() and _medium_is_float32()
 
 
 def _mkl_is_slow() -> bool:

@@ -21,6 +21,7 @@ from debias.assets.cache import cached
 from debias.files import whole_file
 from debias.models.adapter import adapter_sha256, virtual_tokens
 from debias.models.base import Base, LanguageModel, bf16_is_native
+from debias.models.products import fast_products, has_fast_products
 from debias.progress import bar
 from debias.records import AUTO, Candidate, Scored, Tokens, UserError
 from debias.results import code_sha256
@@ -43,7 +44,7 @@ class Scorer:
         base: the loaded base; its weights are converted to `precision` in place.
         adapted: the same model with an adapter, or None.
         precision: `32`, `bf16` (a third to half of the time; single scores move by up to 0.4 nats per token), or
-            `auto`: bf16 on a GPU, else 32.
+            `auto`: bf16 on a GPU, else 32 with the faster library's products (`fast_products`).
         token_budget: positions of one forward pass; `auto`: what suits the device and the size of the vocabulary.
         cache: folder of shared scores; None: keep none.
         name: what the debiased model is called in the records.
@@ -67,7 +68,9 @@ class Scorer:
         self.debiased_sha256 = method.sha256 if method is not None else ""
         if adapted is not None and cache is not None:
             self.debiased_sha256 = adapter_sha256(adapted)
+        self.fast = False  # whether another library multiplies
         if precision == AUTO:
+            self.fast = has_fast_products(self.device)
             precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
         self.precision = precision
         if not getattr(base.model, "is_quantized", False):  # quantised weights stay as they are
@@ -190,7 +193,9 @@ class Scorer:
 
         def fresh() -> np.ndarray:
             progress = bar(f"scoring {label}, {self.active} model")
-            scores = method.scores(self.model, spans, self.layout(longest), self.token_budget, progress)
+            layout = self.layout(longest)  # tried with the exact products
+            with fast_products(self.device) if self.fast else nullcontext():
+                scores = method.scores(self.model, spans, layout, self.token_budget, progress)
             if not np.isfinite(scores).all():
                 of_base = "try scoring.precision=32 and model.dtype=float32, or choose another checkpoint"
                 remedy = of_base if self.active == "base" else "training diverged (lower training.lr)"
@@ -234,7 +239,8 @@ class Scorer:
         for name, buffer in sorted(model.named_buffers()):
             buffers.update(f"{name} {tuple(buffer.shape)}".encode() + buffer.detach().cpu().float().numpy().tobytes())
         versions = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft")]
-        how = [self.precision, self.device.type, self.token_budget, *versions, code_sha256("scoring")]
+        products = "fast" if self.fast else "exact"
+        how = [self.precision, products, self.device.type, self.token_budget, *versions, code_sha256("scoring")]
         return f"{type(model).__name__} {sorted(config.items(), key=str)!r} {buffers.hexdigest()} {how}"
 
 

@@ -26,7 +26,11 @@ CLASSES = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
 
 
 def facts(
-    adapter: Path, base: str, bias: str, figures: Sequence[Figure], sources: Sequence[str],
+    adapter: Path,
+    base: str,
+    bias: str,
+    figures: Sequence[Figure],
+    sources: Sequence[str],
     config: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the card's template needs besides the report's facts, from the adapter's folder and the run's config."""
