@@ -220,7 +220,7 @@ class Scorer:
             return compute()
 
         # Jobs that start together all want the base's scores: one computes them, the others wait for it.
-        return cached(path, _kept, make, _keep, f"score texts under the {self.active} model")
+        return cached(path, kept_scores, make, keep_scores, f"score texts under the {self.active} model")
 
     def _key(self, content: Iterable[bytes]) -> str:
         digest = hashlib.sha256()
@@ -244,7 +244,8 @@ class Scorer:
         return f"{type(model).__name__} {sorted(config.items(), key=str)!r} {buffers.hexdigest()} {how}"
 
 
-def _kept(path: Path) -> np.ndarray | None:
+def kept_scores(path: Path) -> np.ndarray | None:
+    """Scores from the cache, or None if there are none or the file is damaged."""
     if not path.is_file():
         return None
     try:
@@ -254,7 +255,8 @@ def _kept(path: Path) -> np.ndarray | None:
         return None
 
 
-def _keep(path: Path, scores: np.ndarray) -> None:
+def keep_scores(path: Path, scores: np.ndarray) -> None:
+    """Write scores to the cache."""
     with whole_file(path) as unfinished, unfinished.open("wb") as file:
         np.save(file, scores)
 

@@ -30,7 +30,6 @@ from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from debias.models.base import bf16_is_native
-from debias.models.products import fast_products
 from debias.models.ranks import ignores_slurm, in_slurm_step, launched_processes
 from debias.records import Count, Positive, Recipe, UserError, Watch
 from debias.scoring.layouts import Batch
@@ -219,9 +218,8 @@ def make_trainer(
     """A Lightning trainer. Raises UserError for a precision that would change the base, or devices that are not there.
 
     Args:
-        precision: `32-true`, `bf16-mixed`, `16-mixed` or `auto`: bf16-mixed on a GPU with bfloat16, else 32-true. CPUs
-            get float32 even if they have bfloat16 instructions: the matrices of a small model are too small to gain
-            (docs/decisions.md).
+        precision: `32-true`, `bf16-mixed`, `16-mixed` or `auto`: bf16-mixed on a GPU with bfloat16, else 32-true. On a
+            CPU the stage asks for bf16-mixed where that pays (`arithmetic.bf16_pays`).
         accelerator, devices, strategy, accumulate_grad_batches, gradient_clip_val, options: as in Lightning's Trainer.
     """
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
@@ -307,7 +305,7 @@ def fit(
     )
     last = str(checkpoint) if checkpoint.is_file() else None
     try:
-        with fast_products(trainer.strategy.root_device), lines_brought(trainer):
+        with lines_brought(trainer):
             trainer.fit(module, data, ckpt_path=last, weights_only=True)
     except (SystemExit, SIGTERMException) as error:
         raise KeyboardInterrupt from error

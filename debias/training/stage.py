@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import peft
 import pytorch_lightning as pl
 import torch
@@ -15,6 +17,7 @@ from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedModel
 
 from debias import assets
+from debias.assets.cache import cached
 from debias.benchmarks.metrics import icat_of_terms, stereoset_terms
 from debias.benchmarks.stereoset import StereoSet
 from debias.data.mixture import Mixture
@@ -23,14 +26,16 @@ from debias.models import adapter as adapters
 from debias.models.base import Base
 from debias.models.placement import place
 from debias.models.ranks import launched_rank
+from debias.progress import bar
 from debias.records import Masked, Recipe, Scored, Span, Triplet, UserError, Watch
-from debias.results import code_sha256
+from debias.results import code_sha256, text_sha256
 from debias.scoring import likelihood
 from debias.scoring.layouts import ROW, Layout
 from debias.scoring.protocols import BiasBench
 from debias.scoring.reference import Ask, Said, ask
-from debias.scoring.scorer import Scorer
+from debias.scoring.scorer import Scorer, keep_scores, kept_scores
 from debias.training import module as training
+from debias.training.arithmetic import bf16_pays, fast_kernels, frozen_in_bf16
 from debias.training.balance import Balance, Nothing, Pair, aims, of_pairs
 from debias.training.batches import SpanData, Texts
 from debias.training.by_data import choices
@@ -48,6 +53,8 @@ PROBE = 8  # examples that the gate scores
 # Positions of a tree's row in training on a CPU. Training texts share little, so one long row is mostly a mask; three
 # self-generated texts fit into this one.
 CPU_ROW = 160
+
+Kernels = Callable[[], AbstractContextManager[None]]
 
 
 class Tuning(NamedTuple):
@@ -91,14 +98,17 @@ def train(
         span.num_positions for texts in [*trained_on, tuple(neutral), *(pair[:2] for pair in pairs)] for span in texts
     )
     on_cpu = base.model.device.type == "cpu"
-    layout = likelihood.choose_layout(adapted, base.kind, longest, CPU_ROW if on_cpu else ROW)
+    row = CPU_ROW if on_cpu else ROW
+    layout = likelihood.choose_layout(adapted, base.kind, longest, row)
+    kernels = partial(fast_kernels, base.model.device, max(longest, row))
     mix_lengths = tuning.data.match in ("steps", "tokens")
     dev_set = DevSet(base, recipe.watch, tuning.data.bias) if recipe.watch.every else None
     needs_base = bool(recipe.retention or pairs) or tuning.objective.needs_base
     batches = SpanData(
         trained_on, layout, recipe.batch_size, tuning.seed, neutral, num_neutral, mix_lengths, dev_set is not None,
         asking(adapted, base, layout, sharded=_option(tuning, "strategy") == "fsdp") if needs_base else None,
-        kl=bool(recipe.retention), weight=tuning.objective.weight, pairs=pairs, aims=_aims(adapted, layout, pairs),
+        kl=bool(recipe.retention), weight=tuning.objective.weight, pairs=pairs,
+        aims=_aims(adapted, base.sha256, layout, pairs, kernels),
         num_pairs=recipe.num_pairs,
     )  # fmt: skip
     gate = Gate(adapted, [span for texts in trained_on[:PROBE] for span in texts], layout)
@@ -108,7 +118,15 @@ def train(
     module = training.Debiaser(adapted, tuning.objective, recipe, tuning.seed, steps, dev_set)
 
     keep = partial(_keep, adapted, base, folder / "adapter.before_divergence")  # picklable, for ddp_spawn
-    spent = training.fit(module, batches, tuning.make_trainer, folder, keep, tuning.logger)
+    with ExitStack() as arithmetic:
+        arithmetic.enter_context(kernels())
+        make_trainer = tuning.make_trainer
+        # A look at the dev set scores in float32, so the weights stay in it.
+        if on_cpu and dev_set is None and _option(tuning, "precision") == "auto" and bf16_pays(adapted):
+            arithmetic.enter_context(frozen_in_bf16(adapted))
+            make_trainer = partial(make_trainer, precision="bf16-mixed")
+            log.info("training in bfloat16, scoring in float32 (trainer.precision=32-true trains in float32)")
+        spent = training.fit(module, batches, make_trainer, folder, keep, tuning.logger)
     if launched_rank() == 0:
         unchecked = folder / "adapter.unchecked"
         adapters.save(adapted, base, unchecked)
@@ -131,8 +149,7 @@ def asking(adapted: peft.PeftModel, base: Base, layout: Layout, sharded: bool = 
     """
     if sharded or not likelihood.plain_head(adapted):
         return None
-    key = f"{base.sha256} {likelihood.dtype(adapted)} {code_sha256('scoring')}"
-    answers = partial(_said_by_base, adapted, layout, key)  # picklable, for ddp_spawn
+    answers = partial(_said_by_base, adapted, base.sha256, layout)  # picklable, for ddp_spawn
     try:
         answers([Span((1, 2, 3), 2) if base.kind == "causal" else Masked((1, 2, 3), (1,), (2,))])
     except ValueError as error:
@@ -141,17 +158,26 @@ def asking(adapted: peft.PeftModel, base: Base, layout: Layout, sharded: bool = 
     return answers
 
 
-def _said_by_base(adapted: peft.PeftModel, layout: Layout, key: str, spans: Sequence[Scored]) -> list[Said]:
+def _said_by_base(adapted: peft.PeftModel, sha256: str, layout: Layout, spans: Sequence[Scored]) -> list[Said]:
+    key = f"{sha256} {likelihood.dtype(adapted)} {code_sha256('scoring')}"
     with adapted.disable_adapter():
         return ask(adapted, spans, layout, likelihood.budget(adapted), assets.cache_dir(), key)
 
 
-def _aims(adapted: peft.PeftModel, layout: Layout, pairs: Sequence[Pair]) -> list[float]:
-    """The log-odds that each pair is to get."""
+def _aims(adapted: peft.PeftModel, sha256: str, layout: Layout, pairs: Sequence[Pair], kernels: Kernels) -> list[float]:
+    """The log-odds that each pair is to get, from the cache where another run asked for them."""
     if not pairs:
         return []
-    with adapted.disable_adapter():
-        found = likelihood.score(adapted, [span for pair in pairs for span in pair[:2]], layout=layout)
+    spans = [span for pair in pairs for span in pair[:2]]
+    key = text_sha256(f"{sha256} {likelihood.dtype(adapted)} {code_sha256('scoring')} {[tuple(s) for s in spans]}")
+
+    def make() -> np.ndarray:
+        with adapted.disable_adapter(), kernels():
+            progress = bar("asking the base about pairs")
+            return likelihood.score(adapted, spans, layout, likelihood.budget(adapted), progress)
+
+    path = assets.cache_dir() / "reference" / f"{key}.npy"
+    found = cached(path, kept_scores, make, keep_scores, "ask the base about pairs")
     places = aims(pairs, of_pairs(torch.as_tensor(found), len(pairs)))
     number = counted(len(pairs), "pair")
     log.info("balance: %s, log-odds %.2f to %.2f nats by place", number, min(places), max(places))
