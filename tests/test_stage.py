@@ -30,7 +30,7 @@ from debias.scoring.layouts import prefix_tree
 from debias.scoring.likelihood import score
 from debias.scoring.protocols import BiasBench
 from debias.scoring.scorer import Scorer
-from debias.training import balance, objectives
+from debias.training import arithmetic, balance, objectives
 from debias.training import module as training
 from debias.training.callbacks import LossCurve
 from debias.training.gate import Gate, GateError
@@ -505,3 +505,25 @@ def test_balance_brings_the_odds_of_roles_together(tiny: Path, tmp_path: Path) -
     plan = tuning(epochs=8, balance=20.0, num_pairs=6)._replace(balance=Few())
     adapted, _ = train(plan, twenty(), base, tmp_path, tmp_path / "adapter")
     assert spread(adapted) < before / 3
+
+
+@pytest.mark.parametrize("objective", [objectives.Attribute(margin=0.5), objectives.NegativePreference()])
+def test_a_base_that_was_rounded_for_training_is_exact_again(
+    tiny: Path, tmp_path: Path, objective: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss falls as in float32, the gate passes, and the base scores as it did to the last bit."""
+    monkeypatch.setattr(arithmetic, "LARGE", 1)
+    monkeypatch.setattr(arithmetic, "_multiplies_bf16", lambda: True)
+    seen = {}
+    for precision in ("auto", "32-true"):
+        base = BaseModel(str(tiny)).load()
+        (folder := tmp_path / precision).mkdir()
+        before = score(base.model, SPANS)
+        plan = tuning(partial(TRAINER, precision=precision), objective, epochs=4)
+        adapted, _ = train(plan, twenty(), base, folder, folder / "adapter")
+        assert {p.dtype for p in adapted.parameters()} == {torch.float32}
+        with adapted.disable_adapter():
+            assert score(adapted, SPANS).tolist() == before.tolist()
+        seen[precision] = [float(loss) for _, loss in losses(folder)]
+    assert seen["auto"] != seen["32-true"]
+    assert seen["auto"] == pytest.approx(seen["32-true"], abs=0.1 * seen["32-true"][0])
