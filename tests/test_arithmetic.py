@@ -24,11 +24,16 @@ class Model(nn.Module):
 def test_frozen_weights_are_rounded_in_the_block_alone() -> None:
     model = Model()
     place = model.frozen.data_ptr()
-    with pytest.raises(ZeroDivisionError), arithmetic.frozen_in_bf16(model):
-        assert model.frozen.dtype == torch.bfloat16
-        assert model.frozen.tolist() == [1, 1]
-        assert model.trained.dtype == torch.float32
-        raise ZeroDivisionError
+
+    def fail_inside() -> None:
+        with arithmetic.frozen_in_bf16(model):
+            assert model.frozen.dtype == torch.bfloat16
+            assert model.frozen.tolist() == [1, 1]
+            assert model.trained.dtype == torch.float32
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
     assert model.frozen.data_ptr() == place
     assert model.frozen.tolist() == pytest.approx([1, 1.001])
 
@@ -48,9 +53,7 @@ def test_bf16_pays_by_a_rule(flags: str, large: int, pays: bool, monkeypatch: py
     assert arithmetic.bf16_pays(Model()) is pays
 
 
-@pytest.mark.parametrize(
-    ("device", "longest", "fused"), [("cpu", 512, False), ("cpu", 513, True), ("cuda", 160, True)]
-)
+@pytest.mark.parametrize(("device", "longest", "fused"), [("cpu", 512, False), ("cpu", 513, True), ("cuda", 160, True)])
 def test_plain_attention_is_for_short_rows_on_a_cpu(device: str, longest: int, fused: bool) -> None:
     with arithmetic.fast_kernels(torch.device(device), longest):
         assert math_sdp_enabled()

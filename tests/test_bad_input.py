@@ -310,11 +310,13 @@ run adapter=adalora adapter.tinit=-1 -> must be a number of 0 or more
 run adapter=vera adapter.d_initial=x -> adapter.d_initial='x' must be a number
 run adapter._target_=peft.LoraCnfig -> peft.LoraCnfig cannot be imported
 run adapter._target_=nothing.at.all -> check its name and PYTHONPATH
-run objective.margin=0 -> objective.margin=0 must be a number more than 0 or null
+run objective=bounded objective.margin=0 -> objective.margin=0 must be a number more than 0 or null
+run objective.alone.margin=0 -> objective.alone.margin=0 must be a number more than 0 or null
 run objective=preference objective.beta=0 -> objective.beta=0 must be a number more than 0
 run objective=preference_margin objective.by=inf -> objective.by=inf must be a number
 run objective=language_model objective.share=2 -> must be a number more than 0 and at most 1
-run +balance.size=3 -> unknown key 'balance.size'; balance takes no settings
+run balance=none +balance.size=3 -> unknown key 'balance.size'; balance takes no settings
+run balance.share=2 -> balance.share=2 must be a number more than 0 and at most 1
 run neutral=own neutral.n=0 -> neutral.n=0 must be a whole number of 1 or more
 run neutral.causal.seed=-1 -> neutral.causal.seed=-1 must be a whole number from 0
 run neutral=wikipedia neutral.longest=long -> neutral.longest='long' must be a whole number

@@ -255,6 +255,15 @@ def test_groups_count_by_their_size_in_the_whole() -> None:
     assert again.base.value == pytest.approx(25)
 
 
+def test_a_group_with_one_unit_leaves_the_interval_unknown() -> None:
+    """It stands for half of the whole, and no resample within it would ever change it."""
+    values, groups = np.array([1.0, 0, 1, 0, 1]), strata(np.array(list("aaaab")), 4, lambda: {"a": 50, "b": 50})
+    result = compare("overall", "SS", 50, 5, metrics.mean_of_first, (values,), (1 - values,), strata=groups)
+    assert result.base.value == pytest.approx(0.75)  # (1 + 0.5) / 2
+    assert np.isnan([*result.base[1:], *result.debiased[1:], *result.delta[1:]]).all()
+    assert result.mde is None
+
+
 def test_a_whole_or_evenly_sampled_benchmark_has_no_weights() -> None:
     labels = np.array(["a", "a", "b", "b"])
     assert strata(labels, None, dict) is None

@@ -71,7 +71,7 @@ def test_an_offline_run_read_back_after_an_interruption(
     (begun,) = of_type(found, "run")
     assert begun["config"]["update"]["training"]["lr"] == 0.01  # plain values
     assert begun["run_group"] == "told"
-    assert {"adapter=lora", "data=targeted", "objective=bounded"} <= set(begun["tags"])
+    assert {"adapter=lora", "data=targeted", "objective=auto"} <= set(begun["tags"])
     assert [end["exit_code"] for end in of_type(found, "exit")] == [0]  # finished
     history = [item["item"] for item in of_type(found, "history")]
     assert [h["trainer/global_step"] for h in history if "loss" in h] == list(range(12))

@@ -109,7 +109,7 @@ def compare(
         columns = [(c * strata.weights_N)[order] for c in columns]
         sizes = np.unique(strata.labels_N, return_counts=True)[1].tolist()
     values, units = both(*columns), len(columns[0])
-    if units <= len(sizes):
+    if min(sizes) < 2:  # a group with one unit does not tell how much its units differ, and it stands for many
         return from_resamples(bias, metric, ideal, n, values, np.empty((3, 0)))
     rng = np.random.default_rng(SEED)
     batch = max(1, 2_000_000 // units)  # bounds the memory of the resamples
