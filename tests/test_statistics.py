@@ -255,6 +255,16 @@ def test_groups_count_by_their_size_in_the_whole() -> None:
     assert again.base.value == pytest.approx(25)
 
 
+def test_units_that_all_changed_alike_do_not_tell_the_error() -> None:
+    """Two paradigms of BLiMP, each lower by 16.7 points: p < .001 would be said of two units."""
+    before, after = np.array([100.0, 83.3]), np.array([83.3, 66.6])
+    result = compare("ellipsis", "accuracy", 100, 12, metrics.mean_of_first, (before,), (after,))
+    assert result.delta.value == pytest.approx(-16.7)
+    assert np.isnan(result.delta[1:]).all()
+    assert np.isnan(result.p_value)
+    assert result.base.low < 91.65 < result.base.high  # where units differ, the error is known
+
+
 def test_a_group_with_one_unit_leaves_the_interval_unknown() -> None:
     """It stands for half of the whole, and no resample within it would ever change it."""
     values, groups = np.array([1.0, 0, 1, 0, 1]), strata(np.array(list("aaaab")), 4, lambda: {"a": 50, "b": 50})

@@ -18,6 +18,7 @@ CONFIDENCE = 0.95
 POWER = 0.8
 SEED = 20240  # of the resamples, not of a run: equal scores always give equal intervals
 Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+ROUNDING = 1e-9  # resamples that differ by less are equal
 PERCENTAGES = (50.0, 100.0)  # the ideals of figures that cannot leave 0 to 100
 
 Statistic = Callable[..., np.ndarray]  # takes columns and `axis`, the axis of units; returns one value per resample
@@ -151,9 +152,9 @@ def from_resamples(
     )
     if ideal in PERCENTAGES:
         one, two = (e._replace(low=max(e.low, 0.0), high=min(e.high, 100.0)) for e in (one, two))
-    if not values_3[2] and not np.ptp(samples_3R[2]):  # no unit changed: the standard error is unknown, not zero
-        nothing = Estimate(0.0, np.nan, np.nan)
-        return Comparison(bias, metric, ideal, n, one, two, nothing, np.nan, None, "none", samples_3R, freedom)
+    if np.ptp(samples_3R[2]) < ROUNDING:  # all units changed alike, or none did: the error is unknown, not zero
+        alone = Estimate(three.value, np.nan, np.nan)
+        return Comparison(bias, metric, ideal, n, one, two, alone, np.nan, None, "none", samples_3R, freedom)
     # So many resamples cannot support a smaller p-value (Davison & Hinkley 1997, section 4.2).
     p_value = max(_two_sided(values_3[2], error_3[2], freedom), 2 / (samples_3R.shape[1] + 1))
     mde = _detectable(error_3[2], freedom)
