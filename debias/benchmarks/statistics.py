@@ -19,6 +19,7 @@ POWER = 0.8
 SEED = 20240  # of the resamples, not of a run: equal scores always give equal intervals
 Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
 ROUNDING = 1e-9  # resamples that differ by less are equal
+FEW = 10  # units; that so many change by the same amount is hardly chance
 PERCENTAGES = (50.0, 100.0)  # the ideals of figures that cannot leave 0 to 100
 
 Statistic = Callable[..., np.ndarray]  # takes columns and `axis`, the axis of units; returns one value per resample
@@ -152,7 +153,8 @@ def from_resamples(
     )
     if ideal in PERCENTAGES:
         one, two = (e._replace(low=max(e.low, 0.0), high=min(e.high, 100.0)) for e in (one, two))
-    if np.ptp(samples_3R[2]) < ROUNDING:  # all units changed alike, or none did: the error is unknown, not zero
+    # Where no unit changed, or a few changed alike, the standard error is unknown, not zero.
+    if np.ptp(samples_3R[2]) < ROUNDING and (units < FEW or abs(values_3[2]) < ROUNDING):
         alone = Estimate(three.value, np.nan, np.nan)
         return Comparison(bias, metric, ideal, n, one, two, alone, np.nan, None, "none", samples_3R, freedom)
     # So many resamples cannot support a smaller p-value (Davison & Hinkley 1997, section 4.2).
