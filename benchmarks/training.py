@@ -3,7 +3,9 @@
     python benchmarks/training.py --sentences 160
 
 All use the same model, sentences, LoRA adapter, loss (the attribute's tokens), optimiser, number of epochs and threads;
-each runs in its own process. Retention is off, because the others have no equivalent. Ratios mean more than seconds.
+each runs in its own process. Retention is off but in one row, because the others have no equivalent: there the KL term
+covers the sentences and eight neutral texts a step. debias trains as `debias run` does, in bfloat16 where that pays;
+Trainer is measured in float32 and in bfloat16 (`bf16=True`). Ratios mean more than seconds.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,13 +36,19 @@ from debias.models.base import Base, BaseModel
 from debias.records import Encoded, Recipe
 from debias.scoring.encoding import encode
 from debias.scoring.likelihood import choose_layout
+from debias.training.arithmetic import bf16_pays, fast_kernels, frozen_in_bf16
 from debias.training.batches import SpanData
 from debias.training.module import Debiaser, fit, make_trainer
+from debias.training.neutral import SelfGenerated
 from debias.training.objectives import Attribute
+from debias.training.stage import CPU_ROW, asking
 
 WAYS = {
     "debias": "debias, batches of 16",
+    "float32": "debias, batches of 16, float32",
+    "retention": "debias, the same as the first, with the KL term",
     "trainer": "transformers.Trainer, batches of 16",
+    "trainer_bf16": "transformers.Trainer, batches of 16, bf16=True",
     "single": "transformers.Trainer, batches of 1 (as published)",
 }
 
@@ -51,23 +61,30 @@ def prepared(sentences: int) -> tuple[Base, Any, list[Encoded]]:
     return base, adapters.attach(base, config), encode(TripletFile("gender").load().triplets[:sentences], base.tokens)
 
 
-def with_debias(sentences: int) -> float:
-    """Seconds of one epoch."""
+def with_debias(sentences: int, rounded: bool = True, retention: bool = False) -> float:
+    """Seconds of one epoch; with retention, the base's answers are asked for within it."""
     base, model, texts = prepared(sentences)
-    recipe = Recipe(2e-3, 1, 16, "linear", 0.0, 0.0, True, retention=0.0, num_neutral=0)
-    data = SpanData([(Attribute().span(text),) for text in texts], choose_layout(model, base.kind), 16, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        fit(
-            Debiaser(model, Attribute(), recipe, 1),
-            data,
-            partial(make_trainer, accelerator="cpu", logger=False),
-            Path(folder),
+    neutral = SelfGenerated().spans(base, start_token=True) if retention else []
+    recipe = Recipe(2e-3, 1, 16, "linear", 0.0, 0.0, True, 2.0 if retention else 0.0, len(neutral) and 8)
+    layout = choose_layout(model, base.kind, 64, CPU_ROW)
+    spans = [(Attribute().span(text),) for text in texts]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as arithmetic:
+        os.environ["DEBIAS_CACHE"] = folder  # nothing is known of an earlier run
+        data = SpanData(
+            spans, layout, 16, 1, neutral, len(neutral) and 8, ask=asking(model, base, layout) if retention else None
         )
+        arithmetic.enter_context(fast_kernels(torch.device("cpu"), CPU_ROW))
+        if rounded := rounded and bf16_pays(model):
+            arithmetic.enter_context(frozen_in_bf16(model))
+        trainer = partial(
+            make_trainer, "bf16-mixed" if rounded else "32-true", accelerator="cpu", devices=1, logger=False
+        )
+        start = time.perf_counter()
+        fit(Debiaser(model, Attribute(), recipe, 1), data, trainer, Path(folder))
         return time.perf_counter() - start
 
 
-def with_transformers(sentences: int, batch_size: int) -> float:
+def with_transformers(sentences: int, batch_size: int, bf16: bool = False) -> float:
     """Seconds of one epoch."""
     from transformers import Trainer, TrainingArguments
 
@@ -87,6 +104,7 @@ def with_transformers(sentences: int, batch_size: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=batch_size, num_train_epochs=1, learning_rate=2e-3, use_cpu=True,
+            bf16=bf16,
             report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
         )  # fmt: skip
         trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)  # type: ignore[arg-type]
@@ -100,6 +118,9 @@ def measure(way: str, sentences: int) -> None:
     logging.disable(logging.WARNING)
     ways = {
         "debias": with_debias,
+        "float32": partial(with_debias, rounded=False),
+        "retention": partial(with_debias, retention=True),
+        "trainer_bf16": partial(with_transformers, batch_size=16, bf16=True),
         "trainer": partial(with_transformers, batch_size=16),
         "single": partial(with_transformers, batch_size=1),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from itertools import product
 from pathlib import Path
 
@@ -220,13 +221,19 @@ def test_what_is_in_front_takes_room(tiny: Path) -> None:
     assert Scorer(base, None, "32", 512, method=made).max_positions == base.max_positions - 3
 
 
+@pytest.mark.skipif(
+    not (Path(os.environ.get("DEBIAS_DATA", "")) / "seat").is_dir() or "DEBIAS_DATA" not in os.environ,
+    reason="set DEBIAS_DATA to a folder that holds seat/, the tests as bias-bench has them",
+)
 def test_what_text_in_front_cannot_change_is_refused(tiny: Path, tmp_path: Path) -> None:
-    words = ("evaluate", f"model={tiny}", "eval=[pronoun_gap,seat]")
-    refused = run(tmp_path, *words, "baseline=self_debias", "name=one")
+    refused = run(tmp_path, "evaluate", f"model={tiny}", "eval=[pronoun_gap,seat]", "baseline=self_debias")
     assert refused.status == 1
     assert "self_debias (gender, decay 50) changes likelihoods alone; leave seat out of eval=[...]" in refused.err
-    refused = run(tmp_path, *words, "baseline=prompting", "baseline.instruction=''", "name=two")
-    assert "has no tokens; write some words" in refused.err
+
+
+def test_an_instruction_without_words_is_refused(tiny: Path, tmp_path: Path) -> None:
+    words = ("evaluate", f"model={tiny}", "eval=[pronoun_gap]", "baseline=prompting", "baseline.instruction=''")
+    assert "has no tokens; write some words" in run(tmp_path, *words).err
 
 
 @pytest.mark.parametrize("name", ["prompting", "self_debias"])

@@ -55,7 +55,7 @@ def test_run_folder_is_as_agreed(finished: tuple[Path, str]) -> None:
     card = (folder / "adapter/README.md").read_text()
     assert "## Intended use and limits" in card
     assert "## What it writes" in card
-    assert "| objective | Attribute |" in card
+    assert "| objective | NegativePreference |" in card  # not `auto`
     assert "What it writes" in (folder / "report.html").read_text()
     results = huggingface_hub.ModelCard(card).data.eval_results
     assert len(results) == sum(f.model == "debiased" and f.value == f.value for f in read_figures(folder))
@@ -192,7 +192,7 @@ def test_real_model_learns_in_a_short_run(tmp_path: Path, smollm2: Path) -> None
     assert figures["gender", "SS", "base"].n == 255
     assert figures["gender", "SS", "debiased"].value < figures["gender", "SS", "base"].value
     losses = pd.read_csv(folder / "train.csv")["loss"]
-    assert losses[-4:].mean() < losses[:4].mean() - 0.3
+    assert losses[6:].median() < losses[:6].median() - 0.3  # of the second epoch and of the first
 
 
 @pytest.mark.slow
