@@ -18,9 +18,12 @@ import pytest
 import torch
 from pytorch_lightning.loggers import CSVLogger
 from safetensors.torch import load_file
+from test_config import composed
 
 from debias.benchmarks.evaluation import evaluate, prepared
 from debias.benchmarks.stereoset import StereoSet
+from debias.cli.build import make_adapter
+from debias.cli.config import config_dir
 from debias.data.mixture import Mixture
 from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
@@ -478,8 +481,9 @@ def test_torchrun_shares_the_training_of_a_run(tiny: Path, tmp_path: Path, small
     debias = ["-m", "debias", "run", *options]
     shared = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2", "training.batch_size=2"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    two = [*launcher, *debias, "name=two", *shared, "training.num_neutral=1"]
-    one = [sys.executable, *debias, "name=one", "training.batch_size=4", "training.num_neutral=2"]
+    two = [*launcher, *debias, "name=two", *shared, "training.num_neutral=1", "training.num_pairs=2"]
+    whole = ["training.batch_size=4", "training.num_neutral=2", "training.num_pairs=4"]
+    one = [sys.executable, *debias, "name=one", *whole]
     for command in (two, one):
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=600)
     files = [tmp_path / "outputs" / n / "adapter/adapter_model.safetensors" for n in ("one", "two")]
@@ -527,3 +531,16 @@ def test_a_base_that_was_rounded_for_training_is_exact_again(
         seen[precision] = [float(loss) for _, loss in losses(folder)]
     assert seen["auto"] != seen["32-true"]
     assert seen["auto"] == pytest.approx(seen["32-true"], abs=0.1 * seen["32-true"][0])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (config_dir() / "adapter").glob("*.yaml")))
+def test_every_adapter_trains_beside_a_rounded_base(
+    name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own weights are in float32, and the gate passes."""
+    monkeypatch.setattr(arithmetic, "LARGE", 0)
+    monkeypatch.setattr(arithmetic, "_multiplies_bf16", lambda: True)
+    plan = tuning(partial(TRAINER, precision="auto"), objectives.NegativePreference(), epochs=1)
+    adapter = make_adapter(composed("run", f"adapter={name}").adapter)
+    tensors = trained(tiny, tmp_path / name, plan._replace(adapter=adapter))
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}

@@ -24,7 +24,6 @@ from debias.results import ADAPTER, RunFolder, data_sha256
 from debias.scoring.scorer import Scorer
 from debias.scoring.spans import start_token
 from debias.training.balance import Nothing
-from debias.training.by_data import choices
 from debias.training.stage import Tuning, train
 from debias.wording import counted
 
@@ -56,8 +55,7 @@ def run(
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
     of = ", ".join(tuning.data.sources)
     log.info("data: %s from %s%s", counted(len(checked.triplets), "sentence"), of, dropped)
-    chosen = choices(tuning._asdict(), checked.triplets)
-    tuning = tuning.settled(checked.triplets)
+    tuning, chosen = tuning.settled(checked.triplets)
     for key in chosen:
         log.info("%s: %s, which suits the data", key, type(getattr(tuning, key)).__name__)
     with stage("read the benchmarks", said=True):
@@ -131,7 +129,8 @@ def assist(folder: RunFolder, tuning: Tuning, model: BaseModel) -> None:
     """Take part in the training of a run that another process manages (`torchrun`, `srun`), and in nothing else."""
     target = folder.path / ADAPTER
     if not folder.is_finished() and not target.is_dir():
-        train(tuning, tuning.data.load(tuning.seed).triplets, model.load(), folder.path, target)
+        triplets = tuning.data.load(tuning.seed).triplets
+        train(tuning.settled(triplets)[0], triplets, model.load(), folder.path, target)
 
 
 def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Prepared]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The recipe that training data allows: some objectives need words that only some sentences have.
 
-`auto` in a config is one of these classes, and `of` takes its place once the data has been read.
-A run's status.json keeps what was chosen (`debias.results.settled`).
+`auto` in a config is one of these classes, and what it chooses takes its place once the data has been read
+(`Tuning.settled`). A run's status.json keeps the choice (`debias.results.settled`).
 """
 
 from __future__ import annotations

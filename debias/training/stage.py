@@ -70,10 +70,10 @@ class Tuning(NamedTuple):
     logger: Logger | bool = False
     balance: Balance = Nothing()  # or a BalanceOfData, until `settled`
 
-    def settled(self, triplets: Sequence[Triplet]) -> Tuning:
-        """The same with the objective and the pairs that suit these sentences."""
+    def settled(self, triplets: Sequence[Triplet]) -> tuple[Tuning, dict[str, str]]:
+        """The same with the objective and the pairs that suit these sentences, and the names of what was chosen."""
         chosen = choices(self._asdict(), triplets)
-        return self._replace(**{key: getattr(getattr(self, key), name) for key, name in chosen.items()})
+        return self._replace(**{key: getattr(getattr(self, key), name) for key, name in chosen.items()}), chosen
 
 
 def train(
@@ -81,11 +81,14 @@ def train(
 ) -> tuple[peft.PeftModel, training.Spent]:
     """Train an adapter, check it and save it as `target`. Resumes from the folder's checkpoint if there is one.
 
+    Args:
+        tuning: settled.
+
     Raises:
         UserError: the adapter does not fit the base, no sentence can be trained on, or training diverged.
         GateError: the trained adapter failed a check.
     """
-    tuning, recipe = tuning.settled(triplets), tuning.recipe
+    recipe = tuning.recipe
     pl.seed_everything(tuning.seed, verbose=False)
     # Before anything computes: the layout's trial, the base's answers and the gate run where training does.
     place(base.model, torch.device("cpu") if _option(tuning, "accelerator") == "cpu" else None)
