@@ -82,7 +82,8 @@ def score(model: str, precision: str, examples: int | None) -> None:
     from debias.benchmarks import metrics
     from debias.benchmarks.stereoset import StereoSet
     from debias.models.base import BaseModel
-    from debias.scoring import likelihood
+    from debias.scoring import batched
+    from debias.scoring.layout_trial import choose_layout
     from debias.scoring.protocols import Conditional
 
     base, seconds, _ = clocked(lambda: BaseModel(model).load())
@@ -130,13 +131,13 @@ def score(model: str, precision: str, examples: int | None) -> None:
         scores, seconds, memory = clocked(partial(padded, batch))
         told(f"padded {batch}", scores, seconds, memory, int(tokens.sum()))
     longest = max(span.num_positions for span in spans)
-    layout, seconds, _ = clocked(lambda: likelihood.choose_layout(base.model, longest=longest))
+    layout, seconds, _ = clocked(lambda: choose_layout(base.model, longest=longest))
     say(part="score", model=model, way="choose layout", layout=layout.name, seconds=round(seconds, 2))
-    auto = likelihood.budget(base.model)
+    auto = batched.budget(base.model)
     computed = sum(int(layout([spans[i] for i in pack]).real_BT.sum()) for pack in layout.packs(spans, auto))
     for budget in dict.fromkeys([auto, auto, 4096, 32_768] if CUDA else [auto]):
-        likelihood.score(base.model, spans[:300], layout, budget)
-        scores, seconds, memory = clocked(partial(likelihood.score, base.model, spans, layout, budget))
+        batched.score(base.model, spans[:300], layout, budget)
+        scores, seconds, memory = clocked(partial(batched.score, base.model, spans, layout, budget))
         told(f"prefix trees {budget}{' (default)' if budget == auto else ''}", scores, seconds, memory, computed)
 
 
@@ -222,7 +223,7 @@ def _debias(
     retention: float, base: Any, adapted: Any, texts: Sequence[Any], batch: int, folder: Path
 ) -> Callable[[], Any]:
     from debias.records import Recipe
-    from debias.scoring.likelihood import choose_layout
+    from debias.scoring.layout_trial import choose_layout
     from debias.training import stage
     from debias.training.batches import SpanData
     from debias.training.module import Debiaser, fit, make_trainer

@@ -16,7 +16,8 @@ from torch.nn.functional import linear
 
 from debias.benchmarks.stereoset import StereoSet
 from debias.models.base import BaseModel
-from debias.scoring import likelihood
+from debias.scoring import batched
+from debias.scoring.layout_trial import choose_layout
 from debias.scoring.protocols import BiasBench
 
 ROWS = 512
@@ -46,19 +47,19 @@ def scores() -> None:
     candidates = StereoSet(protocol, limit=1, whole="gender").candidates(base.tokens)
     reading = protocol.reading(base.tokens)
     spans = [span for several in reading.spans(candidates, base.tokens.tokenizer) for span in several]
-    layout = likelihood.choose_layout(base.model, base.kind)
+    layout = choose_layout(base.model, base.kind)
     found = {}
     for precision in ("highest", "medium"):
         torch.set_float32_matmul_precision(precision)
         begun = time.perf_counter()
-        found[precision] = likelihood.score(base.model, spans, layout)
+        found[precision] = batched.score(base.model, spans, layout)
         print(f"{precision:8} {len(spans):,} texts in {time.perf_counter() - begun:.0f} s")
     torch.set_float32_matmul_precision("highest")
     apart = np.abs(found["highest"] - found["medium"])
     print("apart, in nats: " + ", ".join(f"{np.quantile(apart, q):.1e} ({q:.1%})" for q in (0.5, 0.99, 0.998, 1)))
     base.model.double()
     some = [*np.argsort(-apart)[:12], *range(0, len(spans), len(spans) // 40)]
-    exact = likelihood.score(base.model, [spans[k] for k in some], layout)
+    exact = batched.score(base.model, [spans[k] for k in some], layout)
     for name, part in (("the 12 furthest apart", slice(0, 12)), ("40 others", slice(12, None))):
         errors = [f"{precision} {np.abs(found[precision][some] - exact)[part].max():.1e}" for precision in found]
         print(f"largest error against float64, {name}: {', '.join(errors)}")

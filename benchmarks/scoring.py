@@ -22,8 +22,8 @@ from debias.benchmarks import metrics
 from debias.benchmarks.stereoset import StereoSet
 from debias.models.base import BaseModel, bf16_is_native
 from debias.records import Span
-from debias.scoring.layouts import padded, prefix_tree
-from debias.scoring.likelihood import _tree_order, score
+from debias.scoring.batched import score
+from debias.scoring.layouts import common_prefix, padded, prefix_tree
 from debias.scoring.protocols import BiasBench
 from debias.scoring.spans import start_id
 
@@ -47,8 +47,8 @@ def main() -> None:
     spans_of = protocol.reading(base.tokens).spans(candidates, tokenizer)
     spans = [span for several in spans_of for span in several]
     tokens = sum(map(len, ids))
-    order, growth = _tree_order(spans)
-    positions = len(spans[order[0]].ids) - 1 + sum(growth([a], b) for a, b in pairwise(order))
+    prefixes = sorted(span.ids[:-1] for span in spans)  # the last token predicts nothing
+    positions = len(prefixes[0]) + sum(len(b) - common_prefix(a, b) for a, b in pairwise(prefixes))
     flops = positions * 2 * sum(p.numel() for p in model.parameters())  # tied embeddings: the head counts once
     print(f"{torch.get_num_threads()} threads, {len(ids)} sentences, {tokens} tokens, {positions} distinct prefixes")
 

@@ -35,7 +35,7 @@ from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.records import Encoded, Recipe
 from debias.scoring.encoding import encode
-from debias.scoring.likelihood import choose_layout
+from debias.scoring.layout_trial import choose_layout
 from debias.training.arithmetic import bf16_pays, fast_kernels, frozen_in_bf16
 from debias.training.batches import SpanData
 from debias.training.module import Debiaser, fit, make_trainer

@@ -32,7 +32,8 @@ from debias.cli.config import config_dir, make
 from debias.models import adapter as adapters
 from debias.models.base import Base, weights_sha256
 from debias.records import Masked, Recipe, Scored, Span, UserError
-from debias.scoring import likelihood
+from debias.scoring import batched
+from debias.scoring.layout_trial import choose_layout
 from debias.training import module as training
 from debias.training.batches import SpanData
 from debias.training.gate import Gate
@@ -102,7 +103,7 @@ def fitted(base: Base, config: Any, folder: Path, epochs: int = 1) -> tuple[Any,
     """The base with an adapter after two steps an epoch, half of the loss being drift; and the gate behind it."""
     torch.manual_seed(1)
     model = adapters.attach(base, config)
-    layout = likelihood.choose_layout(model, base.kind)
+    layout = choose_layout(model, base.kind)
     recipe = Recipe(0.05, epochs, 2, "constant", 0.0, 0.0, start_token=False, retention=0.5, num_neutral=0)
     data = SpanData([(span,) for span in SPANS[base.kind]], layout, recipe.batch_size, seed=1)
     gate = Gate(model, SPANS[base.kind], layout)
@@ -126,14 +127,14 @@ def check(base: Base, config: Any, folder: Path) -> None:
     model = trained(base, config, folder)
     before, after = logits(untouched, kind), logits(model, kind)
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(before, after, strict=True)), "training changes nothing"
-    scores = likelihood.score(model, spans, likelihood.choose_layout(model, kind))
+    scores = batched.score(model, spans, choose_layout(model, kind))
     assert abs(torch.tensor(scores) - torch.tensor(plain_scores(model, kind))).max() < 1e-4, "spans are scored wrongly"
     with model.disable_adapter():
         assert all(map(torch.equal, before, logits(model, kind))), "the base is not as it was"
     adapters.detach(model)
     assert weights_sha256(base.model) == base.sha256, "the base's weights were changed"
     loaded = adapters.load(base._replace(model=untouched), folder / "adapter")
-    again = likelihood.score(loaded, spans, likelihood.choose_layout(loaded, kind))
+    again = batched.score(loaded, spans, choose_layout(loaded, kind))
     assert abs(scores - again).max() < 1e-5, "saved and loaded it scores otherwise"
 
 

@@ -38,7 +38,8 @@ from debias.models import targets
 from debias.models.base import Base
 from debias.models.bottleneck import BottleneckConfig
 from debias.records import Recipe, UserError, Watch
-from debias.scoring import likelihood
+from debias.scoring import batched
+from debias.scoring.layout_trial import choose_layout
 from debias.training import module as training
 from debias.training.batches import SpanData
 from debias.training.objectives import Attribute
@@ -229,8 +230,8 @@ def test_the_head_is_trained_and_counted_when_asked(tmp_path: Path, name: str) -
     assert known["prediction_head"] == ["cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"]
     assert known["trainable_parameters"] == without + 304
     loaded = adapters.load(base_of("BERT"), tmp_path / "adapter")
-    assert likelihood.score(loaded, SPANS["masked"], likelihood.choose_layout(loaded, "masked")) == pytest.approx(
-        likelihood.score(model, SPANS["masked"], likelihood.choose_layout(model, "masked")), abs=1e-5
+    assert batched.score(loaded, SPANS["masked"], choose_layout(loaded, "masked")) == pytest.approx(
+        batched.score(model, SPANS["masked"], choose_layout(model, "masked")), abs=1e-5
     )
 
 
@@ -306,7 +307,7 @@ def test_adalora_wants_enough_steps(tmp_path: Path) -> None:
 def test_adalora_cannot_go_back_to_its_best(tmp_path: Path) -> None:
     model = adapters.attach(base_of("GPT-2"), config_of("adalora"))
     recipe = Recipe(0.05, 4, 2, "constant", 0.0, 0.0, False, 0.0, 0, watch=Watch(every=1, patience=2))
-    data = SpanData([(span,) for span in SPANS["causal"]], likelihood.choose_layout(model), 2, seed=1)
+    data = SpanData([(span,) for span in SPANS["causal"]], choose_layout(model), 2, seed=1)
     module = training.Debiaser(model, Attribute(), recipe, seed=1, dev_scores=lambda _: {"ICAT": 1.0, "SS": 60.0})
     with pytest.raises(UserError, match=r"remove training\.watch\.patience"):
         training.fit(module, data, TRAINER, tmp_path)

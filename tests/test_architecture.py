@@ -66,17 +66,33 @@ def test_only_cli_knows_hydra() -> None:
 
 def modules_imported(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    return names | {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def uses_only_what_comes_before(room: str, order: list[str]) -> bool:
+    return not any(
+        f"debias.{room}.{later}" in modules_imported(PACKAGE / room / f"{name}.py")
+        for number, name in enumerate(order)
+        for later in order[number:]
+    )
 
 
 def test_a_set_is_made_by_modules_in_one_order() -> None:
     """Each module of `debias generate` uses those before it; the price and the preview need no job."""
     order = ["generated_folder", "generate_loop", "generate_counterparts", "generate_preview", "generate"]
-    for number, name in enumerate(order):
-        used = {module.removeprefix("debias.jobs.") for module in modules_imported(PACKAGE / f"jobs/{name}.py")}
-        assert not used & set(order[number:])
-    assert "generate_preview" not in used
+    assert uses_only_what_comes_before("jobs", order)
+    assert "debias.jobs.generate_preview" not in modules_imported(PACKAGE / "jobs/generate.py")
+
+
+def test_scoring_is_built_in_one_order() -> None:
+    """The forward pass of one batch knows neither the layout's trial nor the scoring of many spans."""
+    order = ["layouts", "likelihood", "layout_trial", "batched", "method", "reference", "scorer"]
+    assert uses_only_what_comes_before("scoring", order)
+    assert not uses_only_what_comes_before("scoring", order[::-1])
 
 
 def test_there_are_no_generic_rooms() -> None:

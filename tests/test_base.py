@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from debias.models.base import BaseModel
 from debias.models.checkpoint import check_architecture, kind_of
 from debias.records import UserError
-from debias.scoring.likelihood import choose_layout
+from debias.scoring.layout_trial import choose_layout
 
 SIZE: dict[str, Any] = {
     "vocab_size": 260, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,

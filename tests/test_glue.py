@@ -20,7 +20,7 @@ from debias.benchmarks.glue import TASKS, Glue
 from debias.models import adapter
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
-from debias.scoring import likelihood
+from debias.scoring import batched
 from debias.scoring.scorer import Scorer
 
 needs_data = pytest.mark.skipif(
@@ -202,7 +202,7 @@ def test_features_are_the_mean_of_the_last_layer(kind: str, tiny: Path, tiny_mas
     """In batches of three lengths, against the model's own output one text at a time."""
     model = BaseModel(str({"causal": tiny, "masked": tiny_masked}[kind])).load().model
     texts = [(5, 6, 7), (5, 9), (5, 6, 7, 8, 9, 11)]
-    found = likelihood.mean_hidden(model, texts, token_budget=9, skip=1)
+    found = batched.mean_hidden(model, texts, token_budget=9, skip=1)
     for ids, mean in zip(texts, found, strict=True):
         with torch.no_grad():
             wanted = model.base_model(torch.tensor([ids])).last_hidden_state[0, 1:].mean(0)

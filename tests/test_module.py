@@ -18,9 +18,10 @@ from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel, weights_sha256
 from debias.records import Recipe, Schedule, Span, UserError
+from debias.scoring.batched import score
 from debias.scoring.encoding import encode
 from debias.scoring.layouts import padded, prefix_tree
-from debias.scoring.likelihood import beside_base, score
+from debias.scoring.likelihood import beside_base
 from debias.training import module as training
 from debias.training import objectives
 from debias.training.batches import SpanData

@@ -11,7 +11,7 @@ import torch
 from debias.models import products
 from debias.models.base import BaseModel
 from debias.records import Span
-from debias.scoring import likelihood
+from debias.scoring import batched
 from debias.scoring.scorer import Scorer
 
 CPU = torch.device("cpu")
@@ -67,13 +67,13 @@ def test_scores_are_exact_where_32_is_asked_for(tiny: Path, tmp_path: Path, monk
     monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
     monkeypatch.setattr(products, "_medium_is_float32", lambda: True)
     base, seen = BaseModel(str(tiny)).load(), []
-    plain = likelihood.score_and_greedy
+    plain = batched.score_and_greedy
 
     def spy(*args: Any) -> Any:
         seen.append(torch.get_float32_matmul_precision())
         return plain(*args)
 
-    monkeypatch.setattr(likelihood, "score_and_greedy", spy)
+    monkeypatch.setattr(batched, "score_and_greedy", spy)
     for precision in ("auto", "32", "auto"):
         Scorer(base, None, precision, 512, tmp_path).logprobs([Span((1, 2, 3), 1)], "a text")
     assert seen == ["medium", "highest"]

@@ -12,8 +12,9 @@ import transformers as hf
 
 from debias.records import Masked, Scored, Span
 from debias.scoring import reference
+from debias.scoring.layout_trial import choose_layout
 from debias.scoring.layouts import Layout, masked_rows, padded, prefix_tree
-from debias.scoring.likelihood import beside_base, beside_target, choose_layout
+from debias.scoring.likelihood import beside_base, beside_target
 from debias.training.batches import SpanData
 
 SPANS: dict[str, list[Scored]] = {

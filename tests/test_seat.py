@@ -20,7 +20,7 @@ from debias.benchmarks.seat import LISTS, TESTS, Seat, words
 from debias.models.adapter import attach
 from debias.models.base import BaseModel
 from debias.records import Tokens, UserError
-from debias.scoring import likelihood
+from debias.scoring import batched
 from debias.scoring.scorer import Scorer
 
 SENTENCES = {
@@ -149,7 +149,7 @@ def test_hidden_states_in_batches_are_those_of_one_sentence_at_a_time(
     base = BaseModel(path).load()
     texts = [s for sentences in SENTENCES.values() for s in sentences]
     ids = [tuple(i) for i in base.tokenizer(texts).input_ids]
-    found = likelihood.mean_hidden(base.model, ids, token_budget=40)
+    found = batched.mean_hidden(base.model, ids, token_budget=40)
     plain = AutoModel.from_pretrained(path).eval()
     with torch.no_grad():
         expected = torch.cat([plain(torch.tensor([i])).last_hidden_state.mean(1) for i in ids]).numpy()
@@ -181,7 +181,7 @@ def test_association_is_the_mean_cosine(folder: Path, tiny: Path, tmp_path: Path
     scored = seat.measure(Scorer(base, None, "32", 512, tmp_path), seat.candidates(base.tokens))
 
     def vector(text: str) -> np.ndarray:
-        return likelihood.mean_hidden(base.model, [tuple(base.tokenizer(text).input_ids)])[0]
+        return batched.mean_hidden(base.model, [tuple(base.tokenizer(text).input_ids)])[0]
 
     def cosines(text: str, name: str) -> list[float]:
         a, others = vector(text), [vector(s) for s in SENTENCES[name]]

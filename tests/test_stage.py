@@ -29,8 +29,8 @@ from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.records import Recipe, Scored, Span, Tokens, Triplet, UserError, Watch
+from debias.scoring.batched import score
 from debias.scoring.layouts import prefix_tree
-from debias.scoring.likelihood import score
 from debias.scoring.protocols import BiasBench
 from debias.scoring.scorer import Scorer
 from debias.training import arithmetic, balance, objectives

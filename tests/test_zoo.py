@@ -25,7 +25,9 @@ from zoo import (
 from zoo_adapters import refused
 
 from debias.records import UserError
-from debias.scoring import likelihood
+from debias.scoring.layout_trial import choose_layout
+from debias.scoring.layouts import padded
+from debias.scoring.likelihood import span_logprobs
 
 SLOW = sorted(set(CAUSAL) - set(FAST) - set(LONG))
 SLOW_MASKED = sorted(set(MASKED) - set(FAST_MASKED))
@@ -34,17 +36,17 @@ SLOW_MASKED = sorted(set(MASKED) - set(FAST_MASKED))
 def check(name: str, kind: str) -> None:
     """Two token budgets score as plain passes do, and the loss's gradient is that of plain passes."""
     model, texts = build(name, kind), spans(kind)
-    layout = likelihood.choose_layout(model, kind, longest=300)
+    layout = choose_layout(model, kind, longest=300)
     expected = np.array([plain(model, span) for span in texts])
     for budget in (300, 1024):
         assert worst(model, layout, budget, texts, expected) < 1e-3
     few = sorted(texts[:6], key=lambda span: span.ids)
-    together = likelihood.span_logprobs(model, layout(few)).sum()
+    together = span_logprobs(model, layout(few)).sum()
     assert together.item() == pytest.approx(sum(plain(model, span) for span in few), rel=1e-4)
     if layout.name == "prefix tree":  # only there a mask of ours could let a gradient through where none belongs
         weight = model.get_input_embeddings().weight
         (found,) = torch.autograd.grad(together, weight)
-        alone = sum(likelihood.span_logprobs(model, likelihood.padded([span])).sum() for span in few)
+        alone = sum(span_logprobs(model, padded([span])).sum() for span in few)
         (wanted,) = torch.autograd.grad(alone, weight)
         assert torch.allclose(found, wanted, atol=1e-3 * float(wanted.abs().max()))
 
@@ -62,10 +64,10 @@ def test_a_masked_model_is_scored_as_alone(name: str) -> None:
 def test_a_model_that_sees_later_tokens_is_refused() -> None:
     """CPM-Ant reads its prompt in both directions, and BERT as loaded for causal use does not hide later tokens."""
     with pytest.raises(UserError, match="is not a causal model"):
-        likelihood.choose_layout(build("cpmant"))
+        choose_layout(build("cpmant"))
     encoder = build("bert", "masked")
     with pytest.raises(UserError, match=r"not a causal model.*model\.kind=masked"):
-        likelihood.choose_layout(encoder, "causal")
+        choose_layout(encoder, "causal")
 
 
 @pytest.mark.slow

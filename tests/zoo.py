@@ -153,9 +153,9 @@ def plain(model: Any, span: Any) -> float:
 
 def worst(model: Any, layout: Any, budget: int, texts: Sequence[Any], expected: np.ndarray) -> float:
     """Largest difference from the plain scores, in nats per token."""
-    from debias.scoring import likelihood
+    from debias.scoring import batched
 
-    found = likelihood.score(model, texts, layout, budget)
+    found = batched.score(model, texts, layout, budget)
     return float((np.abs(found - expected) / [span.num_tokens for span in texts]).max())
 
 
@@ -192,7 +192,7 @@ def main() -> None:
 
     from debias.models.checkpoint import check_architecture
     from debias.records import UserError
-    from debias.scoring import likelihood
+    from debias.scoring.layout_trial import choose_layout
 
     print(introduction())
     for kind in ("causal", "masked"):
@@ -201,7 +201,7 @@ def main() -> None:
             model = build(name, kind)
             try:
                 check_architecture(model.config, name)
-                layout = likelihood.choose_layout(model, kind, longest=300)
+                layout = choose_layout(model, kind, longest=300)
                 expected = np.array([plain(model, span) for span in texts])
                 figure = f"{max(worst(model, layout, budget, texts, expected) for budget in (300, 1024)):.0e}"
                 cells = [layout.name, figure, *cells_of(refused(name, kind))]

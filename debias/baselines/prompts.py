@@ -14,7 +14,7 @@ from torch import Tensor
 from debias.baselines import checksum
 from debias.models.base import LanguageModel
 from debias.records import Masked, NotNegative, Range, Scored, Span, Tokens, UserError
-from debias.scoring import likelihood
+from debias.scoring import batched
 from debias.scoring.layouts import Layout
 from debias.scoring.method import Method
 from debias.scoring.scorer import Scorer
@@ -64,7 +64,7 @@ class Prompted(Method):
         self.prefix = prefix
 
     def scores(
-        self, model: LanguageModel, spans: Sequence[Scored], layout: Layout, budget: int, progress: likelihood.Progress
+        self, model: LanguageModel, spans: Sequence[Scored], layout: Layout, budget: int, progress: batched.Progress
     ) -> np.ndarray:
         """Those of the spans behind the instruction."""
         return super().scores(model, list(map(self.prefix, spans)), layout, budget, progress)
@@ -103,7 +103,7 @@ class SelfDebiased(Method):
         self.prefix, self.decay, self.epsilon = prefix, decay, epsilon
 
     def scores(
-        self, model: LanguageModel, spans: Sequence[Scored], layout: Layout, budget: int, progress: likelihood.Progress
+        self, model: LanguageModel, spans: Sequence[Scored], layout: Layout, budget: int, progress: batched.Progress
     ) -> np.ndarray:
         """Two forward passes: every span as it is, and behind the prefix."""
 
@@ -111,7 +111,7 @@ class SelfDebiased(Method):
             return debiased(logits_RV, biased_RV, self.decay, self.epsilon)
 
         others = list(map(self.prefix, spans))
-        return likelihood.score_of_two(model, spans, others, combine, layout, budget, progress)
+        return batched.score_of_two(model, spans, others, combine, layout, budget, progress)
 
 
 def debiased(logits_RV: Tensor, biased_RV: Tensor, decay: float, epsilon: float) -> Tensor:

@@ -18,7 +18,7 @@ from debias.data.plaintext import Text, split_sentences, usable
 from debias.data.swapping import Swapper
 from debias.progress import bar
 from debias.records import UserError
-from debias.scoring import likelihood
+from debias.scoring import batched
 from debias.scoring.scorer import Scorer
 from debias.scoring.spans import after, start_id
 
@@ -85,7 +85,7 @@ def features(scorer: Scorer, texts: Sequence[str], label: str, layer: int = -1) 
 
     def fresh() -> np.ndarray:
         progress = bar(f"reading {label}")
-        return likelihood.mean_hidden(scorer.model, ids, scorer.token_budget, progress, skip=1, layer=layer)
+        return batched.mean_hidden(scorer.model, ids, scorer.token_budget, progress, skip=1, layer=layer)
 
     with scorer.using("base"):
         return scorer.cached([f"mean hidden states, layer {layer}, {ids}".encode()], fresh).astype(np.float32)

@@ -19,7 +19,7 @@ from transformers import get_scheduler
 from debias.benchmarks.probe import tuned
 from debias.progress import Stage, bar, report, stage
 from debias.records import Count, Positive, Seed, UserError
-from debias.scoring import likelihood
+from debias.scoring import batched, likelihood
 from debias.scoring.layouts import Batch, masked_rows
 from debias.scoring.scorer import Scorer
 from debias.wording import counted
@@ -60,7 +60,7 @@ class FrozenProbe:
 
         def fresh() -> np.ndarray:
             scorer.positions += sum(map(len, texts))
-            return likelihood.mean_hidden(
+            return batched.mean_hidden(
                 scorer.model, texts, scorer.token_budget, bar(f"scoring {label}, {scorer.active} model"), skip=1
             )
 

@@ -182,12 +182,12 @@ def _continued(scorer: Scorer, texts: Sequence[str], k: int) -> np.ndarray:
 
 
 def _likeliest(scorer: Scorer, spans: Sequence[Scored], k: int, allowed: np.ndarray | None) -> np.ndarray:
-    from debias.scoring import likelihood
+    from debias.scoring import batched
 
     progress = bar(f"scoring honest, {scorer.active} model")
     scorer.positions += len(spans)
     layout = scorer.layout(max(span.num_positions for span in spans))
-    return likelihood.likeliest(scorer.model, spans, k, layout, scorer.token_budget, allowed, progress)
+    return batched.likeliest(scorer.model, spans, k, layout, scorer.token_budget, allowed, progress)
 
 
 def _plain(word: str) -> str:

@@ -116,12 +116,12 @@ class Seat:
 
     def _vectors(self, scorer: Scorer, ids: Sequence[tuple[int, ...]]) -> np.ndarray:
         """Mean hidden states of texts, of length 1."""
-        from debias.scoring import likelihood  # with torch, which a report over finished runs does not need
+        from debias.scoring import batched  # with torch, which a report over finished runs does not need
 
         def fresh() -> np.ndarray:
             scorer.positions += sum(map(len, ids))
             progress = bar(f"scoring {self.name}, {scorer.active} model")
-            return likelihood.mean_hidden(scorer.model, ids, scorer.token_budget, progress)
+            return batched.mean_hidden(scorer.model, ids, scorer.token_budget, progress)
 
         mean_ND = scorer.cached([f"mean hidden states {ids}".encode()], fresh).astype(float)
         if not np.isfinite(mean_ND).all():

@@ -16,8 +16,9 @@ from debias.generation.strategies import FORM, Targeted, Task, Wave, Waves, Writ
 from debias.models.base import Base, BaseModel
 from debias.progress import bar
 from debias.records import Count, Triplet
-from debias.scoring import likelihood
+from debias.scoring import batched
 from debias.scoring.encoding import encode
+from debias.scoring.layout_trial import choose_layout
 from debias.training.objectives import Attribute
 
 
@@ -105,8 +106,8 @@ class LossGuided(Writer):
             self._base = self.model.load()
         model, objective = self._base.model, Attribute()
         spans = [objective.span(text) for text in encode(triplets, self._base.tokens)]
-        layout = likelihood.choose_layout(model, self._base.kind)
-        logprob_S = likelihood.score(model, spans, layout, progress=bar("scoring triplets"))
+        layout = choose_layout(model, self._base.kind)
+        logprob_S = batched.score(model, spans, layout, progress=bar("scoring triplets"))
         sizes = [span.num_tokens if self.loss == "mean" else 1 for span in spans]
         return [-float(logprob) / size for logprob, size in zip(logprob_S, sizes, strict=True)]
 

@@ -103,7 +103,8 @@ def _write_fixed(target: Path, kept: Sequence[Record], dropped: Mapping[str, int
 
 def _ask_model(diagnosis: Diagnosis, model: BaseModel, records: Sequence[Record]) -> None:
     """Add which usable records this model cannot be trained on, and its loss on the attributes of the others."""
-    from debias.scoring import likelihood  # seconds of imports that other examinations do not need
+    from debias.scoring import batched  # seconds of imports that other examinations do not need
+    from debias.scoring.layout_trial import choose_layout
     from debias.training.examples import examples
     from debias.training.objectives import Attribute
 
@@ -117,7 +118,7 @@ def _ask_model(diagnosis: Diagnosis, model: BaseModel, records: Sequence[Record]
     spans = [texts[0] for texts in found if not isinstance(texts, str)]
     if not spans:
         return
-    layout = likelihood.choose_layout(base.model, base.kind, max(span.num_positions for span in spans))
-    logprob_S = likelihood.score(base.model, spans, layout, progress=bar("scoring attributes"))
+    layout = choose_layout(base.model, base.kind, max(span.num_positions for span in spans))
+    logprob_S = batched.score(base.model, spans, layout, progress=bar("scoring attributes"))
     losses = [-float(logprob) / span.num_tokens for logprob, span in zip(logprob_S, spans, strict=True)]
     diagnosis.loss = histogram(losses)

@@ -2,8 +2,8 @@
 
 A causal model's spans become prefix trees: each distinct prefix is there once, a token sees only its ancestors, and its
 position is its depth. Nothing is padded but the ends of rows, and a prefix that several spans share is computed once.
-A tree needs an attention mask of its own, which some models ignore; `debias.scoring.likelihood.choose_layout` finds out
-and falls back to padded rows. A masked model's texts are always padded rows.
+A tree needs an attention mask of its own, which some models ignore; `debias/scoring/layout_trial.py` finds out and
+falls back to padded rows. A masked model's texts are always padded rows.
 
 Shapes: B rows, T positions, N positions with logits, E scored tokens, S spans.
 """

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from debias.models.base import LanguageModel
 from debias.records import Scored
-from debias.scoring import likelihood
+from debias.scoring import batched
 from debias.scoring.layouts import Layout
 
 
@@ -33,7 +33,7 @@ class Method:
         yield
 
     def scores(
-        self, model: LanguageModel, spans: Sequence[Scored], layout: Layout, budget: int, progress: likelihood.Progress
+        self, model: LanguageModel, spans: Sequence[Scored], layout: Layout, budget: int, progress: batched.Progress
     ) -> np.ndarray:
         """Log-probability of each span in nats, and 1 where its tokens are the likeliest ones, shape (S, 2)."""
-        return likelihood.score_and_greedy(model, spans, layout, budget, progress)
+        return batched.score_and_greedy(model, spans, layout, budget, progress)

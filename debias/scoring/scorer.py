@@ -25,7 +25,8 @@ from debias.models.products import fast_products, has_fast_products
 from debias.progress import bar
 from debias.records import AUTO, Candidate, Scored, Tokens, UserError
 from debias.results import code_sha256
-from debias.scoring import likelihood
+from debias.scoring import batched, likelihood
+from debias.scoring.layout_trial import choose_layout
 from debias.scoring.layouts import ROW, Layout, padded
 from debias.scoring.method import Method
 from debias.scoring.protocols import Pieces, Protocol, Reading, start_of
@@ -77,7 +78,7 @@ class Scorer:
             nn.Module.to(self.model, PRECISIONS[precision])  # transformers' own `to` is typed wrongly
         if precision == "bf16" and self.device.type == "cpu" and not bf16_is_native():
             log.warning("this processor has no bfloat16 instructions: scoring.precision=bf16 is far slower than 32")
-        self.token_budget = likelihood.budget(self.model) if token_budget == AUTO else int(token_budget)
+        self.token_budget = batched.budget(self.model) if token_budget == AUTO else int(token_budget)
         self.active = "base" if adapted is None else name
         self.positions = 0
         self.notes: dict[str, None] = {}
@@ -107,7 +108,7 @@ class Scorer:
         if layout is None or longest > tried:
             row = min(ROW, self.token_budget)
             longest = self._reach(longest)
-            before, layout = layout, likelihood.choose_layout(self.model, self.base.kind, longest, row)
+            before, layout = layout, choose_layout(self.model, self.base.kind, longest, row)
             self._layouts[self.active] = longest, layout
             if layout is padded and before is not padded:
                 log.info("%s takes no prefix trees: scoring padded rows, which is slower", likelihood.name(self.model))

@@ -11,8 +11,8 @@ import peft
 from debias.models import adapter as adapters
 from debias.models.base import checksum
 from debias.records import Scored
+from debias.scoring.batched import score
 from debias.scoring.layouts import Layout
-from debias.scoring.likelihood import score
 
 
 class GateError(RuntimeError):

@@ -29,7 +29,8 @@ from debias.models.ranks import launched_rank
 from debias.progress import bar
 from debias.records import Masked, Recipe, Scored, Span, Triplet, UserError, Watch
 from debias.results import code_sha256, text_sha256
-from debias.scoring import likelihood
+from debias.scoring import batched, likelihood
+from debias.scoring.layout_trial import choose_layout
 from debias.scoring.layouts import ROW, Layout
 from debias.scoring.protocols import BiasBench
 from debias.scoring.reference import Ask, Said, ask
@@ -102,7 +103,7 @@ def train(
     )
     on_cpu = base.model.device.type == "cpu"
     row = CPU_ROW if on_cpu else ROW
-    layout = likelihood.choose_layout(adapted, base.kind, longest, row)
+    layout = choose_layout(adapted, base.kind, longest, row)
     kernels = partial(fast_kernels, base.model.device, max(longest, row))
     mix_lengths = tuning.data.match in ("steps", "tokens")
     dev_set = DevSet(base, recipe.watch, tuning.data.bias) if recipe.watch.every else None
@@ -164,7 +165,7 @@ def asking(adapted: peft.PeftModel, base: Base, layout: Layout, sharded: bool = 
 def _said_by_base(adapted: peft.PeftModel, sha256: str, layout: Layout, spans: Sequence[Scored]) -> list[Said]:
     key = f"{sha256} {likelihood.dtype(adapted)} {code_sha256('scoring')}"
     with adapted.disable_adapter():
-        return ask(adapted, spans, layout, likelihood.budget(adapted), assets.cache_dir(), key)
+        return ask(adapted, spans, layout, batched.budget(adapted), assets.cache_dir(), key)
 
 
 def _aims(adapted: peft.PeftModel, sha256: str, layout: Layout, pairs: Sequence[Pair], kernels: Kernels) -> list[float]:
@@ -177,7 +178,7 @@ def _aims(adapted: peft.PeftModel, sha256: str, layout: Layout, pairs: Sequence[
     def make() -> np.ndarray:
         with adapted.disable_adapter(), kernels():
             progress = bar("asking the base about pairs")
-            return likelihood.score(adapted, spans, layout, likelihood.budget(adapted), progress)
+            return batched.score(adapted, spans, layout, batched.budget(adapted), progress)
 
     path = assets.cache_dir() / "reference" / f"{key}.npy"
     found = cached(path, kept_scores, make, keep_scores, "ask the base about pairs")

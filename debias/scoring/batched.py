@@ -1,0 +1,206 @@
+"""Any number of spans or texts, scored in batches without gradients; no answer depends on the batching.
+
+Shapes: N positions with logits, V vocabulary, E scored tokens, S spans, R places where two distributions meet.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from debias.models.base import LanguageModel
+from debias.records import Scored
+from debias.scoring.layouts import Batch, Layout, masked_rows, prefix_tree
+from debias.scoring.likelihood import (
+    dtype,
+    evaluating,
+    in_chunks,
+    logits_of,
+    mean_hidden_of,
+    rows_of,
+    span_sums,
+    token_logprobs,
+    vocabulary,
+)
+
+Progress = Callable[[Iterable[list[int]], int], Iterable[list[int]]]
+
+
+def score(
+    model: LanguageModel,
+    spans: Sequence[Scored],
+    layout: Layout = prefix_tree,
+    token_budget: int = 512,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Log-probability of every span in nats, float64, in the order given; it does not depend on the batching.
+
+    Args:
+        token_budget: positions of one forward pass; with the vocabulary it bounds the memory (N * V logits).
+        progress: wraps the batches (lists of span numbers) and their number, to show how far it is.
+    """
+    return score_and_greedy(model, spans, layout, token_budget, progress)[:, 0]
+
+
+def score_and_greedy(
+    model: LanguageModel,
+    spans: Sequence[Scored],
+    layout: Layout = prefix_tree,
+    token_budget: int = 512,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """As `score`, shape (S, 2): the log-probability, and 1 where every scored token is the likeliest at its place."""
+
+    def answer(batch: Batch) -> Tensor:
+        logits_NV = logits_of(model, batch)
+        logprob_S = span_sums(token_logprobs(logits_NV, batch), batch)
+        return torch.stack([logprob_S, _greedy(logits_NV, batch).float()], dim=1).double()
+
+    return _per_span(model, spans, layout, token_budget, progress, answer)
+
+
+def _greedy(logits_NV: Tensor, batch: Batch) -> Tensor:
+    """Whether every scored token of a span is the likeliest one at its place, shape (S,)."""
+    best_N = torch.cat([chunk_NV.amax(-1) for chunk_NV in in_chunks(logits_NV)])
+    missed_E = (logits_NV[batch.source_E, batch.token_E] < best_N[batch.source_E]).long()
+    return missed_E.new_zeros(len(batch.num_tokens_S)).index_add(0, batch.span_E, missed_E) == 0
+
+
+def score_of_two(
+    model: LanguageModel,
+    spans: Sequence[Scored],
+    others: Sequence[Scored],
+    combine: Callable[[Tensor, Tensor], Tensor],
+    layout: Layout = prefix_tree,
+    token_budget: int = 512,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """As `score_and_greedy`, under a distribution that is made of two at each place.
+
+    Args:
+        others: for each span, the same scored tokens behind another context.
+        combine: logits behind both contexts -> log-probabilities, all of shape (places, V).
+    """
+    batches = list(layout.packs(others, token_budget))
+    device = next(model.parameters()).device
+    result = np.empty((len(spans), 2))
+    with torch.inference_mode(), evaluating(model):
+        for numbers in progress(batches, len(batches)) if progress else batches:
+            batch, other = (layout([of[i] for i in numbers]).to(device) for of in (spans, others))
+            result[numbers] = (
+                _of_two(logits_of(model, batch), batch, logits_of(model, other), other, combine).cpu().numpy()
+            )
+    return result
+
+
+def _of_two(
+    logits_NV: Tensor, batch: Batch, other_NV: Tensor, other: Batch, combine: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Log-probability of each span, and 1 where every token is the likeliest one, shape (S, 2)."""
+    # Spans that share a prefix share its distributions: they are combined once, in R places.
+    place_2R, place_E = torch.stack([batch.source_E, other.source_E]).unique(dim=1, return_inverse=True)
+    logprob_E = logits_NV.new_empty(len(place_E), dtype=torch.float64)
+    missed_E = torch.zeros_like(place_E)
+    size, first = len(in_chunks(logits_NV)[0]), 0
+    for own_R, other_R in zip(*(places.split(size) for places in place_2R), strict=True):
+        logprob_RV = combine(logits_NV[own_R].float(), other_NV[other_R].float())
+        here_E = (place_E >= first) & (place_E < first + size)
+        row_E = place_E[here_E] - first
+        found_E = logprob_RV[row_E, batch.token_E[here_E]]
+        logprob_E[here_E] = found_E.double()
+        missed_E[here_E] = (found_E < logprob_RV.amax(-1)[row_E]).long()
+        first += size
+    missed_S = missed_E.new_zeros(len(batch.num_tokens_S)).index_add(0, batch.span_E, missed_E)
+    return torch.stack([span_sums(logprob_E, batch), (missed_S == 0).double()], dim=1)
+
+
+def likeliest(
+    model: LanguageModel,
+    spans: Sequence[Scored],
+    k: int,
+    layout: Layout = prefix_tree,
+    token_budget: int = 512,
+    allowed: np.ndarray | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """The k likeliest tokens, likeliest first, at the one scored place of each span, shape (S, k).
+
+    Args:
+        allowed: which tokens of the vocabulary may be chosen; all when empty.
+    """
+
+    def answer(batch: Batch) -> Tensor:
+        logits_SV = logits_of(model, batch)[batch.source_E].float()
+        if allowed is not None:
+            logits_SV[:, ~torch.from_numpy(allowed).to(logits_SV.device)] = -torch.inf
+        return logits_SV.topk(k).indices
+
+    return _per_span(model, spans, layout, token_budget, progress, answer)
+
+
+def mean_hidden(
+    model: LanguageModel,
+    texts: Sequence[tuple[int, ...]],
+    token_budget: int = 512,
+    progress: Progress | None = None,
+    skip: int = 0,
+    layer: int = -1,
+) -> np.ndarray:
+    """`mean_hidden_of` for any number of texts, shape (texts, width), float32, without gradients."""
+
+    def answer(batch: Batch) -> Tensor:
+        return mean_hidden_of(model, batch, skip, layer)
+
+    return _per_span(model, rows_of(texts), masked_rows, token_budget, progress, answer)
+
+
+def budget(model: LanguageModel) -> int:
+    """Positions of one forward pass that keep a device busy and leave memory for the rest.
+
+    A CPU works from its cache: 512 is best there. A GPU wants thousands, and what bounds them is the memory of the
+    logits, which is at most 4 GB here.
+    """
+    if next(model.parameters()).device.type == "cpu":
+        return 512
+    bytes_each = vocabulary(model) * torch.finfo(dtype(model)).bits // 8
+    return int(min(32_768, max(512, 4e9 // bytes_each)))
+
+
+def _per_span(
+    model: LanguageModel,
+    spans: Sequence[Scored],
+    layout: Layout,
+    token_budget: int,
+    progress: Progress | None,
+    answer: Callable[[Batch], Tensor],
+) -> np.ndarray:
+    """What `answer` makes of each batch, a row per span, in the order of the spans."""
+    batches = list(layout.packs(spans, token_budget))
+    device = next(model.parameters()).device
+    found: list[Tensor] = []
+    with torch.inference_mode(), evaluating(model):
+        laid = _ahead(lambda numbers: layout([spans[i] for i in numbers]), batches)
+        for batch, _ in zip(laid, progress(batches, len(batches)) if progress else batches, strict=True):
+            found.append(answer(batch.to(device)))
+        # One transfer at the end: the GPU never waits for an answer to be read.
+        row_SK = torch.cat(found).cpu().numpy() if found else np.empty((0, 2))
+    result = np.empty_like(row_SK)
+    result[[i for numbers in batches for i in numbers]] = row_SK
+    return result
+
+
+def _ahead(make: Callable[[list[int]], Batch], batches: Sequence[list[int]], depth: int = 2) -> Iterator[Batch]:
+    """Batches made in a thread while the model works on earlier ones."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: deque[Future[Batch]] = deque()
+        for numbers in batches:
+            waiting.append(thread.submit(make, numbers))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,188 @@
+"""Scores of many spans: equality with plain scoring in every layout, and independence of batching."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+from debias.records import Masked, Span, Tokens
+from debias.scoring.batched import score, score_and_greedy
+from debias.scoring.layout_trial import choose_layout
+from debias.scoring.layouts import Layout, masked_rows, padded
+from debias.scoring.protocols import BiasBench
+
+TOKENS = [(5, 6, 7, 8), (5, 6, 9), (5, 6, 7, 4), (3, 2), (5, 6, 7, 8, 1, 1)]
+SPANS = [Span(ids, 1) for ids in TOKENS] + [Span((5, 6, 7, 8, 2), 3)]
+
+
+def plain(model: nn.Module, span: Span) -> float:
+    """log p(ids[start:] | ids[:start]) by one ordinary forward pass."""
+    logprob_TV = model(torch.tensor([span.ids])).logits[0].log_softmax(-1)
+    return sum(logprob_TV[k - 1, span.ids[k]].item() for k in range(span.start, len(span.ids)))
+
+
+def model_of(architecture: str) -> nn.Module:
+    torch.manual_seed(0)
+    tiny = {
+        "vocab_size": 11,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+    }
+    make = {
+        "gpt2": lambda: hf.GPT2LMHeadModel(
+            hf.GPT2Config(vocab_size=11, n_embd=16, n_layer=2, n_head=4, n_positions=32)
+        ),
+        "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**tiny, num_key_value_heads=2)),
+        "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**tiny, num_key_value_heads=2, sliding_window=16)),
+        "a window of 8": lambda: hf.MistralForCausalLM(
+            hf.MistralConfig(**tiny, num_key_value_heads=2, sliding_window=8)
+        ),
+        "gemma2": lambda: hf.Gemma2ForCausalLM(
+            hf.Gemma2Config(**tiny, num_key_value_heads=2, head_dim=4, final_logit_softcapping=0.5)
+        ),
+        "neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**tiny)),
+        "opt": lambda: hf.OPTForCausalLM(
+            hf.OPTConfig(vocab_size=11, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, ffn_dim=24,
+                         word_embed_proj_dim=16, max_position_embeddings=32)
+        ),
+        "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(vocab_size=11, hidden_size=16, n_layer=2, n_head=4)),
+    }  # fmt: skip
+    model = make[architecture]()
+    for parameter in model.parameters():  # far from uniform predictions
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "mistral", "gemma2", "neox", "opt", "bloom"])
+def test_scores_equal_plain_scoring_in_every_layout(architecture: str) -> None:
+    model = model_of(architecture)
+    expected = [plain(model, span) for span in SPANS]
+    layout = choose_layout(model)
+    # BLOOM's ALiBi biases are computed from a two-dimensional mask: it cannot take a tree.
+    assert layout.name == ("padded rows" if architecture == "bloom" else "prefix tree")
+    for chosen in {layout, padded}:
+        for budget in (1, 5, 100):
+            assert score(model, SPANS, chosen, budget) == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "layout_of",
+    [lambda model: padded, choose_layout],
+    ids=["padded", "chosen"],
+)
+def test_a_sliding_window_shorter_than_the_texts(layout_of: Callable[[nn.Module], Layout]) -> None:
+    """Texts of 12 tokens, of which the model looks back at eight; the layout is chosen with texts of 48."""
+    spans = [Span((5, 6, 7, 8, 9, 1, 2, 3, 4, 5, *ids), 10) for ids in ((6, 7), (6, 8), (9, 2))]
+    model, wide = model_of("a window of 8"), model_of("mistral")
+    expected = [plain(model, span) for span in spans]
+    assert np.abs(np.array(expected) - [plain(wide, span) for span in spans]).min() > 0.01  # the window matters
+    assert score(model, spans, layout_of(model)) == pytest.approx(expected, abs=2e-5)
+
+
+def test_uniform_model_gives_minus_log_vocabulary_per_token() -> None:
+    head = nn.Linear(4, 11, bias=False)
+    nn.init.zeros_(head.weight)
+
+    class Uniform(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(11, 4), head
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.head
+
+        def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.head(self.embed(input_ids)))
+
+    tokens = [len(s.ids) - s.start for s in SPANS]
+    assert score(Uniform(), SPANS) == pytest.approx([-n * math.log(11) for n in tokens], rel=1e-6)
+
+
+def test_scoring_leaves_every_module_in_its_mode() -> None:
+    """A frozen base in eval mode and an adapter in training mode must stay so."""
+    model = model_of("gpt2").train()
+    model.transformer.eval()
+    score(model, SPANS)
+    assert model.training
+    assert not model.transformer.training
+
+
+def test_real_model_scores_do_not_depend_on_batching(smollm2: Path) -> None:
+    """Any text alone or among others agrees within 1e-4 nats per token in float32, for the real model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from debias.benchmarks.stereoset import StereoSet
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    texts = [c.text for c in StereoSet(BiasBench(), limit=3).candidates(Tokens(tokenizer, "causal"))]
+    spans = [Span(tuple(ids), 1) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+    tokens = np.array([len(span.ids) - 1 for span in spans])
+    together = score(model, spans, token_budget=512) / tokens
+    alone = np.concatenate([score(model, [span]) for span in spans]) / tokens
+    other = score(model, spans[::-1], padded, token_budget=64)[::-1] / tokens
+    assert np.abs(together - alone).max() < 1e-4
+    assert np.abs(together - other).max() < 1e-4
+
+
+def masked_model_of(architecture: str) -> nn.Module:
+    torch.manual_seed(0)
+    tiny = {
+        "vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
+        "max_position_embeddings": 40, "pad_token_id": 0,
+    }  # fmt: skip
+    make = {
+        "bert": lambda: hf.BertForMaskedLM(hf.BertConfig(**tiny)),
+        "roberta": lambda: hf.RobertaForMaskedLM(hf.RobertaConfig(**tiny)),
+        "electra": lambda: hf.ElectraForMaskedLM(hf.ElectraConfig(**tiny, embedding_size=16)),
+        "distilbert": lambda: hf.DistilBertForMaskedLM(
+            hf.DistilBertConfig(vocab_size=11, dim=16, n_layers=2, n_heads=4, hidden_dim=24, max_position_embeddings=40)
+        ),
+        "modernbert": lambda: hf.ModernBertForMaskedLM(
+            hf.ModernBertConfig(**tiny, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)
+        ),
+    }
+    model = make[architecture]()
+    for parameter in model.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+MASKED = [
+    Masked((1, 5, 3, 7, 2), (2,), (6,)), Masked((1, 3, 3, 2), (1, 2), (8, 9)),
+    Masked((1, 5, 6, 7, 8, 9, 2), (3, 5), (7, 9)), Masked((1, 3, 2), (1,), (4,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "distilbert", "modernbert"])
+def test_masked_scores_equal_plain_scoring_in_every_batch(architecture: str) -> None:
+    """Many masked positions of many texts in one batch, against one text a forward pass."""
+    model = masked_model_of(architecture)
+    assert choose_layout(model, "masked") is masked_rows
+    expected, likeliest = [], []
+    for ids, at, tokens in MASKED:
+        logprob_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected.append(sum(logprob_TV[k, token].item() for k, token in zip(at, tokens, strict=True)))
+        likeliest.append(all(logprob_TV[k].argmax() == token for k, token in zip(at, tokens, strict=True)))
+    for budget in (1, 8, 100):
+        assert score(model, MASKED, masked_rows, budget) == pytest.approx(expected, abs=2e-5)
+        assert score(model, MASKED[::-1], masked_rows, budget)[::-1] == pytest.approx(expected, abs=2e-5)
+    assert score_and_greedy(model, MASKED, masked_rows)[:, 1].astype(bool).tolist() == likeliest
+
+
+def test_a_likeliest_token_is_told() -> None:
+    """The same span with each possible last token: one of the eleven is the likeliest, and it alone has the mark."""
+    model = model_of("gpt2")
+    answers = score_and_greedy(model, [Span((1, 2, 3, last), 3) for last in range(11)])
+    assert answers[:, 1].sum() == 1
+    assert answers[:, 1].argmax() == answers[:, 0].argmax()
