@@ -13,7 +13,9 @@ import pytest
 import torch
 from command import run, succeed
 from torch import Tensor
+from zoo import build
 
+from debias.baselines.editing import Dama, Edited, at_last_token, feed_forward_outputs, pls_weights, prompts, values
 from debias.baselines.projection import NullSpace, Projection, SentenceDebias, bias_subspace, nullspace, without
 from debias.baselines.prompts import Prefix, Prompted, SelfDebiased, debiased
 from debias.baselines.sentences import Sentences
@@ -124,6 +126,128 @@ def test_a_layer_that_is_not_there_is_named(tiny: Path) -> None:
     scorer = Scorer(BaseModel(str(tiny)).load(), None, "32", 512)
     with pytest.raises(UserError, match=r"baseline\.layer=3, but the model has 2 layers"):
         Steering("gender", layer=3).fit(scorer)
+
+
+# ---------------------------------------------------------------- editing
+
+
+def test_a_linear_layer_loses_one_direction_and_nothing_orthogonal_to_it(base: Base) -> None:
+    """Its output is (3, 4) in two of its places and 7 in a third; without (.6, .8) only the 7 is left."""
+    name, layer = feed_forward_outputs(base.model)[0]
+    kept = {key: value.clone() for key, value in base.model.state_dict().items()}
+    direction, known = torch.zeros(WIDTH), torch.zeros(WIDTH)
+    direction[:2], known[:3] = torch.tensor([0.6, 0.8]), torch.tensor([3.0, 4.0, 7.0])
+    given = torch.ones(1, 1, layer.weight.shape[0 if base.kind == "causal" else 1])
+    free = torch.linalg.qr(torch.cat([direction[None], torch.randn(3, WIDTH)]).T).Q.T[1:]  # orthogonal to it
+    before, layer.bias.data = layer(given), layer.bias.data - layer(given)[0, 0] + known
+    with Edited("test", {name: direction[None].numpy()}).on(base.model):
+        assert layer(given)[0, 0].tolist() == pytest.approx([0, 0, 7] + [0] * 13, abs=1e-5)
+        other = torch.randn(1, 5, given.shape[-1])
+        edited = layer(other)
+    assert layer(given)[0, 0].tolist() == pytest.approx(known.tolist(), abs=1e-5)
+    assert (edited @ direction).abs().max() < 1e-5
+    assert torch.allclose(edited @ free.T, layer(other) @ free.T, atol=1e-5)
+    layer.bias.data = kept[f"{name}.bias"]
+    assert torch.equal(layer(given), before)
+
+
+def test_the_weights_of_partial_least_squares_by_hand() -> None:
+    """x is y in its first place, -2 y in its second, and something that y does not follow in its third."""
+    one = np.array([-1.0, -1.0, 1.0, 1.0])
+    x, y = np.column_stack([one, -2 * one, [5.0, -5.0, 5.0, -5.0]]) + 9, np.column_stack([one, 0 * one, 3 * one])
+    assert np.abs(pls_weights(x, y, 2)) == pytest.approx(np.array([[1, 2, 0]]) / math.sqrt(5))  # no second
+
+
+def test_the_weights_are_those_of_the_textbook() -> None:
+    """Each is the first singular vector of what is left of x, after the scores so far, with y; all are orthogonal."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(30, 5)), rng.normal(size=(30, 5))
+    found, left = pls_weights(x, y, 3), x - x.mean(0)
+    assert found @ found.T == pytest.approx(np.eye(3))
+    for weight in found:
+        assert abs(weight @ np.linalg.svd(left.T @ (y - y.mean(0)))[0][:, 0]) == pytest.approx(1)
+        left = left - np.outer(left @ weight, np.linalg.lstsq((left @ weight)[:, None], left)[0])
+
+
+def test_stacked_values_have_the_weights_of_their_mean() -> None:
+    rng = np.random.default_rng(2)
+    x, ys = rng.normal(size=(20, 6)), [rng.normal(size=(20, 6)) for _ in range(3)]
+    stacked = pls_weights(np.vstack([x] * 3), np.vstack(ys), 4)
+    assert np.abs(stacked @ pls_weights(x, sum(ys) / 3, 4).T) == pytest.approx(np.eye(4), abs=1e-6)
+
+
+def test_prompts_end_where_a_pronoun_is_due(tiny: Path) -> None:
+    base = BaseModel(str(tiny)).load()
+    ids, token = prompts(Scorer(base, None, "32", 512))
+    assert "The astronaut told me that" in [base.tokenizer.decode(i[1:]) for i in ids]
+    assert len({i[-2:] for i in ids}) > 8  # the beginnings take turns
+    assert base.tokenizer.decode(token[0]) == " she he they"
+    assert (len(ids), token.shape, (token == token[0]).all()) == (139, (139, 3), True)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_value_makes_its_token_follow(name: str) -> None:
+    """Checked by the rest of the model, by hand: the last norm and the output layer."""
+    model = build(name)
+    inner = model.transformer if name == "gpt2" else model.model
+    layers, norm = (inner.h, inner.ln_f) if name == "gpt2" else (inner.layers, inner.norm)
+    ids, token = [(5, 6, 7), (9, 8, 7), (5, 6, 7, 8)], torch.tensor([[11, 12]] * 3)
+    hidden = at_last_token(model, layers[-1], ids)
+    expected = [model(torch.tensor([i])).logits[0, -1] for i in ids]
+    assert torch.allclose(model.lm_head(norm(hidden)), torch.stack(expected), atol=1e-3)
+    found = values(model, layers[-1], hidden, token)
+    loss = -model.lm_head(norm(hidden[:, None] + found)).log_softmax(-1).gather(-1, token[..., None])[..., 0]
+    before = -torch.stack(expected).log_softmax(-1).gather(-1, token)
+    assert before.min() > 3.5
+    assert loss.max() < (0.06 if name == "gpt2" else 0.75)  # the other's norm divides by a length that grows
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3", "gpt2", "opt"])
+def test_the_end_of_each_feed_forward_block_is_found(name: str) -> None:
+    end = {"gpt2": "mlp.c_proj", "opt": "fc2"}.get(name, "mlp.down_proj")
+    found = [module for module, _ in feed_forward_outputs(build(name))]
+    assert [module.rpartition(".layers.")[2].rpartition("h.")[2] for module in found] == [f"0.{end}", f"1.{end}"]
+
+
+@pytest.mark.parametrize("name", ["mamba", "mixtral", "deepseek_v3"])
+def test_a_model_without_such_blocks_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"not every layer of .* has attention and one feed-forward block"):
+        feed_forward_outputs(build(name))
+
+
+def test_dama_leaves_the_model_as_it_was(tiny: Path, tmp_path: Path) -> None:
+    scorer = Scorer(BaseModel(str(tiny)).load(), None, "32", 512)
+    kept = {key: value.clone() for key, value in scorer.base.model.state_dict().items()}
+    before = logits(scorer.base)
+    method = Dama("gender", directions=2, layers=[2, 1]).fit(scorer)
+    assert method.name == "dama (2 directions, layers 1 to 2)"
+    assert method.sha256 == Dama("gender", directions=2, layers=[1, 2]).fit(scorer).sha256
+    with method.on(scorer.base.model):
+        assert not torch.allclose(logits(scorer.base), before, atol=1e-2)
+    assert torch.equal(logits(scorer.base), before)
+    assert all(torch.equal(value, kept[key]) for key, value in scorer.base.model.state_dict().items())
+    assert [b.shape for b in Dama("gender").fit(scorer).bases.values()] == [(1, WIDTH)]  # a sixteenth, one layer
+    with pytest.raises(UserError, match=r"baseline\.layers=\[3\], but the model has 2 layers; choose from 1 to 2"):
+        Dama("gender", layers=[3]).fit(scorer)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["data.bias=race"], "baseline.bias='race' is unknown; choose gender"),
+        (["model=MASKED"], "baseline=dama edits causal models, and this is a masked one; choose another baseline"),
+    ],
+)
+def test_dama_refuses_in_one_line(words: list[str], line: str, tiny: Path, tiny_masked: Path, tmp_path: Path) -> None:
+    words = [f"model={tiny}", *(word.replace("MASKED", str(tiny_masked)) for word in words)]
+    refused = run(tmp_path, "evaluate", "eval=[pronoun_gap]", "baseline=dama", *words)
+    assert refused.status == 1
+    assert line in refused.err
+
+
+def test_dama_in_an_evaluation(tiny: Path, tmp_path: Path) -> None:
+    shown = succeed(tmp_path, "evaluate", f"model={tiny}", "eval=[pronoun_gap]", "baseline=dama", "name=one")
+    assert "the debiased model is the base with dama (1 direction, layers 2 to 2)" in shown.err
 
 
 # ---------------------------------------------------------------- what they are fitted on
@@ -261,6 +385,7 @@ def scores(base: Base, method: Method | None, cache: Path) -> list[list[float]]:
 
 def test_no_method_shares_a_key_with_the_base_or_another(base: Base, tmp_path: Path) -> None:
     vector_D = np.linspace(0, 5, WIDTH)  # a constant vector would be lost in a layer norm
+    last = feed_forward_outputs(base.model)[-1][0]
     methods = [
         None,
         Projection("one", without(np.eye(WIDTH)[:1])),
@@ -269,6 +394,8 @@ def test_no_method_shares_a_key_with_the_base_or_another(base: Base, tmp_path: P
         Steered("one", vector_D, 2),
         Steered("one", vector_D, 1, Gate(np.ones(WIDTH), 0.0)),
         Steered("one", vector_D, 1, Gate(np.ones(WIDTH), 1.0)),
+        Edited("one", {last: np.eye(WIDTH)[:1]}),
+        Edited("one", {last: np.eye(WIDTH)[1:2]}),
         Prompted("one", Prefix((11, 12), ())),
         Prompted("one", Prefix((11, 13), ())),
         SelfDebiased("one", Prefix((11, 12), ()), 5e4, 0.01),
