@@ -209,6 +209,22 @@ def test_the_end_of_each_feed_forward_block_is_found(name: str) -> None:
     assert [module.rpartition(".layers.")[2].rpartition("h.")[2] for module in found] == [f"0.{end}", f"1.{end}"]
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3", "gpt2", "opt"])
+def test_an_edited_block_has_nothing_left_of_its_directions(name: str) -> None:
+    """Every prompt in a forward pass of its own; the model is the same afterwards, to the bit."""
+    model, ids = build(name).requires_grad_(False), [(5, 6, 7), (9, 8, 7), (5, 6, 7, 8), (3, 4, 5, 6)]
+    block, module = feed_forward_outputs(model)[0]
+    found = at_last_token(model, module, ids)
+    assert torch.allclose(found, torch.cat([at_last_token(model, module, [i]) for i in ids]), atol=1e-5)
+    basis = pls_weights(found.double().numpy(), np.random.default_rng(1).normal(size=found.shape), 2)
+    plain = model(torch.tensor([ids[-1]])).logits
+    with Edited("test", {block: basis}).on(model):
+        edited = at_last_token(model, module, ids)
+        assert not torch.equal(model(torch.tensor([ids[-1]])).logits, plain)
+    assert torch.equal(model(torch.tensor([ids[-1]])).logits, plain)
+    assert edited.numpy() == pytest.approx(found.numpy() @ without(basis), abs=1e-4)
+
+
 @pytest.mark.parametrize("name", ["mamba", "mixtral", "deepseek_v3"])
 def test_a_model_without_such_blocks_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"not every layer of .* has attention and one feed-forward block"):

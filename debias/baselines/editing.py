@@ -159,13 +159,16 @@ def at_last_token(model: PreTrainedModel, module: nn.Module, ids: Sequence[tuple
     seen: list[Tensor] = []
 
     def look(output_BTD: Tensor) -> Tensor:
-        seen.append(output_BTD[:, -1])
+        seen.append(output_BTD)
         return output_BTD
 
+    last: list[Tensor] = []
     with _changed(module, look):
         for _, alike in groupby(ids, key=len):
-            body(model)(torch.tensor(list(alike), device=model.device), use_cache=False)
-    return torch.cat(seen)
+            ids_BT = torch.tensor(list(alike), device=model.device)
+            body(model)(ids_BT, use_cache=False)
+            last.append(seen.pop().view(*ids_BT.shape, -1)[:, -1])  # OPT's blocks see all texts as one
+    return torch.cat(last)
 
 
 def values(model: PreTrainedModel, top: nn.Module, hidden_ND: Tensor, token_NP: Tensor) -> Tensor:
