@@ -212,6 +212,7 @@ class Recipe:
     num_neutral: Natural
     balance: NotNegative = 1.0
     num_pairs: Natural = 4
+    noise: NotNegative = 0.0
     gradient_checkpointing: bool = False
     watch: Watch = field(default_factory=Watch)
 

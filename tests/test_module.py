@@ -26,7 +26,7 @@ from debias.training import module as training
 from debias.training import objectives
 from debias.training.batches import SpanData
 from debias.training.matching import steps_of_tokens
-from debias.training.module import Debiaser, fit, make_trainer
+from debias.training.module import Debiaser, fit, make_trainer, noisy_embeddings
 from debias.training.neutral import Wikipedia
 
 TRAINER = partial(make_trainer, accelerator="cpu", logger=False)
@@ -276,3 +276,18 @@ def test_every_schedule_needs_no_settings_of_its_own(name: str) -> None:
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     get_scheduler(name, optimizer, 1, 10).step()
     assert 0 < optimizer.param_groups[0]["lr"] <= 1
+
+
+def test_noise_is_within_its_bound_and_the_base_answers_without_it(tiny: Path) -> None:
+    """alpha / sqrt(mean length * width): each text reads two tokens and predicts its third. Then the hook is gone."""
+    base = BaseModel(str(tiny)).load()
+    model, embeddings = adapters.attach(base, peft.LoraConfig(r=2)), base.model.get_input_embeddings()
+    batch = padded([Span((1, 2, 3), 1), Span((4, 5, 6), 1)])
+    plain = embeddings(batch.input_ids_BT)
+    with noisy_embeddings(model, batch, alpha=2.0):
+        noise = (embeddings(batch.input_ids_BT) - plain).abs()
+        with torch.no_grad():
+            assert torch.equal(embeddings(batch.input_ids_BT), plain)
+    most = 2.0 / (2 * plain.shape[-1]) ** 0.5
+    assert 0.9 * most < noise.max() <= most * (1 + 1e-5)
+    assert torch.equal(embeddings(batch.input_ids_BT), plain)

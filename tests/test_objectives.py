@@ -88,6 +88,16 @@ def test_preference_is_ln_2_at_the_start_and_falls_as_the_gap_grows() -> None:
     assert loss(objective, [[-5.0, -8.0]], [[1, 4]], base=-7).item() == pytest.approx(expected)
 
 
+def test_equal_chance_is_the_symmetric_divergence_of_a_draw_and_keeps_the_unrelated_word() -> None:
+    """Means -1 and -3 make odds of e^2 : 1; p = (s, 1 - s) and q = (1 - s, s). The unrelated word fell by 1 nat."""
+    objective, s = objectives.EqualChance(hold=0.5), 1 / (1 + math.exp(-2))
+    divergence = 2 * (s * math.log(s / (1 - s)) + (1 - s) * math.log((1 - s) / s))
+    found = loss(objective, [[-2.0, -3.0, -6.0]], [[2, 1, 1]], base=-5)
+    assert found == pytest.approx(divergence + 0.5)
+    assert loss(objective, [[-3.0, -1.0, -5.0]], [[1, 1, 1]], base=-5) == pytest.approx(divergence)  # either way
+    assert loss(objective, [[-4.0, -2.0, -5.0]], [[2, 1, 1]], base=-5) == 0
+
+
 def test_preference_margin_is_what_is_missing_and_no_more() -> None:
     """Means -3 and -1: two nats to no preference, three to a margin of one; the other way round nothing is missing."""
     assert loss(objectives.PreferenceMargin(), [[-6.0, -1.0]], [[2, 1]]) == 2

@@ -38,7 +38,7 @@ from debias.training import module as training
 from debias.training.callbacks import LossCurve
 from debias.training.gate import Gate, GateError
 from debias.training.module import make_trainer
-from debias.training.stage import DevSet, Tuning, train
+from debias.training.stage import DevSet, Tuning, rounds_base, train
 
 TRAINER = partial(make_trainer, accelerator="cpu", logger=False)
 SPANS = [Span((5, 6, 7, 8), 1), Span((9, 10, 11), 1)]
@@ -531,6 +531,18 @@ def test_a_base_that_was_rounded_for_training_is_exact_again(
         seen[precision] = [float(loss) for _, loss in losses(folder)]
     assert seen["auto"] != seen["32-true"]
     assert seen["auto"] == pytest.approx(seen["32-true"], abs=0.1 * seen["32-true"][0])
+
+
+def test_the_base_stays_exact_where_the_run_or_the_device_asks_for_it(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic, "LARGE", 1)
+    monkeypatch.setattr(arithmetic, "_multiplies_bf16", lambda: True)
+    model, auto = BaseModel(str(tiny)).load().model, partial(TRAINER, precision="auto")
+    assert rounds_base(tuning(auto), model)
+    assert not rounds_base(tuning(partial(TRAINER, precision="32-true")), model)
+    assert not rounds_base(tuning(auto, watch=Watch(every=5)), model)
+    assert not rounds_base(tuning(auto), model.to("meta"))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (config_dir() / "adapter").glob("*.yaml")))

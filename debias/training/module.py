@@ -13,7 +13,8 @@ from the same model with its adapter switched off. The third, balance, makes two
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
@@ -116,6 +117,10 @@ class Debiaser(pl.LightningModule):
 
     def training_step(self, step: Step) -> Tensor:
         """Loss of one part of a step, such that the mean over the parts is the step's loss."""
+        with noisy_embeddings(self.model, step.batch, self.recipe.noise):
+            return self._loss(step)
+
+    def _loss(self, step: Step) -> Tensor:
         batch, retention, pairs = step.batch, self.recipe.retention, len(step.aim_P)
         if retention or self.objective.needs_base or pairs:
             beside = (
@@ -198,6 +203,32 @@ class Debiaser(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting."""
         self.read = checkpoint.get("positions", 0)
+
+
+@contextmanager
+def noisy_embeddings(model: peft.PeftModel, batch: Batch, alpha: float) -> Iterator[None]:
+    """In the block, uniform noise is added to the word embeddings wherever gradients are computed (Jain et al. 2024).
+
+    Args:
+        alpha: the noise is at most this over the root of (mean length of a text * width); 0: none.
+    """
+    if not alpha:
+        yield
+        return
+    length = batch.real_BT.sum() / len(batch.num_tokens_S)
+
+    def add(_: nn.Module, __: Any, embedded_BTD: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # the base's answers are without noise
+            return embedded_BTD
+        most = alpha / (length * embedded_BTD.shape[-1]).sqrt()
+        return embedded_BTD + (most * (2 * torch.rand_like(embedded_BTD) - 1)).to(embedded_BTD.dtype)
+
+    base: Any = model.get_base_model()
+    handle = base.get_input_embeddings().register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _mean(total: Tensor, weight: Tensor, parts: int) -> Tensor:

@@ -228,3 +228,32 @@ class NegativePreference(_Comparison):
         learn_B = (self.bound - gain_BK[:, 0]).clamp(min=0)
         unlearn_B = 2 / self.beta * softplus(self.beta * gain_BK[:, 1])
         return learn_B + self.unlearn * unlearn_B + self.hold * gain_BK[:, 2].square()
+
+
+class EqualChance(_Comparison):
+    """Make stereotype and anti-stereotype equally likely and leave an unrelated word as it was (after BiasEdit).
+
+    Xu et al. (2025) edit a model with the symmetric KL divergence between both words' likelihoods and a term that keeps
+    unrelated words. Here the two words are the outcomes of a draw, so that the loss is exact in closed form.
+
+    Args:
+        hold: weight of the second term.
+    """
+
+    contrasts = ("stereotype", "unrelated")
+
+    def __init__(self, hold: NotNegative = 1) -> None:
+        super().__init__()
+        self.hold, self.needs_base = hold, True
+
+    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
+        """2 d tanh(d / 2) + hold u^2.
+
+        d is the difference between the two words' mean log-probabilities per token: a draw between them has the odds
+        exp(d), and 2 d tanh(d / 2) is KL(p || q) + KL(q || p) of its outcomes p and the swapped outcomes q. u is the
+        gain of the unrelated word over the base, in nats per token.
+        """
+        mean_BK, base_mean_BK = logprob_BK / num_tokens_BK, base_BK / num_tokens_BK
+        difference_B = mean_BK[:, 0] - mean_BK[:, 1]
+        gain_B = mean_BK[:, 2] - base_mean_BK[:, 2]
+        return 2 * difference_B * (difference_B / 2).tanh() + self.hold * gain_B.square()

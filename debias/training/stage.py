@@ -23,7 +23,7 @@ from debias.benchmarks.stereoset import StereoSet
 from debias.data.mixture import Mixture
 from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
-from debias.models.base import Base
+from debias.models.base import Base, LanguageModel
 from debias.models.placement import place
 from debias.models.ranks import launched_rank
 from debias.progress import bar
@@ -125,8 +125,7 @@ def train(
     with ExitStack() as arithmetic:
         arithmetic.enter_context(kernels())
         make_trainer = tuning.make_trainer
-        # A look at the dev set scores in float32, so the weights stay in it.
-        if on_cpu and dev_set is None and _option(tuning, "precision") == "auto" and bf16_pays(adapted):
+        if rounds_base(tuning, adapted):
             arithmetic.enter_context(frozen_in_bf16(adapted))
             make_trainer = partial(make_trainer, precision="bf16-mixed")
             log.info("training in bfloat16, scoring in float32 (trainer.precision=32-true trains in float32)")
@@ -144,6 +143,15 @@ def train(
         unchecked.rename(target)
         training.remove_checkpoints(folder)
     return adapted, spent
+
+
+def rounds_base(tuning: Tuning, model: LanguageModel) -> bool:
+    """Whether training rounds the frozen weights to bfloat16: on a CPU where that pays, unless the run says otherwise.
+
+    A look at the dev set scores in float32, so with `training.watch` the weights stay in it.
+    """
+    on_cpu, watches = model.device.type == "cpu", tuning.recipe.watch.every is not None
+    return on_cpu and not watches and _option(tuning, "precision") == "auto" and bf16_pays(model)
 
 
 def asking(adapted: peft.PeftModel, base: Base, layout: Layout, sharded: bool = False) -> Ask | None:
