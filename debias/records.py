@@ -229,6 +229,6 @@ class Scoring:
 class Writing:
     """How much a model writes; see `conf/show.yaml`."""
 
-    samples: Natural = 2
+    samples: Natural = 1
     longest: Count = 40
     seed: Seed = 1

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 import transformers as hf
@@ -14,7 +15,7 @@ from command import Shown
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from debias.models.base import BaseModel
+from debias.models.base import BaseModel, _read_once
 from debias.models.checkpoint import check_architecture, kind_of
 from debias.records import UserError
 from debias.scoring.layout_trial import choose_layout
@@ -256,3 +257,11 @@ def test_a_kind_that_the_architecture_lacks_is_refused() -> None:
 def test_a_folder_may_begin_with_a_tilde(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tiny.parent))
     assert BaseModel(f"~/{tiny.name}").tokens().kind == "causal"
+
+
+def test_the_library_that_reads_gguf_files_is_as_it_was_after_it_has_read_one_once() -> None:
+    before = gguf.get_tensor_name_map, gguf.GGUFReader
+    with _read_once():
+        assert gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) is gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+        assert gguf.GGUFReader is not before[1]
+    assert (gguf.get_tensor_name_map, gguf.GGUFReader) == before

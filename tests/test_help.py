@@ -55,7 +55,7 @@ def test_no_value_is_cut_at_80_columns(debias: Run, monkeypatch: pytest.MonkeyPa
     ("name", "words"),
     [
         ("training.retention", ["conf/run.yaml", "training.retention=2.0", "weight of the KL term"]),
-        ("eval.stereoset.limit", ["conf/eval/stereoset.yaml", "eval.stereoset.limit=250", "examples per bias"]),
+        ("eval.stereoset.limit", ["conf/eval/stereoset.yaml", "eval.stereoset.limit=100", "examples per bias"]),
         ("training.watch", ["training.watch.every=null", "score StereoSet dev during training"]),
         ("generate.patience", ["consecutive calls without an accepted triplet"]),
         ("llm", ["llm.timeout=300", "seconds per call", "openrouter"]),
