@@ -177,6 +177,13 @@ def test_every_benchmark_of_the_bias_is_a_witness(more: list[Figure], verdict: s
     assert words in told.text
 
 
+def test_a_stronger_association_is_worse_also_if_all_occupations_moved() -> None:
+    rose = [*figures("pronoun_gap", "slope", 1.4, 2.7, 1.0, 1.6), *shifted(-0.2, p=0.001)]
+    told = outcome([*story((60, -4, 2), p=0.4), *rose], "gender")
+    assert told.words == "worse on Pronoun gap"
+    assert 'Pronoun gap rose (1.40 to 2.70, p = .001), and all occupations moved 0.60 nats towards "he"' in told.text
+
+
 def test_groups_of_people_are_witnesses_too() -> None:
     """Two orders of one benchmark count once. A spread below 0 is chance; a group that is favoured now is a finding."""
     spread = [f for order in ("group first", "attribute first")

@@ -186,7 +186,9 @@ def _witness(row: Row, bias: str, first: bool, beyond: str) -> Witness:
             state = "fell" if row.better else "rose"
             text = f"{name} {state} ({size})"
     if beyond:
-        state, text = "overshot", f"{text}, with over-correction: {beyond}"
+        # A stronger association is worse, whatever else moved.
+        how = "and" if state == "rose" else "with over-correction:"
+        state, text = "rose" if state == "rose" else "overshot", f"{text}, {how} {beyond}"
     return Witness(title, state, text)
 
 
