@@ -125,7 +125,7 @@ show adapter.path=none hello -> none is not an adapter folder
 show prompts=none.txt -> none.txt: cannot read the prompts
 evaluate threads=0 -> threads=0 must be a whole number from 1
 evaluate data.bias=[a] -> data.bias=['a'] must be text
-evaluate adapter.combine=sum -> adapter.combine='sum' is unknown; choose stack, average or null
+evaluate adapter.combine=mean -> adapter.combine='mean' is unknown; choose stack, average, sum or null
 evaluate adapter.weights=heavy -> must be a list such as [A,B], each a number of 0 or more, or null
 evaluate adapter.combine=average adapter.weights=[a] -> adapter.weights=['a'] must be a list
 generate seed=-1 -> seed=-1 must be a whole number from 0

@@ -74,6 +74,16 @@ def test_a_stack_of_two_loras_adds_their_changes(tmp_path: Path) -> None:
     assert close(answers([a, b], "stack"), logits(expected, "causal"))
 
 
+@pytest.mark.parametrize("name", ["lora", "bottleneck", "adalora"])
+def test_a_sum_takes_weights_as_they_are(tmp_path: Path, name: str) -> None:
+    """Halves are the average, ones are the stack, and 2 and 0 are twice the first alone."""
+    a, b = save(tmp_path / "a", name, 1), save(tmp_path / "b", name, 2)
+    assert close(answers([a, b], "sum", [0.5, 0.5]), answers([a, b], "average"))
+    assert close(answers([a, b], "sum"), answers([a, b], "stack"))
+    assert close(answers([a, b], "sum", [2, 0]), answers([a, a], "stack"))
+    assert not close(answers([a, b], "sum"), answers([a, b], "average"))
+
+
 # Two adapters each: method, architecture, and the options of one and of the other.
 AVERAGES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "lora": ("lora", "GPT-2", {}, {}),
@@ -174,8 +184,9 @@ def test_the_command_line_scores_them_as_one_model(tiny: Path, small: list[str],
         (("full", "full"), ("stack",), "does not work for LN_TUNING adapters; set adapter.combine=average"),
         (("dora", "dora"), ("average",), "does not work for DORA adapters; set adapter.combine=stack"),
         (("lora",), ("stack",), "needs several adapters"),
-        (("lora", "lora"), ("sum",), "'sum' is unknown; choose stack or average"),
-        (("lora", "lora"), ("stack", [1, 2]), "weights belong to an average"),
+        (("lora", "lora"), ("mean",), "'mean' is unknown; choose stack, average, sum"),
+        (("lora", "lora"), ("stack", [1, 2]), "weights belong to an average or a sum"),
+        (("ia3", "ia3"), ("sum",), "does not work for IA3 adapters; set adapter.combine=stack"),
         (("lora", "lora"), ("average", [1]), "one weight of 0 or more for each of the 2"),
     ],
 )

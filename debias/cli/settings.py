@@ -50,7 +50,7 @@ class Adapters:
     """Which adapters to score."""
 
     path: str | list[str] | None
-    combine: Literal["stack", "average"] | None
+    combine: Literal["stack", "average", "sum"] | None
     weights: list[NotNegative] | None
 
 

@@ -46,7 +46,7 @@ def evaluate(
     Args:
         baseline: a method to score in place of adapters.
         combine: `stack` or `average` the adapters into one model.
-        weights: weights of the average.
+        weights: weights of the average or the sum.
     """
     cost = Cost(folder.path)
     adapted_by: dict[str, Callable[[Base], Any]] = {
@@ -114,7 +114,7 @@ def check(adapter_paths: Sequence[str], combine: str | None, weights: Sequence[f
     if combine:
         composition.check(adapter_paths, combine, weights)
     elif weights is not None:
-        raise UserError("adapter.weights belong to an average; set adapter.combine=average, or remove them")
+        raise UserError(composition.MISPLACED_WEIGHTS)
 
 
 def adapter_names(paths: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Several adapters as one model: stacked (all active at once) or averaged into one."""
+"""Several adapters as one model: stacked (all active at once), averaged, or added with weights."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from debias.models.base import Base
 from debias.models.bottleneck import BOTTLENECK
 from debias.records import UserError
 
+MISPLACED_WEIGHTS = "adapter.weights belong to an average or a sum; set adapter.combine=average, or remove them"
+
 
 def combined(
     base: Base, folders: Sequence[str | Path], combine: str, weights: Sequence[float] | None = None
@@ -29,9 +31,11 @@ def combined(
     try:
         for name, folder in zip(names[1:], folders[1:], strict=True):
             adapters.add(model, base, folder, name)
-        shares = weights or [1.0] * len(names)
+        shares = list(weights or [1.0] * len(names))
+        if combine == "average":
+            shares = [share / sum(shares) for share in shares]
         assert isinstance(model.base_model, BaseTuner)
-        COMBINATIONS[combine](model.base_model, names, [share / sum(shares) for share in shares])
+        COMBINATIONS[combine](model.base_model, names, shares)
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"adapter.combine={combine}: these adapters cannot be combined ({reason})") from error
@@ -41,11 +45,11 @@ def combined(
 def check(folders: Sequence[str | Path], combine: str, weights: Sequence[float] | None) -> None:
     """Raise UserError for everything that the adapters' configs show to be impossible, before any weights load."""
     if combine not in COMBINATIONS:
-        raise UserError(f"adapter.combine={combine!r} is unknown; choose {' or '.join(COMBINATIONS)}")
+        raise UserError(f"adapter.combine={combine!r} is unknown; choose {', '.join(COMBINATIONS)}")
     if len(folders) < 2:
         raise UserError("adapter.combine needs several adapters: adapter.path=[a,b]")
-    if weights is not None and combine != "average":
-        raise UserError("adapter.weights belong to an average; set adapter.combine=average, or remove them")
+    if weights is not None and combine == "stack":
+        raise UserError(MISPLACED_WEIGHTS)
     if weights is not None and (len(weights) != len(folders) or min(weights) < 0 or not sum(weights)):
         raise UserError(f"adapter.weights: give one weight of 0 or more for each of the {len(folders)} adapters")
     configs = [adapters.saved_config(adapters.located(folder)) for folder in folders]
@@ -77,8 +81,8 @@ def _stack(tuner: BaseTuner, names: list[str], shares: list[float]) -> None:
     tuner.set_adapter(names, inference_mode=True)
 
 
-def _average(tuner: BaseTuner, names: list[str], shares: list[float]) -> None:
-    """Every module adds the weighted mean of what the adapters add to it.
+def _add(tuner: BaseTuner, names: list[str], shares: list[float]) -> None:
+    """Every module adds the sum of what the adapters add to it, each times its share.
 
     PEFT's own average of LoRA is wrong in silence: sqrt(r) times too large with `use_rslora`, and without `lora_bias`
     and the trained prediction heads. So the adapters are stacked, each with its last factor times its share.
@@ -133,17 +137,26 @@ def _can_stack(config: peft.PeftConfig) -> bool:
     return not config.is_prompt_learning and config.peft_type != peft.PeftType.LN_TUNING
 
 
+def _can_add(config: peft.PeftConfig) -> bool:
+    return _method(config) in LINEAR and not vars(config).get("modules_to_save")
+
+
 def _can_average(config: peft.PeftConfig) -> bool:
     return _method(config) in AVERAGED
 
 
 # What a LoRA, AdaLoRA, VeRA or bottleneck adds is linear in these.
 LAST_FACTORS = ("lora_B", "lora_embedding_B", "vera_lambda_b", "bottleneck_up")
-AVERAGED = ("LORA", "ADALORA", "VERA", "IA3", "LN_TUNING", BOTTLENECK)
+LINEAR = ("LORA", "ADALORA", "VERA", BOTTLENECK)
+AVERAGED = (*LINEAR, "IA3", "LN_TUNING")
 # Options of LoRA under which two adapters exclude each other or share their weights between modules.
 NOT_COMBINED = (
     "trainable_token_indices", "ensure_weight_tying", "alora_invocation_tokens", "use_qalora", "use_bdlora",
     "velora_config", "kasa_config", "arrow_config", "monteclora_config",
 )  # fmt: skip
-COMBINATIONS: dict[str, Callable[[BaseTuner, list[str], list[float]], None]] = {"stack": _stack, "average": _average}
-POSSIBLE: dict[str, Callable[[peft.PeftConfig], bool]] = {"stack": _can_stack, "average": _can_average}
+COMBINATIONS: dict[str, Callable[[BaseTuner, list[str], list[float]], None]] = {
+    "stack": _stack, "average": _add, "sum": _add,
+}  # fmt: skip
+POSSIBLE: dict[str, Callable[[peft.PeftConfig], bool]] = {
+    "stack": _can_stack, "average": _can_average, "sum": _can_add,
+}  # fmt: skip
