@@ -21,6 +21,7 @@ from debias.cli import main
 from debias.jobs import export
 from debias.models import adapter as adapters
 from debias.models.base import LOADERS, Base
+from debias.models.composition import combined
 from debias.records import Figure, UserError
 from debias.report.one_run import bias_card
 
@@ -105,6 +106,45 @@ def test_merged_weights_answer_as_the_adapter_does(tmp_path: Path, name: str, co
     assert "PeftModel" not in merged_card.text
     with pytest.raises(UserError, match=r"exists already; choose another folder=\.\.\., or set overwrite=true"):
         export.planned(str(folder), merge=True, folder=None, repo=None)
+
+
+@pytest.mark.parametrize(
+    ("combine", "weights"), [("average", None), ("average", [3.0, 1.0]), ("sum", [0.5, 2.0]), ("stack", None)]
+)
+def test_several_adapters_are_merged_as_one(tmp_path: Path, combine: str, weights: list[float] | None) -> None:
+    """The merged model answers as `debias evaluate` makes the combination answer; no card tells of one of them."""
+    folders = []
+    for rank in (2, 4):
+        (tmp_path / f"r{rank}").mkdir()
+        folders.append(str(saved(tmp_path / f"r{rank}", "lora", r=rank)[0]))
+    target = tmp_path / "merged"
+    plan = export.planned(folders, True, str(target), None, combine=combine, weights=weights)
+    export.merge(plan, base_of("GPT-2"))
+    expected = logits(combined(base_of("GPT-2"), folders, combine, weights), "causal")
+    for a, b in zip(expected, logits(AutoModelForCausalLM.from_pretrained(target).eval(), "causal"), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    assert not (target / "README.md").exists()
+    assert export.steps(plan)[0].startswith(f"merge the {combine} of {folders[0]} and {folders[1]} into the weights")
+
+
+def test_several_adapters_need_a_way_and_a_place(tmp_path: Path) -> None:
+    folders = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        folders.append(str(saved(tmp_path / name, "lora")[0]))
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({}, "several adapters are exported as one: set adapter.combine=average"),
+        ({"combine": "average"}, "set merge=true folder=NAME"),
+        ({"weights": [1.0, 1.0]}, "several adapters are exported as one"),
+        ({"combine": "stack", "weights": [1.0, 1.0]}, "weights belong to an average or a sum"),
+    ]
+    for how, message in wrong:
+        with pytest.raises(UserError, match=message):
+            export.planned(folders, True, None, None, **how)
+    with pytest.raises(UserError, match="makes no adapter folder"):
+        export.planned(folders, False, str(tmp_path / "merged"), "me/mine", combine="average")
+    with pytest.raises(UserError, match="holds the adapter itself"):
+        export.planned(folders, True, folders[1], None, combine="average")
 
 
 @pytest.mark.parametrize(("name", "reason"), [("bottleneck", "is not linear"), ("prompt", "does not change weights")])

@@ -223,8 +223,9 @@ def export_job(cfg: DictConfig) -> None:
     quieten()
     warnings.simplefilter("ignore")  # advice to programmers from other libraries
     plan = export.planned(
-        settings.adapter.path, settings.merge, settings.folder, settings.repo, settings.private, settings.overwrite
-    )
+        settings.adapter.path, settings.merge, settings.folder, settings.repo, settings.private, settings.overwrite,
+        settings.adapter.combine, settings.adapter.weights,
+    )  # fmt: skip
     words = (
         [f"would {step}" for step in export.steps(plan)]
         if settings.dry_run

@@ -115,9 +115,11 @@ class Doctor:
 
 @dataclass
 class Exported:
-    """Which adapter to export."""
+    """Which adapter to export, or several as one."""
 
-    path: str
+    path: str | list[str]
+    combine: Literal["stack", "average", "sum"] | None
+    weights: list[NotNegative] | None
 
 
 @dataclass

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from debias.assets import network
 from debias.files import unknown, whole_folder, write_json
 from debias.models import adapter as adapters
+from debias.models import composition
 from debias.models.base import LOADERS, Base, BaseModel, LanguageModel
 from debias.records import UserError
 
@@ -33,7 +34,9 @@ class Export(NamedTuple):
     """What to export, and where to.
 
     Args:
-        adapter: the adapter's folder.
+        adapters: the adapter's folder, or several that are combined into one.
+        combine: how several are combined.
+        weights: of an average or a sum.
         merge: merge the adapter into the base's weights and write them to `folder`.
         folder: where merged weights go.
         repo: OWNER/NAME on the model hub, or None.
@@ -41,12 +44,19 @@ class Export(NamedTuple):
         overwrite: whether `folder` may be replaced.
     """
 
-    adapter: Path
+    adapters: tuple[Path, ...]
+    combine: str | None
+    weights: Sequence[float] | None
     merge: bool
     folder: Path
     repo: str | None
     private: bool
     overwrite: bool
+
+    @property
+    def adapter(self) -> Path:
+        """The only adapter, or the first."""
+        return self.adapters[0]
 
     @property
     def source(self) -> Path:
@@ -55,10 +65,29 @@ class Export(NamedTuple):
 
 
 def planned(
-    path: str, merge: bool, folder: str | None, repo: str | None, private: bool = True, overwrite: bool = False
+    path: str | Sequence[str],
+    merge: bool,
+    folder: str | None,
+    repo: str | None,
+    private: bool = True,
+    overwrite: bool = False,
+    combine: str | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Export:
     """Check the request before anything is loaded. Raises UserError."""
-    adapter = adapters.located(path)
+    paths = [path] if isinstance(path, str) else list(path)
+    if not paths:
+        raise UserError("adapter.path=[] names no adapter; name a folder")
+    located = tuple(adapters.located(path) for path in paths)
+    adapter = located[0]
+    if combine:
+        composition.check(paths, combine, weights)
+        if not merge or not folder:
+            raise UserError(f"adapter.combine={combine} makes no adapter folder; set merge=true folder=NAME")
+    elif len(paths) > 1:
+        raise UserError("several adapters are exported as one: set adapter.combine=average, or name one of them")
+    elif weights is not None:
+        raise UserError(composition.MISPLACED_WEIGHTS)
     if not merge and not repo:
         raise UserError("say what to do with the adapter: merge=true writes full weights, repo=OWNER/NAME uploads it")
     if repo:
@@ -66,14 +95,14 @@ def planned(
         network.check_hub()  # before weights are merged for minutes
     target = Path(folder).expanduser() if folder else adapter.with_name(f"{adapter.name}-merged")
     if merge:
-        _check_target(target, adapter, overwrite)
-    return Export(adapter, merge, target, repo, private, overwrite)
+        _check_target(target, located, overwrite)
+    return Export(located, combine, weights, merge, target, repo, private, overwrite)
 
 
-def _check_target(target: Path, adapter: Path, overwrite: bool) -> None:
+def _check_target(target: Path, located: Sequence[Path], overwrite: bool) -> None:
     """Raise UserError for a folder that must not be replaced."""
     here, other = target.resolve(), "choose another folder=..."
-    if here == adapter.resolve() or here in adapter.resolve().parents:
+    if any(here == adapter.resolve() or here in adapter.resolve().parents for adapter in located):
         raise UserError(f"folder={target} holds the adapter itself; {other}")
     if not os.path.lexists(target):
         return
@@ -103,7 +132,10 @@ def steps(export: Export) -> list[str]:
     words = []
     if export.merge:
         base = config.base_model_name_or_path
-        words.append(f"merge {export.adapter} into the weights of {base} and write them to {export.folder}")
+        what = str(export.adapter)
+        if export.combine:
+            what = f"the {export.combine} of {' and '.join(map(str, export.adapters))}"
+        words.append(f"merge {what} into the weights of {base} and write them to {export.folder}")
     if export.repo:
         kind = "private" if export.private else "public"
         words.append(f"create the {kind} model repo {export.repo} unless it exists")
@@ -141,12 +173,16 @@ def merge(export: Export, base: Base) -> float:
     """
     if getattr(base.model, "is_quantized", False):
         raise UserError("merge=true would round the adapter to the base's few bits; leave merge=true out")
-    _check_target(export.folder, export.adapter, export.overwrite)
+    _check_target(export.folder, export.adapters, export.overwrite)
     dtype = base.model.dtype
     dtypes = {name: parameter.dtype for name, parameter in base.model.named_parameters(remove_duplicate=False)}
     ties = Ties(base.model)
     vocabulary = base.model.config.get_text_config().vocab_size
-    adapted = adapters.load(base, export.adapter)
+    adapted = (
+        composition.combined(base, export.adapters, export.combine, export.weights)
+        if export.combine
+        else adapters.load(base, export.adapter)
+    )
     method = str(getattr(adapted.peft_type, "value", adapted.peft_type))
     if adapted.active_peft_config.is_prompt_learning:
         raise UserError(_not_merged(method, "a prompt does not change weights"))
@@ -170,7 +206,7 @@ def merge(export: Export, base: Base) -> float:
         if not difference <= TOLERANCES[dtype]:  # also NaN
             reason = f"its log-probabilities differ from the merged model's by {difference:.2g} nats"
             raise UserError(_not_merged(method, reason))
-        if (export.adapter / CARD).is_file():
+        if not export.combine and (export.adapter / CARD).is_file():  # a card tells of one training
             (unfinished / CARD).write_text(merged_card(export.adapter / CARD, base), encoding="utf-8")
         names = sorted(path.relative_to(unfinished).as_posix() for path in unfinished.rglob("*") if path.is_file())
         write_json(unfinished / MANIFEST, {"files": names})
