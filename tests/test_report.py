@@ -322,6 +322,14 @@ def test_files_of_one_source_are_no_seeds_of_each_other() -> None:
     assert sizes(configs) == {"data=paper file=1S": 2, "data=paper file=2S": 2, "data=cda": 1}
 
 
+def test_a_file_is_named_once() -> None:
+    """The source has it from the run."""
+    configs = [
+        {"data": {"path": path, "sources": {"targeted": {"bias": "age", "path": path}}}} for path in (None, "a.jsonl")
+    ]
+    assert differences(configs) == [{"path": "None"}, {"path": "a.jsonl"}]
+
+
 def test_a_change_without_a_test_is_not_significant() -> None:
     """One unit alone: the interval is unknown. No unit changed: too few to tell, not a difference of 0 +- 0."""
     unknown = [f._replace(ci_low=NAN, ci_high=NAN) for f in figures("stereoset", "SS", 60, 55, -8, -2, p=NAN)]

@@ -65,7 +65,7 @@ def _shown(key: str, value: object) -> str:
 def _sources(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The data sources of each run, with the settings in which runs on the same source differ.
 
-    A source's bias is left out: it is usually the run's, which is a key of its own.
+    What is the run's own setting, a key of its own, is left out, and so is a source's bias, which usually is.
     """
     sources = [config.get("data", {}).get("sources", {}) for config in configs]
     values: dict[tuple[str, str], set[str]] = {}
@@ -73,10 +73,15 @@ def _sources(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         values.setdefault((name, key), set()).add(str(value))
     return [
         "+".join(
-            name + "".join(f" {k}={v}" for k, v in settings.items() if k != "bias" and len(values[name, k]) > 1)
+            name
+            + "".join(
+                f" {k}={v}"
+                for k, v in settings.items()
+                if k != "bias" and len(values[name, k]) > 1 and v != config["data"].get(k)
+            )
             for name, settings in of.items()
         )
-        for of in sources
+        for of, config in zip(sources, configs, strict=True)
     ]
 
 
