@@ -38,7 +38,7 @@ def test_every_verb_has_help(debias: Run, verb: str) -> None:
     assert status == 0
     assert shown == debias(verb, "--help")[1]
     if verb == "run":
-        assert "training.retention=2.0" in shown
+        assert "training.retention=3.0" in shown
         assert "weight of the KL term" in shown
         assert "unrelated text on which the KL term keeps" in shown  # of the group `neutral`
 
@@ -54,7 +54,7 @@ def test_no_value_is_cut_at_80_columns(debias: Run, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("training.retention", ["conf/run.yaml", "training.retention=2.0", "weight of the KL term"]),
+        ("training.retention", ["conf/run.yaml", "training.retention=3.0", "weight of the KL term"]),
         ("eval.stereoset.limit", ["conf/eval/stereoset.yaml", "eval.stereoset.limit=100", "examples per bias"]),
         ("training.watch", ["training.watch.every=null", "score StereoSet dev during training"]),
         ("generate.patience", ["consecutive calls without an accepted triplet"]),
