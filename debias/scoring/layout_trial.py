@@ -68,7 +68,7 @@ def choose_layout(model: LanguageModel, kind: str = "causal", longest: int = 48,
                 return layout
     raise UserError(
         f"{name(model)} gives a text another likelihood in a batch than alone, so debias cannot score with it; "
-        "choose another model"
+        "choose another model, or other settings of the baseline or adapter that changes it"
     )
 
 
