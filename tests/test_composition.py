@@ -202,6 +202,7 @@ def test_what_cannot_be_combined(tmp_path: Path, kinds: tuple[str, ...], how: tu
         ("average", {"trainable_token_indices": [3, 5]}, "does not work with trainable_token_indices"),
         ("stack", {"trainable_token_indices": [3, 5]}, "does not work with trainable_token_indices"),
         ("stack", {"modules_to_save": ["lm_head"]}, "at most one of the adapters.*set adapter.combine=average"),
+        ("sum", {"modules_to_save": ["lm_head"]}, "none of the adapters may have.*set adapter.combine=average"),
     ],
 )
 def test_options_that_cannot_be_combined(tmp_path: Path, combine: str, keys: dict[str, Any], message: str) -> None:

@@ -26,8 +26,9 @@ from debias.training import module as training
 from debias.training import objectives
 from debias.training.batches import SpanData
 from debias.training.matching import steps_of_tokens
-from debias.training.module import Debiaser, fit, make_trainer, noisy_embeddings
+from debias.training.module import Debiaser, fit, make_trainer
 from debias.training.neutral import Wikipedia
+from debias.training.noise import noisy_embeddings
 
 TRAINER = partial(make_trainer, accelerator="cpu", logger=False)
 

@@ -61,9 +61,11 @@ def check(folders: Sequence[str | Path], combine: str, weights: Sequence[float] 
     for config in configs:
         if option := next((key for key in NOT_COMBINED if vars(config).get(key)), None):
             raise UserError(f"adapter.combine does not work with {option}; remove adapter.combine to compare adapters")
-    if combine == "stack" and sum(bool(vars(config).get("modules_to_save")) for config in configs) > 1:
+    heads = sum(bool(vars(config).get("modules_to_save")) for config in configs)
+    if (combine == "stack" and heads > 1) or (combine == "sum" and heads):
+        most = "at most one" if combine == "stack" else "none"
         raise UserError(
-            "adapter.combine=stack: at most one of the adapters may have a trained prediction head; "
+            f"adapter.combine={combine}: {most} of the adapters may have a trained prediction head; "
             "set adapter.combine=average"
         )
     if not all(map(POSSIBLE[combine], configs)):
@@ -138,7 +140,7 @@ def _can_stack(config: peft.PeftConfig) -> bool:
 
 
 def _can_add(config: peft.PeftConfig) -> bool:
-    return _method(config) in LINEAR and not vars(config).get("modules_to_save")
+    return _method(config) in LINEAR
 
 
 def _can_average(config: peft.PeftConfig) -> bool:

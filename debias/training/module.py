@@ -13,8 +13,7 @@ from the same model with its adapter switched off. The third, balance, makes two
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
@@ -39,6 +38,7 @@ from debias.training import balance, sharding
 from debias.training.balance import of_pairs
 from debias.training.batches import SpanData, Step
 from debias.training.callbacks import Diverged, LossCurve, SaveOnSignal, ShowProgress, StopAfter, WholeFiles
+from debias.training.noise import noisy_embeddings
 from debias.training.objectives import Objective
 from debias.training.rank_allocation import RankAllocation
 from debias.training.spawned import lines_brought
@@ -203,32 +203,6 @@ class Debiaser(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting."""
         self.read = checkpoint.get("positions", 0)
-
-
-@contextmanager
-def noisy_embeddings(model: peft.PeftModel, batch: Batch, alpha: float) -> Iterator[None]:
-    """In the block, uniform noise is added to the word embeddings wherever gradients are computed (Jain et al. 2024).
-
-    Args:
-        alpha: the noise is at most this over the root of (mean length of a text * width); 0: none.
-    """
-    if not alpha:
-        yield
-        return
-    length = batch.real_BT.sum() / len(batch.num_tokens_S)
-
-    def add(_: nn.Module, __: Any, embedded_BTD: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():  # the base's answers are without noise
-            return embedded_BTD
-        most = alpha / (length * embedded_BTD.shape[-1]).sqrt()
-        return embedded_BTD + (most * (2 * torch.rand_like(embedded_BTD) - 1)).to(embedded_BTD.dtype)
-
-    base: Any = model.get_base_model()
-    handle = base.get_input_embeddings().register_forward_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _mean(total: Tensor, weight: Tensor, parts: int) -> Tensor:
