@@ -6,18 +6,24 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from debias.baselines.editing import Dama
+from debias.models.base import BaseModel
 from debias.records import Masked, Span, Tokens
-from debias.scoring.batched import score, score_and_greedy
+from debias.scoring.batched import likeliest, mean_hidden, score, score_and_greedy, score_of_two
 from debias.scoring.layout_trial import choose_layout
 from debias.scoring.layouts import Layout, masked_rows, padded
 from debias.scoring.protocols import BiasBench
+from debias.scoring.scorer import Scorer
 
 TOKENS = [(5, 6, 7, 8), (5, 6, 9), (5, 6, 7, 4), (3, 2), (5, 6, 7, 8, 1, 1)]
 SPANS = [Span(ids, 1) for ids in TOKENS] + [Span((5, 6, 7, 8, 2), 3)]
@@ -186,3 +192,41 @@ def test_a_likeliest_token_is_told() -> None:
     answers = score_and_greedy(model, [Span((1, 2, 3, last), 3) for last in range(11)])
     assert answers[:, 1].sum() == 1
     assert answers[:, 1].argmax() == answers[:, 0].argmax()
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """A device that has no float64, such as Apple's GPUs: an operation that makes it is an error."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        for made in tree_leaves(result):
+            assert getattr(made, "dtype", None) != torch.float64, func
+        return result
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda model: score_and_greedy(model, SPANS),
+        lambda model: score_of_two(model, SPANS, SPANS, lambda own, other: (own + other).log_softmax(-1)),
+        lambda model: likeliest(model, [Span((1, 2, 3), 2)], 2, allowed=np.arange(11) > 4),
+        lambda model: mean_hidden(model, TOKENS),
+    ],
+    ids=["score", "of two", "likeliest", "hidden states"],
+)
+def test_scoring_makes_no_float64_on_the_device(work: Callable[[nn.Module], np.ndarray]) -> None:
+    model = model_of("llama")
+    expected = work(model)
+    with WithoutFloat64():
+        assert (work(model) == expected).all()
+
+
+def test_fitting_dama_makes_no_float64_on_the_device(tiny: Path) -> None:
+    scorer = Scorer(BaseModel(str(tiny)).load(), None)
+    with WithoutFloat64():
+        Dama("gender", directions=1, layers=[1]).fit(scorer)
+
+
+def test_scores_are_float64_on_the_host() -> None:
+    """So that sums over thousands of texts do not depend on their order."""
+    assert score(model_of("gpt2"), SPANS).dtype == np.float64

@@ -124,7 +124,8 @@ class Dama:
             name, block = blocks[layer - 1]
             with Edited("", bases).on(model):
                 output_ND = at_last_token(model, block, ids)
-            bases[name] = pls_weights(output_ND.double().cpu().numpy(), value_ND.double().cpu().numpy(), directions)
+            x_ND, y_ND = (found_ND.cpu().numpy().astype(np.float64) for found_ND in (output_ND, value_ND))
+            bases[name] = pls_weights(x_ND, y_ND, directions)
         return Edited(f"dama ({counted(directions, 'direction')}, layers {min(layers)} to {max(layers)})", bases)
 
 

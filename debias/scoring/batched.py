@@ -59,9 +59,10 @@ def score_and_greedy(
     def answer(batch: Batch) -> Tensor:
         logits_NV = logits_of(model, batch)
         logprob_S = span_sums(token_logprobs(logits_NV, batch), batch)
-        return torch.stack([logprob_S, _greedy(logits_NV, batch).float()], dim=1).double()
+        return torch.stack([logprob_S, _greedy(logits_NV, batch).float()], dim=1)
 
-    return _per_span(model, spans, layout, token_budget, progress, answer)
+    # Apple's GPUs know no float64: the conversion happens on the host.
+    return _per_span(model, spans, layout, token_budget, progress, answer).astype(np.float64)
 
 
 def _greedy(logits_NV: Tensor, batch: Batch) -> Tensor:
@@ -92,31 +93,30 @@ def score_of_two(
     with torch.inference_mode(), evaluating(model):
         for numbers in progress(batches, len(batches)) if progress else batches:
             batch, other = (layout([of[i] for i in numbers]).to(device) for of in (spans, others))
-            result[numbers] = (
-                _of_two(logits_of(model, batch), batch, logits_of(model, other), other, combine).cpu().numpy()
-            )
+            result[numbers] = _of_two(logits_of(model, batch), batch, logits_of(model, other), other, combine)
     return result
 
 
 def _of_two(
     logits_NV: Tensor, batch: Batch, other_NV: Tensor, other: Batch, combine: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+) -> np.ndarray:
     """Log-probability of each span, and 1 where every token is the likeliest one, shape (S, 2)."""
     # Spans that share a prefix share its distributions: they are combined once, in R places.
     place_2R, place_E = torch.stack([batch.source_E, other.source_E]).unique(dim=1, return_inverse=True)
-    logprob_E = logits_NV.new_empty(len(place_E), dtype=torch.float64)
+    logprob_E = logits_NV.new_empty(len(place_E), dtype=torch.float32)
     missed_E = torch.zeros_like(place_E)
     size, first = len(in_chunks(logits_NV)[0]), 0
     for own_R, other_R in zip(*(places.split(size) for places in place_2R), strict=True):
         logprob_RV = combine(logits_NV[own_R].float(), other_NV[other_R].float())
         here_E = (place_E >= first) & (place_E < first + size)
         row_E = place_E[here_E] - first
-        found_E = logprob_RV[row_E, batch.token_E[here_E]]
-        logprob_E[here_E] = found_E.double()
+        logprob_E[here_E] = found_E = logprob_RV[row_E, batch.token_E[here_E]]
         missed_E[here_E] = (found_E < logprob_RV.amax(-1)[row_E]).long()
         first += size
-    missed_S = missed_E.new_zeros(len(batch.num_tokens_S)).index_add(0, batch.span_E, missed_E)
-    return torch.stack([span_sums(logprob_E, batch), (missed_S == 0).double()], dim=1)
+    # The sums are in float64, which Apple's GPUs lack: they are taken on the host.
+    span_E, number = batch.span_E.cpu().numpy(), len(batch.num_tokens_S)
+    logprob_S, missed_S = (np.bincount(span_E, x_E.cpu().numpy(), number) for x_E in (logprob_E, missed_E))
+    return np.stack([logprob_S, missed_S == 0], axis=1)
 
 
 def likeliest(
