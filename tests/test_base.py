@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -15,7 +16,7 @@ from command import Shown
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from debias.models.base import BaseModel, _read_once
+from debias.models.base import LOADERS, BaseModel, _read_once
 from debias.models.checkpoint import check_architecture, kind_of
 from debias.records import UserError
 from debias.scoring.layout_trial import choose_layout
@@ -265,3 +266,47 @@ def test_the_library_that_reads_gguf_files_is_as_it_was_after_it_has_read_one_on
         assert gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) is gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
         assert gguf.GGUFReader is not before[1]
     assert (gguf.get_tensor_name_map, gguf.GGUFReader) == before
+
+
+class Asked(BaseException):
+    """Ends a loading where transformers would begin."""
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, on_gpu: bool, path: Path, **model: Any) -> dict[str, Any]:
+    """The options that `from_pretrained` gets, on a machine with four GPUs or none."""
+    found: dict[str, Any] = {}
+
+    def from_pretrained(_: Any, **options: Any) -> None:
+        found.update(options)
+        raise Asked
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setitem(LOADERS, "causal", SimpleNamespace(from_pretrained=from_pretrained))
+    with pytest.raises(Asked):
+        BaseModel(str(path), **model).load()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "on_cpu", "on_gpu"),
+    [
+        ("auto", torch.float32, torch.bfloat16),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+        ("float32", torch.float32, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("bits", [None, "4bit", "8bit"])
+def test_weights_go_straight_to_the_own_gpu_of_a_process_in_their_dtype(
+    bits: str | None, dtype: str, on_cpu: torch.dtype, on_gpu: torch.dtype, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain and quantised ones alike: torchrun's fourth process must not load to the first GPU."""
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())  # as if bitsandbytes were installed
+    options = asked(monkeypatch, True, tiny, quantization=bits, dtype=dtype)
+    assert options["device_map"] == {"": torch.device("cuda", 3)}
+    assert options["dtype"] == on_gpu
+    assert ("quantization_config" in options) == (bits is not None)
+    if bits is None:
+        options = asked(monkeypatch, False, tiny, dtype=dtype)
+        assert "device_map" not in options
+        assert options["dtype"] == on_cpu

@@ -233,7 +233,7 @@ def _quantized(bits: str | None) -> dict[str, Any]:
         raise UserError(f"model.quantization={bits} needs a GPU, and this machine has none; remove it")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"model.quantization={bits} needs bitsandbytes; install it: pip install 'debias[quantization]'")
-    return {"quantization_config": BitsAndBytesConfig(**QUANTIZATIONS[bits]), "device_map": {"": "cuda:0"}}
+    return {"quantization_config": BitsAndBytesConfig(**QUANTIZATIONS[bits])}
 
 
 def checksum(model: nn.Module, wanted: Callable[[nn.Parameter], bool] = lambda _: True) -> str:
