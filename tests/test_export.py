@@ -11,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import peft
 import pytest
 import torch
 from adapter_table import base_of, config_of, logits, trained
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from debias import __version__
+from debias.assets import sha256_of
 from debias.cli import main
 from debias.jobs import export
 from debias.models import adapter as adapters
 from debias.models.base import LOADERS, Base
-from debias.models.composition import combined
+from debias.models.composition import combined, shares
+from debias.models.targets import PREDICTION_HEAD
 from debias.records import Figure, UserError
 from debias.report.one_run import bias_card
 
@@ -134,17 +139,100 @@ def test_several_adapters_need_a_way_and_a_place(tmp_path: Path) -> None:
         folders.append(str(saved(tmp_path / name, "lora")[0]))
     wrong: list[tuple[dict[str, Any], str]] = [
         ({}, "several adapters are exported as one: set adapter.combine=average"),
-        ({"combine": "average"}, "set merge=true folder=NAME"),
+        ({"combine": "average"}, "needs a place for what it makes; set folder=NAME"),
         ({"weights": [1.0, 1.0]}, "several adapters are exported as one"),
         ({"combine": "stack", "weights": [1.0, 1.0]}, "weights belong to an average or a sum"),
     ]
     for how, message in wrong:
         with pytest.raises(UserError, match=message):
             export.planned(folders, True, None, None, **how)
-    with pytest.raises(UserError, match="makes no adapter folder"):
-        export.planned(folders, False, str(tmp_path / "merged"), "me/mine", combine="average")
-    with pytest.raises(UserError, match="holds the adapter itself"):
-        export.planned(folders, True, folders[1], None, combine="average")
+    for merge in (True, False):
+        with pytest.raises(UserError, match="holds the adapter itself"):
+            export.planned(folders, merge, folders[1], None, combine="average")
+
+
+@pytest.mark.parametrize(
+    ("combine", "weights", "column", "one", "other"),
+    [
+        ("average", None, "GPT-2", {"r": 2}, {"r": 4, "lora_alpha": 3}),
+        ("average", [3.0, 1.0], "GPT-2", {"use_rslora": True}, {}),
+        ("sum", [0.5, 2.0], "GPT-2", {}, {"use_rslora": True, "r": 4}),
+        ("sum", [0.0, 1.5], "Llama", {"target_modules": ["q_proj"]}, {"target_modules": ["v_proj", "q_proj"]}),
+        ("stack", None, "GPT-2", {"rank_pattern": {"c_attn": 12}, "alpha_pattern": {"c_proj": 5}}, {"r": 2}),
+        ("sum", [1.0, 1.0], "Llama", {"target_modules": ["embed_tokens"]}, {"target_modules": ["embed_tokens"]}),
+    ],
+    ids=["ranks", "rslora first", "rslora second", "other modules", "patterns", "embeddings"],
+)
+def test_several_adapters_are_written_as_one(
+    tmp_path: Path, combine: str, weights: list[float] | None, column: str, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    """The folder answers as the combination does, its rank is the sum, and the base is left as it was."""
+    folders = []
+    for name, keys in (("a", one), ("b", other)):
+        (tmp_path / name).mkdir()
+        folders.append(str(saved(tmp_path / name, "lora", column, **keys)[0]))
+    plan = export.planned(folders, False, str(tmp_path / "both"), None, combine=combine, weights=weights)
+    assert export.steps(plan) == [
+        f"write the {combine} of {folders[0]} and {folders[1]} to {plan.folder} as one adapter"
+    ]
+    base = base_of(column)
+    assert export.join(plan, base) < 1e-4
+    expected = logits(combined(base_of(column), folders, combine, weights), "causal")
+    found = adapters.load(base, tmp_path / "both")
+    for a, b in zip(expected, logits(found, "causal"), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    ranks = [peft.PeftConfig.from_pretrained(folder) for folder in folders]
+    largest = sum(max(config.r, *config.rank_pattern.values(), 0) for config in ranks)
+    assert peft.PeftConfig.from_pretrained(str(plan.folder)).r == largest
+    known = json.loads((plan.folder / "debias.json").read_text())
+    alone = [json.loads((Path(folder) / "debias.json").read_text()) for folder in folders]
+    assert known["base_parameters"] == alone[0]["base_parameters"]
+    assert known["reached_parameters"] == max(one["reached_parameters"] for one in alone)
+    assert known["trainable_parameters"] == sum(p.numel() for p in load_file(plan.folder / WEIGHTS).values())
+    card = (plan.folder / "README.md").read_text()
+    for share, folder in zip(shares(2, combine, weights), folders, strict=True):
+        assert f"- {share:.3g} x {Path(folder).parent.name}/adapter, SHA-256" in card
+        assert sha256_of(Path(folder) / WEIGHTS) in card
+    again = export.planned(folders, False, str(plan.folder), None, overwrite=True, combine=combine, weights=weights)
+    export.join(again, base_of(column))  # replaces what it wrote itself
+
+
+def test_an_option_that_is_not_carried_over_is_noticed(tmp_path: Path) -> None:
+    """PEFT gives the joined adapter the first one's layers; the second one's other layer would be lost in silence."""
+    folders = []
+    for name, layer in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        folders.append(
+            str(saved(tmp_path / name, "lora", "Llama", layers_to_transform=[layer], target_modules=["q_proj"])[0])
+        )
+    plan = export.planned(folders, False, str(tmp_path / "both"), None, combine="stack")
+    with pytest.raises(UserError, match=r"they would answer otherwise .* set merge=true"):
+        export.join(plan, base_of("Llama"))
+    assert not plan.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "keys", "message"),
+    [
+        ("bottleneck", "GPT-2", {}, "several BOTTLENECK adapters cannot be one adapter folder; set merge=true"),
+        ("lora", "GPT-2", {"lora_bias": True}, "several LoRA with lora_bias cannot be one adapter folder"),
+        (
+            "lora",
+            "BERT",
+            {"modules_to_save": [PREDICTION_HEAD]},
+            "LoRA with modules_to_save cannot be one adapter folder",
+        ),
+    ],
+)
+def test_other_methods_are_not_written_as_one(
+    tmp_path: Path, name: str, column: str, keys: dict[str, Any], message: str
+) -> None:
+    folders = []
+    for sub in "ab":
+        (tmp_path / sub).mkdir()
+        folders.append(str(saved(tmp_path / sub, name, column, **keys)[0]))
+    with pytest.raises(UserError, match=message):
+        export.planned(folders, False, str(tmp_path / "both"), None, combine="average")
 
 
 @pytest.mark.parametrize(("name", "reason"), [("bottleneck", "is not linear"), ("prompt", "does not change weights")])

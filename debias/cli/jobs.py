@@ -236,6 +236,8 @@ def export_job(cfg: DictConfig) -> None:
         next_step("the same command with dry_run=false")
     elif plan.merge:
         next_step(f"debias evaluate model={plan.folder}")
+    elif plan.combine:
+        next_step(f"debias evaluate adapter.path={plan.folder}")
 
 
 def show_job(cfg: DictConfig) -> None:

@@ -1,4 +1,4 @@
-"""`debias export`: merge an adapter into the model's weights, or upload it to the model hub."""
+"""`debias export`: merge an adapter into the model's weights, write several as one, or upload it to the model hub."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import peft
 import torch
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
-from torch import nn
-from transformers import PreTrainedModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-from debias.assets import network
+from debias.assets import network, sha256_of
 from debias.files import unknown, whole_folder, write_json
 from debias.models import adapter as adapters
 from debias.models import composition
 from debias.models.base import LOADERS, Base, BaseModel, LanguageModel
+from debias.models.shared_weights import Ties, separate
 from debias.records import UserError
 
 CARD = "README.md"
@@ -38,7 +38,7 @@ class Export(NamedTuple):
         combine: how several are combined.
         weights: of an average or a sum.
         merge: merge the adapter into the base's weights and write them to `folder`.
-        folder: where merged weights go.
+        folder: where merged weights go, or the one adapter that several make.
         repo: OWNER/NAME on the model hub, or None.
         private: whether a new repo is private.
         overwrite: whether `folder` may be replaced.
@@ -61,7 +61,7 @@ class Export(NamedTuple):
     @property
     def source(self) -> Path:
         """The folder that is uploaded."""
-        return self.folder if self.merge else self.adapter
+        return self.folder if self.merge or self.combine else self.adapter
 
 
 def planned(
@@ -81,20 +81,20 @@ def planned(
     located = tuple(adapters.located(path) for path in paths)
     adapter = located[0]
     if combine:
-        composition.check(paths, combine, weights)
-        if not merge or not folder:
-            raise UserError(f"adapter.combine={combine} makes no adapter folder; set merge=true folder=NAME")
+        (composition.check if merge else composition.check_joined)(paths, combine, weights)
+        if not folder:
+            raise UserError(f"adapter.combine={combine} needs a place for what it makes; set folder=NAME")
     elif len(paths) > 1:
         raise UserError("several adapters are exported as one: set adapter.combine=average, or name one of them")
     elif weights is not None:
         raise UserError(composition.MISPLACED_WEIGHTS)
-    if not merge and not repo:
+    if not merge and not repo and not combine:
         raise UserError("say what to do with the adapter: merge=true writes full weights, repo=OWNER/NAME uploads it")
     if repo:
         _check_repo(repo)
         network.check_hub()  # before weights are merged for minutes
     target = Path(folder).expanduser() if folder else adapter.with_name(f"{adapter.name}-merged")
-    if merge:
+    if merge or combine:
         _check_target(target, located, overwrite)
     return Export(located, combine, weights, merge, target, repo, private, overwrite)
 
@@ -109,7 +109,7 @@ def _check_target(target: Path, located: Sequence[Path], overwrite: bool) -> Non
     if not overwrite:
         raise UserError(f"{target} exists already; {other}, or set overwrite=true")
     if target.is_symlink() or not target.is_dir():
-        raise UserError(f"{target} is not a folder of merged weights; {other}")
+        raise UserError(f"{target} is not a folder that debias export wrote; {other}")
     try:
         written = json.loads((target / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -130,16 +130,19 @@ def steps(export: Export) -> list[str]:
     """The steps in words."""
     config = adapters.saved_config(export.adapter)
     words = []
+    what = str(export.adapter)
+    if export.combine:
+        what = f"the {export.combine} of {' and '.join(map(str, export.adapters))}"
     if export.merge:
-        base = config.base_model_name_or_path
-        what = str(export.adapter)
-        if export.combine:
-            what = f"the {export.combine} of {' and '.join(map(str, export.adapters))}"
-        words.append(f"merge {what} into the weights of {base} and write them to {export.folder}")
+        words.append(
+            f"merge {what} into the weights of {config.base_model_name_or_path} and write them to {export.folder}"
+        )
+    elif export.combine:
+        words.append(f"write {what} to {export.folder} as one adapter")
     if export.repo:
         kind = "private" if export.private else "public"
         words.append(f"create the {kind} model repo {export.repo} unless it exists")
-        files = sorted(p for p in export.adapter.rglob("*") if p.is_file()) if not export.merge else []
+        files = [] if export.merge or export.combine else sorted(p for p in export.adapter.rglob("*") if p.is_file())
         size = sum(p.stat().st_size for p in files) / 1e6
         listed = f" ({', '.join(p.name for p in files)}; {size:.1f} MB)" if files else ""
         words.append(f"upload {export.source}{listed} to it")
@@ -152,6 +155,11 @@ def carry_out(export: Export, model: BaseModel) -> list[str]:
     if export.merge:
         difference = merge(export, base)
         done.append(f"merged: {export.folder} (largest difference from the adapter: {difference:.1g} nats per token)")
+    elif export.combine:
+        difference = join(export, base)
+        done.append(
+            f"wrote: {export.folder} (largest difference from the {export.combine}: {difference:.1g} nats per token)"
+        )
     else:
         adapters.load(base, export.adapter)  # raises UserError for an adapter that nobody could use
     if export.repo:
@@ -189,7 +197,7 @@ def merge(export: Export, base: Base) -> float:
     adapted.to("cpu", torch.float32)  # one rounding at the end, and a comparison that shows nothing else
     texts = _texts(vocabulary, adapted.active_peft_config)
     expected = _logprobs(adapted, texts)
-    _separate(adapted)
+    separate(adapted)
     try:
         merged: Any = adapted.merge_and_unload()
     except Exception as error:  # PEFT's methods raise errors of many types
@@ -208,9 +216,60 @@ def merge(export: Export, base: Base) -> float:
             raise UserError(_not_merged(method, reason))
         if not export.combine and (export.adapter / CARD).is_file():  # a card tells of one training
             (unfinished / CARD).write_text(merged_card(export.adapter / CARD, base), encoding="utf-8")
-        names = sorted(path.relative_to(unfinished).as_posix() for path in unfinished.rglob("*") if path.is_file())
-        write_json(unfinished / MANIFEST, {"files": names})
+        _list_files(unfinished)
     return difference
+
+
+def join(export: Export, base: Base) -> float:
+    """Write several adapters as one, completely or not at all; the base stays as it was.
+
+    Returns the largest difference between the log-probabilities of the adapter that was written and of the combination
+    as `debias evaluate` computes it, in nats. Raises UserError if that difference is more than rounding.
+    """
+    assert export.combine
+    _check_target(export.folder, export.adapters, export.overwrite)
+    how = (base, export.adapters, export.combine, export.weights)
+    adapted = composition.combined(*how)
+    texts = _texts(base.model.config.get_text_config().vocab_size, adapted.active_peft_config)
+    expected = _logprobs(adapted, texts)
+    adapters.detach(adapted)
+    one = composition.joined(*how)
+    trained = sum(p.numel() for n, p in one.named_parameters() if composition.JOINED in n.split("."))
+    with whole_folder(export.folder, replace=export.overwrite) as unfinished:
+        adapters.write(one, base, unfinished, trained)
+        adapters.detach(one)
+        written = adapters.load(base, unfinished)
+        difference = _largest(expected, _logprobs(written, texts))
+        adapters.detach(written)
+        if not difference <= TOLERANCES[base.model.dtype]:  # also NaN
+            raise UserError(
+                f"as one adapter folder they would answer otherwise (by {difference:.2g} nats): PEFT does not carry "
+                "over one of their options; set merge=true to write full weights"
+            )
+        (unfinished / CARD).write_text(_joined_card(export, base), encoding="utf-8")
+        _list_files(unfinished)
+    return difference
+
+
+def _joined_card(export: Export, base: Base) -> str:
+    """What the folder holds; figures are those of its own evaluation, which nobody has run."""
+    assert export.combine
+    shares = composition.shares(len(export.adapters), export.combine, export.weights)
+    parts = "".join(
+        f"- {share:.3g} x {folder.resolve().parent.name}/{folder.resolve().name}, SHA-256 of the weights "
+        f"`{sha256_of(folder / SAFETENSORS_WEIGHTS_NAME)}`\n"
+        for share, folder in zip(shares, export.adapters, strict=True)
+    )
+    return (
+        f"# Debiasing adapter for {base.name}\n\nThe {export.combine} of {len(export.adapters)} LoRA adapters, as one "
+        f"(`debias export`):\n\n{parts}\nIt has not been scored: `debias evaluate adapter.path=FOLDER`.\n"
+    )
+
+
+def _list_files(folder: Path) -> None:
+    """Note what was written, which overwrite=true may replace."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    write_json(folder / MANIFEST, {"files": names})
 
 
 def _not_merged(method: str, reason: str) -> str:
@@ -236,43 +295,11 @@ def _logprobs(model: LanguageModel, texts: Sequence[torch.Tensor]) -> list[torch
 def _difference(expected: Sequence[torch.Tensor], folder: Path, kind: str, texts: Sequence[torch.Tensor]) -> float:
     """Largest difference from the log-probabilities of the model in a folder; NaN where one of them is NaN."""
     model = LOADERS[kind].from_pretrained(folder, dtype=torch.float32).eval()
-    differences = [(a - b).abs().max() for a, b in zip(expected, _logprobs(model, texts), strict=True)]
-    return float(torch.stack(differences).max())
+    return _largest(expected, _logprobs(model, texts))
 
 
-def _separate(model: nn.Module) -> None:
-    """Give every module parameters of its own: PEFT merges in place, and would change all modules that share them."""
-    seen: set[int] = set()
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
-            seen.add(id(parameter))
-
-
-class Ties:
-    """What a model shares between modules, such as the word embeddings with the output layer.
-
-    Args:
-        model: the base, before an adapter is attached.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.configs = [model.config, model.config.get_text_config()]
-        self.before = [config.tie_word_embeddings for config in self.configs]
-        names: dict[int, list[str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
-        self.shared = [same for same in names.values() if len(same) > 1]
-
-    def restore(self, model: PreTrainedModel) -> None:
-        """Share the same again, unless merging has changed one of them: then the config says that none is shared."""
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        equal = all(torch.equal(parameters[one], parameters[name]) for one, *others in self.shared for name in others)
-        for config, tied in zip(self.configs, self.before, strict=True):
-            config.tie_word_embeddings = tied and equal
-        if equal:
-            model.tie_weights()
+def _largest(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
+    return float(torch.stack([(a - b).abs().max() for a, b in zip(expected, found, strict=True)]).max())
 
 
 def merged_card(card: Path, base: Base) -> str:

@@ -162,19 +162,38 @@ def prompt_length(config: peft.PeftConfig) -> int:
 
 def save(model: peft.PeftModel, base: Base, folder: Path) -> None:
     """Write PEFT's files and the provenance file. The folder appears complete or not at all."""
+    with whole_folder(folder, replace=True) as unfinished:  # a training that failed the gate may have left one
+        write(model, base, unfinished, trainable_parameters(model))
+
+
+def write(model: peft.PeftModel, base: Base, folder: Path, trained: int) -> None:
+    """Write the files of the active adapter into a folder.
+
+    Args:
+        trained: number of its weights.
+    """
+    name = model.active_adapter
     provenance = {
         "base_model": base.name,
         "base_tensors_sha256": base.sha256,
         "kind": base.kind,
-        "trainable_parameters": trainable_parameters(model),
+        "trainable_parameters": trained,
         "reached_parameters": targets.reached_parameters(model),  # of the base, in modules that the adapter changes
-        "base_parameters": sum(p.numel() for n, p in base.model.named_parameters() if "default" not in n.split(".")),
+        "base_parameters": sum(p.numel() for n, p in base.model.named_parameters() if not _added(n, model)),
         "prediction_head": vars(model.active_peft_config).get("modules_to_save") or [],
     }
-    with whole_folder(folder, replace=True) as unfinished:  # a training that failed the gate may have left one
-        model.save_pretrained(str(unfinished), save_embedding_layers=False)
-        (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's empty template; the bias card replaces it
-        (unfinished / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+    model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=[name])
+    if name != "default":  # PEFT puts it into a folder of its name
+        for file in (folder / name).iterdir():
+            file.rename(folder / file.name)
+        (folder / name).rmdir()
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty template; the bias card replaces it
+    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+
+
+def _added(name: str, model: peft.PeftModel) -> bool:
+    """Whether a parameter belongs to an adapter and not to the base."""
+    return not model.peft_config.keys().isdisjoint(name.split("."))
 
 
 def share_reached(folder: Path) -> str:

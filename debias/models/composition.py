@@ -1,4 +1,4 @@
-"""Several adapters as one model: stacked (all active at once), averaged, or added with weights."""
+"""Several adapters as one model: stacked (all active at once), averaged, or added with weights; LoRA as one folder."""
 
 from __future__ import annotations
 
@@ -26,20 +26,60 @@ def combined(
 ) -> peft.PeftModel:
     """Attach several saved adapters as one. Raises UserError if their method cannot be combined this way."""
     check(folders, combine, weights)
+    model, names = _side_by_side(base, folders, combine)
+    assert isinstance(model.base_model, BaseTuner)
+    try:
+        COMBINATIONS[combine](model.base_model, names, shares(len(names), combine, weights))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(_not_combined(combine, error)) from error
+    return model.eval()
+
+
+JOINED = "joined"  # the name of the one adapter
+
+
+def joined(
+    base: Base, folders: Sequence[str | Path], combine: str, weights: Sequence[float] | None = None
+) -> peft.PeftModel:
+    """The same as one LoRA adapter, `joined`, whose rank is the sum of theirs.
+
+    Raises UserError for other methods. Options that PEFT does not carry over make it answer otherwise, so compare.
+    """
+    check_joined(folders, combine, weights)
+    model, names = _side_by_side(base, folders, combine)
+    tuner, config = model.base_model, model.peft_config[names[0]]
+    assert isinstance(tuner, peft.LoraModel)
+    assert isinstance(config, peft.LoraConfig)
+    # The joined config will be this one with another rank, and the joined factors hold the scaling already.
+    config.use_rslora = False
+    try:
+        tuner.add_weighted_adapter(names, shares(len(names), combine, weights), JOINED, combination_type="cat")
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(_not_combined(combine, error)) from error
+    model.set_adapter(JOINED, inference_mode=True)
+    return model.eval()
+
+
+def _side_by_side(base: Base, folders: Sequence[str | Path], combine: str) -> tuple[peft.PeftModel, list[str]]:
+    """Load all adapters into one model, of which the first is active; returns their names, too."""
     model = adapters.load(base, folders[0], effect=False)  # in a sum it may add nothing
     names = ["default", *(f"part{i}" for i in range(2, len(folders) + 1))]
     try:
         for name, folder in zip(names[1:], folders[1:], strict=True):
             adapters.add(model, base, folder, name)
-        shares = list(weights or [1.0] * len(names))
-        if combine == "average":
-            shares = [share / sum(shares) for share in shares]
-        assert isinstance(model.base_model, BaseTuner)
-        COMBINATIONS[combine](model.base_model, names, shares)
     except (ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"adapter.combine={combine}: these adapters cannot be combined ({reason})") from error
-    return model.eval()
+        raise UserError(_not_combined(combine, error)) from error
+    return model, names
+
+
+def shares(number: int, combine: str, weights: Sequence[float] | None) -> list[float]:
+    """What each adapter is multiplied with: an average divides the weights by their sum."""
+    given = list(weights or [1.0] * number)
+    return [weight / sum(given) for weight in given] if combine == "average" else given
+
+
+def _not_combined(combine: str, error: Exception) -> str:
+    return f"adapter.combine={combine}: these adapters cannot be combined ({' '.join(str(error).split())[:200]})"
 
 
 def check(folders: Sequence[str | Path], combine: str, weights: Sequence[float] | None) -> None:
@@ -72,6 +112,19 @@ def check(folders: Sequence[str | Path], combine: str, weights: Sequence[float] 
         ways = [way for way, possible in POSSIBLE.items() if all(map(possible, configs))]
         remedy = f"set adapter.combine={ways[0]}" if ways else "remove adapter.combine to compare them one by one"
         raise UserError(f"adapter.combine={combine} does not work for {methods[0]} adapters; {remedy}")
+
+
+def check_joined(folders: Sequence[str | Path], combine: str, weights: Sequence[float] | None) -> None:
+    """Raise UserError for adapters that cannot be one adapter folder, before any weights load."""
+    check(folders, combine, weights)
+    configs = [adapters.saved_config(adapters.located(folder)) for folder in folders]
+    other = next((method for method in map(_method, configs) if method != "LORA"), None)
+    option = next(
+        (key for config in configs for key in ("lora_bias", "modules_to_save") if vars(config).get(key)), None
+    )
+    if other or option:
+        what = f"{other} adapters" if other else f"LoRA with {option}"
+        raise UserError(f"several {what} cannot be one adapter folder; set merge=true to write full weights")
 
 
 def _method(config: peft.PeftConfig) -> str:
