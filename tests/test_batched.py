@@ -20,7 +20,7 @@ from debias.baselines.editing import Dama
 from debias.models.base import BaseModel
 from debias.records import Masked, Span, Tokens
 from debias.scoring.batched import likeliest, mean_hidden, score, score_and_greedy, score_of_two
-from debias.scoring.layout_trial import choose_layout
+from debias.scoring.layout_trial import choose_layout, only_rounded
 from debias.scoring.layouts import Layout, masked_rows, padded
 from debias.scoring.protocols import BiasBench
 from debias.scoring.scorer import Scorer
@@ -230,3 +230,30 @@ def test_fitting_dama_makes_no_float64_on_the_device(tiny: Path) -> None:
 def test_scores_are_float64_on_the_host() -> None:
     """So that sums over thousands of texts do not depend on their order."""
     assert score(model_of("gpt2"), SPANS).dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("errors", "odd", "same"),
+    [
+        ([0.00109], 0.01, True),  # one of a hundred tokens: SmolLM2 with three adapters, alone and in a padded batch
+        ([0.00109, 0.00109], 0.01, False),  # two of a hundred
+        ([0.021], 0.01, False),  # a layer that sees too much moves a token by tenths
+        ([0.00109], 0, False),
+        ([0.0009] * 100, 0, True),
+    ],
+)
+def test_a_single_token_may_be_badly_rounded(errors: list[float], odd: float, same: bool) -> None:
+    one_E = torch.full((101,), -14.0)
+    other_E = one_E.clone()
+    other_E[: len(errors)] -= torch.tensor(errors)
+    assert only_rounded(one_E, other_E, torch.float32, odd) is same
+
+
+def test_half_precision_is_rounded_in_proportion() -> None:
+    """bfloat16 keeps 8 bits: eps is 1/128, so at -16 nats a token may move by 20/8 and half of them by 2/8."""
+    one_E = torch.full((10,), -16.0)
+    assert only_rounded(one_E + 0.25, one_E, torch.bfloat16)
+    assert not only_rounded(one_E + 0.26, one_E, torch.bfloat16)
+    one_far = torch.tensor([2.5, *[0.0] * 9])
+    assert only_rounded(one_E + one_far, one_E, torch.bfloat16)
+    assert not only_rounded(one_E + 1.1 * one_far, one_E, torch.bfloat16)
