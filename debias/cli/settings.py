@@ -119,7 +119,7 @@ class Exported:
 
     path: str | list[str]
     combine: Literal["stack", "average", "sum"] | None
-    weights: list[NotNegative] | None
+    weights: list[NotNegative] | Literal["auto"] | None
 
 
 @dataclass

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import httpx2
 import huggingface_hub
@@ -20,11 +20,12 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from debias.assets import network, sha256_of
 from debias.files import unknown, whole_folder, write_json
+from debias.jobs.weighing import weighed
 from debias.models import adapter as adapters
 from debias.models import composition
 from debias.models.base import LOADERS, Base, BaseModel, LanguageModel
 from debias.models.shared_weights import Ties, separate
-from debias.records import UserError
+from debias.records import AUTO, UserError
 
 CARD = "README.md"
 MANIFEST = "debias_export.json"  # the names of what was written, which overwrite=true may replace
@@ -37,6 +38,7 @@ class Export(NamedTuple):
         adapters: the adapter's folder, or several that are combined into one.
         combine: how several are combined.
         weights: of an average or a sum.
+        weigh: choose the weights of the sum on StereoSet dev.
         merge: merge the adapter into the base's weights and write them to `folder`.
         folder: where merged weights go, or the one adapter that several make.
         repo: OWNER/NAME on the model hub, or None.
@@ -47,6 +49,7 @@ class Export(NamedTuple):
     adapters: tuple[Path, ...]
     combine: str | None
     weights: Sequence[float] | None
+    weigh: bool
     merge: bool
     folder: Path
     repo: str | None
@@ -72,7 +75,7 @@ def planned(
     private: bool = True,
     overwrite: bool = False,
     combine: str | None = None,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Literal["auto"] | None = None,
 ) -> Export:
     """Check the request before anything is loaded. Raises UserError."""
     paths = [path] if isinstance(path, str) else list(path)
@@ -80,8 +83,12 @@ def planned(
         raise UserError("adapter.path=[] names no adapter; name a folder")
     located = tuple(adapters.located(path) for path in paths)
     adapter = located[0]
+    weigh = weights == AUTO
+    given = None if isinstance(weights, str) else weights
     if combine:
-        (composition.check if merge else composition.check_joined)(paths, combine, weights)
+        if weigh and combine != "sum":
+            raise UserError("adapter.weights=auto chooses the weights of a sum; set adapter.combine=sum")
+        (composition.check if merge else composition.check_joined)(paths, combine, given)
         if not folder:
             raise UserError(f"adapter.combine={combine} needs a place for what it makes; set folder=NAME")
     elif len(paths) > 1:
@@ -96,7 +103,7 @@ def planned(
     target = Path(folder).expanduser() if folder else adapter.with_name(f"{adapter.name}-merged")
     if merge or combine:
         _check_target(target, located, overwrite)
-    return Export(located, combine, weights, merge, target, repo, private, overwrite)
+    return Export(located, combine, given, weigh, merge, target, repo, private, overwrite)
 
 
 def _check_target(target: Path, located: Sequence[Path], overwrite: bool) -> None:
@@ -131,6 +138,8 @@ def steps(export: Export) -> list[str]:
     config = adapters.saved_config(export.adapter)
     words = []
     what = str(export.adapter)
+    if export.weigh:
+        words.append("choose the weights of the sum on StereoSet dev, so that no bias overshoots")
     if export.combine:
         what = f"the {export.combine} of {' and '.join(map(str, export.adapters))}"
     if export.merge:
@@ -151,7 +160,15 @@ def steps(export: Export) -> list[str]:
 
 def carry_out(export: Export, model: BaseModel) -> list[str]:
     """Merge and upload as planned; returns where things are now."""
-    base, done = model.load(), []
+    done: list[str] = []
+    if export.weigh:
+        weighing = weighed(model.load(), export.adapters)
+        done += weighing.lines(export.adapters)
+        used = [(one, weight) for one, weight in zip(export.adapters, weighing.weights, strict=True) if weight]
+        if len(used) < 2:
+            raise UserError("\n".join([*done, ALONE]))
+        export = export._replace(adapters=tuple(one for one, _ in used), weights=[weight for _, weight in used])
+    base = model.load()  # scoring may have changed the precision of the first one
     if export.merge:
         difference = merge(export, base)
         done.append(f"merged: {export.folder} (largest difference from the adapter: {difference:.1g} nats per token)")
@@ -166,6 +183,8 @@ def carry_out(export: Export, model: BaseModel) -> list[str]:
         done.append(f"uploaded: {upload(export.source, export.repo, export.private)}")
     return done
 
+
+ALONE = "a sum of these adapters is no better there than one of them or the base; export one, or train others"
 
 # The largest difference between log-probabilities that rounding explains, in nats, computed in float32 by both models.
 # Measured with SmolLM2 and LoRA of three sizes: 6e-4 with float32 weights; 0.37 with bf16 weights, because a sum that

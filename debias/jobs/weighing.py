@@ -21,6 +21,7 @@ from debias.models import adapter as adapters
 from debias.models import composition
 from debias.models.base import Base
 from debias.models.placement import place
+from debias.results import ADAPTER
 from debias.scoring.protocols import BiasBench
 from debias.scoring.scorer import Scorer
 
@@ -38,6 +39,20 @@ class Weighing(NamedTuple):
 
     weights: list[float]
     figures: pd.DataFrame  # columns: pairs of `base`, `predicted`, `scored` and a figure's name; index: the bias
+
+    def lines(self, folders: Sequence[Path]) -> list[str]:
+        """The weights and a table for the terminal."""
+        names = ", ".join(
+            f"{weight:.2f} x {_name(folder)}" for weight, folder in zip(self.weights, folders, strict=True)
+        )
+        head = "".join(f"{of:>20}" for of in ("base", "predicted", "scored"))
+        under = "".join(f"{figure:>{12 if figure == 'SS' else 8}}" for _ in range(3) for figure in ("SS", "ICAT"))
+        rows = (
+            f"{bias:12}"
+            + "".join(f"{row[of, 'SS']:12.1f}{row[of, 'ICAT']:8.1f}" for of in ("base", "predicted", "scored"))
+            for bias, row in self.figures.iterrows()
+        )
+        return [f"weights, chosen on StereoSet dev: {names}", f"{'':12}{head}", f"{'':12}{under}", *rows]
 
 
 class Predictor:
@@ -75,7 +90,7 @@ class Predictor:
         grid = np.arange(0.0, HIGHEST + STEP / 2, STEP)
         count = len(self.added_JE3)
         starts = [np.zeros(count), *(np.random.default_rng(0).choice(grid, (STARTS, count)))]
-        return max((self._climbed(start, grid) for start in starts), key=self.worth)
+        return max((self._climbed(start, grid) for start in starts), key=self.worth).round(2)
 
     def _climbed(self, weights_J: np.ndarray, grid: np.ndarray) -> np.ndarray:
         worth, before = self.worth(weights_J), -np.inf
@@ -107,7 +122,7 @@ def weighed(base: Base, folders: Sequence[Path]) -> Weighing:
 
     of_base = scores(None, "base")
     alone = [
-        scores(of_sum(weights), folder.resolve().parent.name)
+        scores(of_sum(weights), _name(folder))
         for folder, weights in zip(folders, (PROBED * np.eye(len(folders))).tolist(), strict=True)
     ]
     predictor = Predictor(of_base, alone)
@@ -116,7 +131,13 @@ def weighed(base: Base, folders: Sequence[Path]) -> Weighing:
     ss, lms = predictor.figures(chosen)
     predicted = pd.DataFrame({"SS": ss, "LMS": lms, "ICAT": icat(ss, lms)}, predictor.biases)
     found = {"base": _figures(of_base), "predicted": predicted, "scored": _figures(summed)}
-    return Weighing([round(float(weight), 2) for weight in chosen], pd.concat(found, axis=1))
+    return Weighing(chosen.tolist(), pd.concat(found, axis=1))
+
+
+def _name(folder: Path) -> str:
+    """An adapter goes by its run."""
+    here = folder.resolve()
+    return here.parent.name if here.name == ADAPTER else here.name
 
 
 def _by_example(scores: pd.DataFrame) -> pd.DataFrame:
@@ -126,4 +147,5 @@ def _by_example(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _figures(scores: pd.DataFrame) -> pd.DataFrame:
     means = stereoset_terms(scores).groupby("bias")[["ss", "lms"]].mean()
-    return pd.DataFrame({"SS": means.ss, "LMS": means.lms, "ICAT": icat(means.ss, means.lms)})
+    ss, lms = means["ss"].to_numpy(), means["lms"].to_numpy()
+    return pd.DataFrame({"SS": ss, "LMS": lms, "ICAT": icat(ss, lms)}, means.index)
