@@ -29,6 +29,7 @@ from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.records import Recipe, Scored, Span, Tokens, Triplet, UserError, Watch
+from debias.scoring import batched
 from debias.scoring.batched import score
 from debias.scoring.layouts import prefix_tree
 from debias.scoring.protocols import BiasBench
@@ -395,6 +396,32 @@ def test_dev_figures_are_those_of_the_evaluation(tiny: Path, tmp_path: Path, mon
     assert seen == [pytest.approx(expected)]
     before = {f.metric: f.value for f in figures if (f.bias, f.model) == ("gender", "base")}
     assert expected != before  # the look is not at the base
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_look_converts_no_weight_and_is_not_autocast(
+    precision: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a base in bfloat16, as on a GPU: base and adapter stay in their types, and the gate passes."""
+    seen: list[tuple[bool, set[torch.dtype], set[torch.dtype]]] = []
+    score_and_greedy = batched.score_and_greedy
+
+    def noted(model: Any, *rest: Any) -> Any:
+        if rest[-1] is not None:  # the gate shows no progress
+            seen.append((torch.is_autocast_enabled("cpu"), *types(model)))
+        return score_and_greedy(model, *rest)
+
+    monkeypatch.setattr("debias.training.stage.batched.score_and_greedy", noted)
+    plan = tuning(partial(TRAINER, precision=precision), epochs=1, watch=Watch(every=2, limit=2, stop_at=None))
+    adapted, _ = train(plan, twenty(), BaseModel(str(tiny), dtype="bf16").load(), tmp_path, tmp_path / "adapter")
+    assert seen == [(False, {torch.bfloat16}, {torch.float32})] * 2
+    assert types(adapted) == ({torch.bfloat16}, {torch.float32})
+
+
+def types(model: Any) -> tuple[set[torch.dtype], set[torch.dtype]]:
+    """Of the frozen weights and of the trained ones."""
+    frozen, trained = ({p.dtype for p in model.parameters() if p.requires_grad is of} for of in (False, True))
+    return frozen, trained
 
 
 # ---------------------------------------------------------------- several processes

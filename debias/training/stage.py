@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import peft
 import pytorch_lightning as pl
 import torch
@@ -32,9 +33,9 @@ from debias.results import code_sha256, text_sha256
 from debias.scoring import batched, likelihood
 from debias.scoring.layout_trial import choose_layout
 from debias.scoring.layouts import ROW, Layout
-from debias.scoring.protocols import BiasBench
+from debias.scoring.protocols import BiasBench, Pieces
 from debias.scoring.reference import Ask, Said, ask
-from debias.scoring.scorer import Scorer, keep_scores, kept_scores
+from debias.scoring.scorer import keep_scores, kept_scores
 from debias.training import module as training
 from debias.training.arithmetic import bf16_pays, fast_kernels, frozen_in_bf16
 from debias.training.balance import Balance, Nothing, Pair, aims, of_pairs
@@ -51,6 +52,7 @@ from debias.wording import counted, plural
 log = logging.getLogger(__name__)
 
 PROBE = 8  # examples that the gate scores
+LOOK = 512  # positions of a forward pass of a look at the dev set
 # Positions of a tree's row in training on a CPU. Training texts share little, so one long row is mostly a mask; three
 # self-generated texts fit into this one.
 CPU_ROW = 160
@@ -106,7 +108,8 @@ def train(
     layout = choose_layout(adapted, base.kind, longest, row)
     kernels = partial(fast_kernels, base.model.device, max(longest, row))
     mix_lengths = tuning.data.match in ("steps", "tokens")
-    dev_set = DevSet(base, recipe.watch, tuning.data.bias) if recipe.watch.every else None
+    watches = recipe.watch.every is not None
+    dev_set = DevSet(base, recipe.watch, tuning.data.bias, _max_positions(tuning, base)) if watches else None
     needs_base = bool(recipe.retention or pairs) or tuning.objective.needs_base
     batches = SpanData(
         trained_on, layout, recipe.batch_size, tuning.seed, neutral, num_neutral, mix_lengths, dev_set is not None,
@@ -148,7 +151,8 @@ def train(
 def rounds_base(tuning: Tuning, model: LanguageModel) -> bool:
     """Whether training rounds the frozen weights to bfloat16: on a CPU where that pays, unless the run says otherwise.
 
-    A look at the dev set scores in float32, so with `training.watch` the weights stay in it.
+    A look at the dev set scores with the weights as they are, and the evaluation with exact ones. So with
+    `training.watch` they stay exact.
     """
     on_cpu, watches = model.device.type == "cpu", tuning.recipe.watch.every is not None
     return on_cpu and not watches and _option(tuning, "precision") == "auto" and bf16_pays(model)
@@ -277,18 +281,35 @@ class DevSet:
         base: the loaded base.
         watch: says how many examples to score per bias.
         bias: the targeted bias.
+        limit: most tokens of a text; None: any number.
+
+    Raises UserError if every example is longer.
     """
 
-    def __init__(self, base: Base, watch: Watch, bias: str) -> None:
-        self.base, self.bias = base, bias
-        self.benchmark = StereoSet(BiasBench(), split="dev", limit=watch.limit)
-        self.candidates = self.benchmark.candidates(base.tokens)
+    def __init__(self, base: Base, watch: Watch, bias: str, limit: int | None) -> None:
+        self.kind, self.bias, protocol = base.kind, bias, BiasBench()
+        candidates = StereoSet(protocol, split="dev", limit=watch.limit).candidates(base.tokens)
+        reading = protocol.reading(base.tokens, any(candidate.cloze for candidate in candidates))
+        spans_of = [list(spans) for spans in reading.spans(candidates, base.tokenizer)]
+        kept = [spans if all(fits(span, limit) for span in spans) else [] for spans in spans_of]
+        self.spans = [span for spans in kept for span in spans]
+        if not self.spans:
+            raise UserError(f"no example of StereoSet dev is within {limit} tokens; set training.watch.every=null")
+        self.candidate_S = np.repeat(np.arange(len(kept)), [len(spans) for spans in kept])
+        self.rows = pd.DataFrame([c[:4] for c in candidates], columns=["example", "candidate", "bias", "target"])
+        self.score, self.ties = reading.score, protocol.ties
 
     def __call__(self, model: peft.PeftModel) -> dict[str, float]:
-        """The figures by name."""
-        scorer = Scorer(self.base, model, "32", 512, cache=None)
-        rows = scorer.score(self.candidates, self.benchmark.protocol, self.benchmark.name)
-        terms = stereoset_terms(rows, self.benchmark.protocol.ties)
+        """The figures by name. They are computed in the types in which the weights are held, which stay as they are."""
+        longest = max(span.num_positions for span in self.spans)
+        with torch.autocast(model.device.type, enabled=False):
+            layout = choose_layout(model, self.kind, longest, LOOK)
+            answer_S2 = batched.score_and_greedy(model, self.spans, layout, LOOK, bar("looking at StereoSet dev"))
+        if not np.isfinite(answer_S2).all():
+            raise UserError("log-probabilities of StereoSet dev are NaN or inf: training diverged; lower training.lr")
+        num_S = np.array([span.num_tokens for span in self.spans], dtype=float)
+        pieces = Pieces(answer_S2[:, 0], answer_S2[:, 1].astype(bool), num_S, self.candidate_S, len(self.rows))
+        terms = stereoset_terms(self.rows.assign(score=self.score(pieces)), self.ties)
         mine = terms[terms["bias"] == self.bias] if self.bias in set(terms["bias"]) else terms
         ss, lms = mine["ss"].to_numpy(), mine["lms"].to_numpy()
         return {"SS": float(ss.mean()), "LMS": float(lms.mean()), "ICAT": float(icat_of_terms(ss, lms))}
