@@ -216,11 +216,6 @@ class RunFolder:
             self.opened = "resuming the unfinished run in this folder"
         return True
 
-    def is_finished(self) -> bool:
-        """Whether the folder holds this run, finished."""
-        before = self._status()
-        return before.get("state") == "done" and all(before.get(what) == self.identity[what] for what in self.identity)
-
     def _without_a_run(self, what: str) -> str:
         """What is wrong with a folder that has files, but not what this job would continue."""
         if any(self.path.glob("*/status.json")):

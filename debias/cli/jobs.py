@@ -17,7 +17,7 @@ from debias.cli.config import make
 from debias.cli.job_context import claimed, logged, recorded, run_folder, set_folder, tracked
 from debias.cli.settings import Doctor, Evaluate, Export, Generate, Run, Show, settings_of
 from debias.cli.terminal import console, next_step, page, quieten, shown
-from debias.models.ranks import launched_rank
+from debias.models.ranks import Say, launched_rank, leading
 from debias.records import UserError
 from debias.schema import checked
 from debias.wording import counted
@@ -31,15 +31,20 @@ def run_job(cfg: DictConfig) -> None:
     """Train and score. If a launcher started several processes, the first runs the job and the others help to train."""
     settings = settings_of(cfg, Run)
     _check_bias_is_named()
-    data, benchmarks = make(cfg.data), make_benchmarks(cfg)
-    folder = run_folder(cfg, [data, *benchmarks])
-    if launched_rank() > 0:
+    if launched_rank() > 0:  # it looks at no folder: what there is to do is decided once, by the first process
         from debias.jobs import cost, run
 
         if settings.threads:
             cost.set_threads(settings.threads)
-        run.assist(folder, _tuning(cfg, settings, data), make(cfg.model))
+        run.assist(_tuning(cfg, settings, make(cfg.data)), make(cfg.model))
         return
+    with leading() as say:
+        _lead(cfg, settings, say)
+
+
+def _lead(cfg: DictConfig, settings: Run, say: Say) -> None:
+    data, benchmarks = make(cfg.data), make_benchmarks(cfg)
+    folder = run_folder(cfg, [data, *benchmarks])
     with claimed(cfg, folder) as to_do:
         if to_do:
             tuning, model = _tuning(cfg, settings, data), make(cfg.model)
@@ -54,7 +59,8 @@ def run_job(cfg: DictConfig) -> None:
 
                 report = RunReport(cfg.data.bias, settings.outcome)
                 tuning = tuning._replace(logger=tracking.logger)
-                tracking.scored(run.run(folder, tuning, model, settings.scoring, benchmarks, report, settings.show))
+                evaluation = run.run(folder, tuning, model, settings.scoring, benchmarks, report, settings.show, say)
+                tracking.scored(evaluation)
 
 
 def _tuning(cfg: DictConfig, settings: Run, data: Mixture) -> Tuning:

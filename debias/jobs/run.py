@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import peft
 import torch
@@ -16,6 +17,7 @@ from debias.jobs.show import written
 from debias.models import adapter as adapters
 from debias.models.base import Base, BaseModel
 from debias.models.placement import device, place
+from debias.models.ranks import Say, following
 from debias.progress import duration, outlook, stage
 from debias.records import Scoring, Triplet, UserError, Writing
 from debias.report.one_run.report import RunReport, write_reports
@@ -24,6 +26,7 @@ from debias.results import ADAPTER, RunFolder, data_sha256
 from debias.scoring.scorer import Scorer
 from debias.scoring.spans import start_token
 from debias.training.balance import Nothing
+from debias.training.module import CHECKPOINT
 from debias.training.stage import Tuning, rounds_base, train
 from debias.wording import counted
 
@@ -41,9 +44,18 @@ def run(
     benchmarks: Sequence[Benchmark],
     report: RunReport,
     writing: Writing | None = None,
+    say: Say = lambda message: None,
 ) -> Evaluation:
-    """Train an adapter unless the folder has one, score the base and the debiased model, write the reports."""
-    cost = Cost(folder.path)
+    """Train an adapter unless the folder has one, score the base and the debiased model, write the reports.
+
+    Args:
+        say: tells the processes that help to train what `assist` waits for.
+    """
+    cost, target = Cost(folder.path), folder.path / ADAPTER
+    if target.is_dir():
+        say(None)
+    else:
+        say({"folder": str(folder.path), "resumes": (folder.path / CHECKPOINT).is_file()})
     with cost.stage("load"), stage("load the model", said=True):
         base = model.load()  # refuse a model that cannot be scored before a chat model is paid for the data
     log.info("model: %s on %s, %s", base.name, device().type, counted(torch.get_num_threads(), "thread"))
@@ -69,12 +81,12 @@ def run(
     for note in checked.notes:
         log.info("note: %s", note)
 
-    target = folder.path / ADAPTER
     with outlook(_work(tuning, checked.triplets, to_score, rounds_base(tuning, base.model))):
         if target.is_dir():
             log.info("adapter: already trained")
             adapted = adapters.load(base, target)
         else:
+            say(checked.triplets)
             with cost.stage("train") as spent, stage("train", said=True):
                 adapted, trained = train(tuning, checked.triplets, base, folder.path, target)
                 spent.update(trained._asdict())
@@ -131,12 +143,28 @@ def _work(tuning: Tuning, triplets: Sequence[Triplet], to_score: Sequence[Prepar
     return {"ask": read, "train": 3.0 * read * recipe.epochs, "score base": scored, "score debiased": scored}
 
 
-def assist(folder: RunFolder, tuning: Tuning, model: BaseModel) -> None:
-    """Take part in the training of a run that another process manages (`torchrun`, `srun`), and in nothing else."""
-    target = folder.path / ADAPTER
-    if not folder.is_finished() and not target.is_dir():
-        triplets = tuning.data.load(tuning.seed).triplets
-        train(tuning.settled(triplets)[0], triplets, model.load(), folder.path, target)
+def assist(tuning: Tuning, model: BaseModel) -> None:
+    """Take part in the training of a run that another process manages (`torchrun`, `srun`), and in nothing else.
+
+    That process decides whether and where to train, and reads the data: what this one found in the folder of the run or
+    of a generated set might be older or newer.
+
+    Raises UserError if that process fails, or if this one does not see its files.
+    """
+    with following() as hear:
+        if (work := hear()) is None:
+            return
+        base = model.load()  # meanwhile the first process loads it too
+        if (sentences := hear()) is None:
+            return
+    folder, triplets = Path(work["folder"]), [Triplet(*sentence) for sentence in sentences]
+    if (folder / CHECKPOINT).is_file() != work["resumes"]:
+        one, other = ("the first", "this") if work["resumes"] else ("this", "the first")
+        raise UserError(
+            f"{folder}: {one} process sees a checkpoint here, but {other} one does not; "
+            "put the run folder on a disk that all machines share"
+        )
+    train(tuning.settled(triplets)[0], triplets, base, folder, folder / ADAPTER)
 
 
 def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Prepared]) -> dict[str, int]:
