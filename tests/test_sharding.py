@@ -9,19 +9,25 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from command import FORKED
+from peft import get_peft_model
 from safetensors.torch import load_file
 from test_config import composed
 from test_stage import TRAINER, losses, trained, tuning, twenty
+from torch import nn
+from zoo import build
 
 from debias.cli.build import make_adapter
 from debias.models.base import BaseModel
+from debias.models.targets import layers
 from debias.records import UserError, Watch
 from debias.training import module as training
+from debias.training import sharding
 from debias.training.callbacks import LossCurve
 from debias.training.gate import Gate
 from debias.training.module import make_trainer
@@ -156,3 +162,36 @@ def test_what_cannot_go_on_ends_in_all_processes(divided: Path) -> None:
 def test_without_a_launcher_it_says_how_to_start() -> None:
     with pytest.raises(UserError, match="torchrun --nproc-per-node 2 -m debias run trainer=fsdp"):
         make_trainer(strategy="fsdp", accelerator="cpu", logger=False)
+
+
+@pytest.mark.parametrize(("rank", "aside"), [("0", "cpu"), ("1", "meta")])
+def test_the_whole_base_leaves_the_device_layer_by_layer(
+    rank: str, aside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training a device holds shards alone. The first process keeps the whole in host memory, the others nothing."""
+    monkeypatch.setenv("RANK", rank)
+    whole = get_peft_model(build("llama"), make_adapter(composed("run", "adapter=lora").adapter))
+    expected = {name: weight.clone() for name, weight in whole.state_dict().items()}
+    originals = [layer for _, layer in layers(whole.get_base_model())]
+    gone: list[int] = []  # layers that have left, whenever something is sharded
+
+    def shard(module: nn.Module, mesh: None) -> None:
+        assert {p.device.type for p in module.parameters()} == {"cpu"}
+        gone.append(sum(p.device.type == "meta" for layer in originals for p in layer.parameters()))
+
+    monkeypatch.setattr(sharding, "fully_shard", shard)
+    shards = sharding.sharded(whole, None)  # type: ignore[arg-type]
+    each = sum(1 for _ in originals[0].parameters())
+    assert gone == ([0, 0, 0] if aside == "cpu" else [0, each, 2 * each])
+    assert {weight.device.type for weight in whole.state_dict().values()} == {aside}
+    assert all(torch.equal(weight, expected[name]) for name, weight in shards.state_dict().items())
+    own = {p.data_ptr() for p in shards.parameters()}
+    assert not own & {p.data_ptr() for p in whole.parameters() if p.device.type == "cpu"}
+
+
+def test_the_whole_model_goes_back_to_where_its_shards_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gate and scoring must not run on the CPU beside an idle GPU; `meta` stands in for that."""
+    whole = get_peft_model(build("llama"), make_adapter(composed("run", "adapter=lora").adapter))
+    monkeypatch.setattr(sharding, "get_model_state_dict", lambda *_, **__: whole.state_dict())
+    shards: Any = SimpleNamespace(parameters=lambda: iter([torch.empty(1, device="meta")]))
+    assert {p.device.type for p in sharding.gathered(shards, whole).parameters()} == {"meta"}

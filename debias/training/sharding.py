@@ -1,8 +1,9 @@
-"""FSDP: train a base that is too large for any one device (`trainer=fsdp`).
+"""FSDP: share the memory of training among devices (`trainer=fsdp`).
 
-Each process holds a shard of every layer. A layer's weights are gathered when it computes and freed afterwards, so a
-device needs room for its shards, one whole layer and the activations. Only training is sharded: the whole model stays
-in host memory, takes the trained weights back at the end, and is scored by rank 0.
+Each process holds a shard of every layer. A layer's weights are gathered when it computes and freed afterwards, so in
+training a device needs room for its shards, one whole layer and the activations. Before and after training a device
+holds the whole model, as with any other trainer. Meanwhile the first process keeps the whole model in host memory; it
+takes the trained weights back at the end and scores.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import copy
 
 import peft
+import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel
 
-from debias.models.ranks import launched_processes
+from debias.models.ranks import launched_processes, launched_rank
 from debias.models.targets import layers
 from debias.records import UserError
 
@@ -39,7 +42,9 @@ def sharded(model: peft.PeftModel, mesh: DeviceMesh) -> peft.PeftModel:
         raise UserError("trainer=fsdp cannot shard quantised weights; remove model.quantization, or use trainer=ddp")
     # `fully_shard` replaces parameters in place, and the whole model must survive: shard a copy. The copy first shares
     # the layers' weights with the original (the memo of `deepcopy`), then each layer is copied and sharded in turn, so
-    # that no more than one layer is in memory twice.
+    # that no more than one layer is in memory twice. A layer that has been sharded leaves the device. Only the first
+    # process needs the whole model again; of the others' nothing but its shapes is kept.
+    aside = torch.device("cpu" if launched_rank() == 0 else "meta")
     of_layers = (p for _, layer in layers(base) for p in layer.parameters())
     copied = copy.deepcopy(model, {id(p): p for p in of_layers})
     copied_base = _base_of(copied)
@@ -47,15 +52,21 @@ def sharded(model: peft.PeftModel, mesh: DeviceMesh) -> peft.PeftModel:
         own = copy.deepcopy(layer, {id(b): b for b in layer.buffers()})
         copied_base.set_submodule(name, own)
         fully_shard(own, mesh=mesh)
+        base.get_submodule(name).to(aside)
     fully_shard(copied, mesh=mesh)
+    nn.Module.to(model, aside)
     return copied
 
 
 def gathered(shards: peft.PeftModel, whole: peft.PeftModel) -> peft.PeftModel:
-    """The whole model with the weights of its sharded copy. All processes must call this; rank 0 gets the weights."""
+    """The whole model with the weights of its sharded copy, where that was. All processes must call this.
+
+    Rank 0 gets the weights; the others get a model without any.
+    """
     state = get_model_state_dict(shards, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if state:
         whole.load_state_dict(state)
+        nn.Module.to(whole, next(shards.parameters()).device)
     return whole
 
 
