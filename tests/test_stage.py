@@ -34,7 +34,7 @@ from debias.scoring.batched import score
 from debias.scoring.layouts import prefix_tree
 from debias.scoring.protocols import BiasBench
 from debias.scoring.scorer import Scorer
-from debias.training import arithmetic, balance, objectives
+from debias.training import arithmetic, balance, objectives, stage
 from debias.training import module as training
 from debias.training.callbacks import LossCurve
 from debias.training.gate import Gate, GateError
@@ -583,3 +583,20 @@ def test_every_adapter_trains_beside_a_rounded_base(
     adapter = make_adapter(composed("run", f"adapter={name}").adapter)
     tensors = trained(tiny, tmp_path / name, plan._replace(adapter=adapter))
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+def test_the_base_is_asked_about_the_steps_that_are_trained(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs of ceil(2 / 4) steps of 4 sentences: 8 of the 20. A large source would be asked for hours."""
+    asked: list[Scored] = []
+    once = stage.ask
+    monkeypatch.setattr(stage, "ask", lambda model, spans, *more: asked.extend(spans) or once(model, spans, *more))
+    plan = tuning()
+    plan.data.match, plan.data.match_to = "steps", 2
+    steps = fitted(tiny, tmp_path / "few", plan).steps
+    neutral = {span.ids for span in FewTexts().spans(BaseModel(str(tiny)).load(), True)} | {(1, 2, 3)}  # and a trial
+    assert (steps, len({span.ids for span in asked if span.num_tokens} - neutral)) == (2, 8)
+    asked.clear()
+    fitted(tiny, tmp_path / "all", tuning())
+    assert len({span.ids for span in asked if span.num_tokens} - neutral) == 20

@@ -136,11 +136,12 @@ def _work(tuning: Tuning, triplets: Sequence[Triplet], to_score: Sequence[Prepar
     others = recipe.num_neutral * NEUTRAL if recipe.retention else 0.0
     if recipe.balance and not isinstance(tuning.balance, Nothing):
         others += 2 * recipe.num_pairs * length
-    read = number * (length + others / recipe.batch_size)
+    read = number * (length + others / recipe.batch_size)  # in an epoch
+    distinct = 1.0 if data.match is None else min(len(triplets), number * recipe.epochs) / number
     scored = sum(work_of(candidates) for _, candidates in to_score)
     if rounded:
         read *= ROUNDED
-    return {"ask": read, "train": 3.0 * read * recipe.epochs, "score base": scored, "score debiased": scored}
+    return {"ask": distinct * read, "train": 3.0 * read * recipe.epochs, "score base": scored, "score debiased": scored}
 
 
 def assist(tuning: Tuning, model: BaseModel) -> None:

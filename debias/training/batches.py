@@ -95,6 +95,7 @@ class SpanData(pl.LightningDataModule):
         self.neutral, self.num_neutral, self.mix_lengths = list(neutral), num_neutral, mix_lengths
         self.has_dev_set, self.ask, self.kl, self.weight = has_dev_set, ask, kl, weight
         self.pairs, self.aims, self.num_pairs = list(pairs), list(aims), num_pairs if pairs else 0
+        self.steps: int | None = None  # optimiser steps of the whole training, where they end it within an epoch
         self.said: dict[int, Said] = {}  # by number of the span
         width = len(self.examples[0]) if self.examples else 1
         # Spans of all texts one after another, and the numbers of each text's spans.
@@ -150,9 +151,10 @@ class SpanData(pl.LightningDataModule):
             for step in self.batches(trainer.current_epoch, devices * accumulated)
             for part in self.divided(step, devices, accumulated)[trainer.global_rank :: devices]
         ]
-        self._ask_all(index for part in parts for index in part.texts)
         loop = trainer.fit_loop
         done = loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0
+        left = None if self.steps is None else (self.steps - trainer.global_step) * accumulated
+        self._ask_all(index for part in parts[done:][:left] for index in part.texts)
         sampler = _Resumed(range(len(parts)), done)
         return DataLoader(parts, batch_size=None, sampler=sampler, collate_fn=self.lay)  # type: ignore[arg-type]
 
@@ -189,7 +191,7 @@ class SpanData(pl.LightningDataModule):
         return Step(batch, told, weight, num_context, part.parts, aim_P, num_pairs)
 
     def _ask_all(self, chosen: Iterable[int]) -> None:
-        """Ask the base about the texts of an epoch that it has not been asked about.
+        """Ask the base about chosen texts that it has not been asked about.
 
         Examples, neutral texts and pairs are asked about apart, and a moderate number of neutral texts as a whole, so
         that the runs of a sweep find the answers in the cache whatever their seeds draw.

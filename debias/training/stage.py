@@ -121,7 +121,7 @@ def train(
     gate = Gate(adapted, [span for texts in trained_on[:PROBE] for span in texts], layout)
     if recipe.gradient_checkpointing:
         _checkpoint_gradients(adapted)
-    steps = _matched_steps(tuning, base, batches)
+    steps = batches.steps = _matched_steps(tuning, base, batches)
     module = training.Debiaser(adapted, tuning.objective, recipe, tuning.seed, steps, dev_set)
 
     keep = partial(_keep, adapted, base, folder / "adapter.before_divergence")  # picklable, for ddp_spawn
