@@ -43,6 +43,11 @@ class Stage:
         self.worked = 0.0
         self.portion = Portion(0.0, 0.0)  # what the stage within this one works on
         self.had_work = False  # whether there was such a stage
+        self.waited = 0.0  # seconds in which nothing was done because another process does it
+
+    def worked_for(self, now: float) -> float:
+        """Seconds of work, without those of waiting."""
+        return now - self.begun - self.waited
 
     def share(self, inner: float) -> float:
         """How much of the work is done, from 0 to 1, if so much of its portion is."""
@@ -133,7 +138,7 @@ class _Shown:
         """Show it no longer."""
         if self.screen is not None and len(self.stages) == 1:
             self.screen.refresh()
-        self.outlook.end(stage.part, self.clock() - stage.begun)
+        self.outlook.end(stage.part, stage.worked_for(self.clock()))
         self.stages.remove(stage)
         if not self.stages:
             self.over.set()
@@ -175,7 +180,7 @@ class _Shown:
         """The time left of the whole run where that is known, as in `4 min left`."""
         share, left = 0.0, ""
         for stage in reversed(self.stages):
-            share, seconds = stage.share(share), self.clock() - stage.begun
+            share, seconds = stage.share(share), stage.worked_for(self.clock())
             if share:  # the outermost stage that can be counted knows most
                 left = f"{duration(seconds * (1 - share) / share + self.outlook.after(stage, share, seconds))} left"
         return left
@@ -236,6 +241,17 @@ def report(shown: Stage, done: float, detail: str | None = None, total: float | 
     if detail is not None:
         shown.detail = detail
     _shown.show()
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Wait for another process; the time left is estimated from the other time."""
+    begun = _shown.clock()
+    try:
+        yield
+    finally:
+        for shown in _shown.stages:
+            shown.waited += _shown.clock() - begun
 
 
 @contextmanager

@@ -130,3 +130,15 @@ def test_a_terminal_shows_our_words_and_one_estimate(
     assert "57/114" in shown
     assert shown.count(" left") >= 1
     assert "2 min left" in shown  # 60 s of training and 80 s of scoring
+
+
+def test_time_spent_waiting_for_another_process_is_not_work(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Ten parts of 10 s, with ten minutes between the fourth and the fifth: 60 s are left, not a quarter of an hour."""
+    with stage("score", 10) as shown:
+        for part in range(1, 5):
+            clock.now += 10
+            report(shown, part)
+        with progress.waiting():
+            clock.now += 600
+        report(shown, 4)
+    assert lines(caplog)[-1] == "score 4/10, 60 s left"

@@ -15,6 +15,7 @@ import platformdirs
 
 from debias.files import disk_error, remove_unfinished
 from debias.locks import Lock
+from debias.progress import waiting
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ def made_by_one(path: Path, work: str) -> Iterator[None]:
     lock = Lock(path.with_name(f"{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.wait(work)
+        with waiting():
+            lock.wait(work)
     except OSError as error:
         warn(error)
         yield
