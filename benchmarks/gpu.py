@@ -1,11 +1,16 @@
-"""Speed and memory on one GPU, beside what people use: `python benchmarks/gpu.py --out gpu.jsonl`, about eight minutes.
+"""Speed and memory on one GPU, beside what people use: `python benchmarks/gpu.py`, at most eight minutes.
 
-Each part runs in a process of its own, one after another, and prints a JSON line for each measurement; the table at the
-end is Markdown. Models of 1.2B and 8B have random weights, made on the spot: time and memory do not depend on meaning.
-Without a GPU the same parts run with a tiny model (`--tiny`), as a rehearsal.
+    python benchmarks/gpu.py                       # the parts that eight minutes allow, the most important first
+    python benchmarks/gpu.py --minutes 30          # all parts
+    python benchmarks/gpu.py --only "train 1b"     # the parts with this in their name, and what they need
+    python benchmarks/gpu.py --tiny                # a rehearsal of every kind of part, on any machine
+    python benchmarks/gpu.py --table gpu.jsonl     # the tables of an earlier command
 
-Parts: `score` (StereoSet test: padded batches as harnesses score them, prefix trees as debias does), `train` (one
-epoch: `transformers.Trainer` with PEFT, and debias without and with the KL term), `run` (`debias run` as a whole).
+A part is a process (`gpu_parts.py`) that prints a JSON line for each measurement. It is stopped after its limit, or at
+the end of the minutes; what it had measured by then is kept, and the next part begins. All lines go to gpu.jsonl. At
+the end the command prints Markdown tables of them. Its exit status is 1 if a part failed or ran into its own limit.
+Models of 1.2B and 8B have random weights, made on the spot: time and memory do not depend on meaning. The CPU's parts
+run the same code with the GPU hidden; without a GPU they are all there is.
 """
 
 from __future__ import annotations
@@ -13,331 +18,292 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+Line = dict[str, Any]  # a measurement, as the parts print it
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-SIZES = {  # hidden, feed-forward, layers, heads, key-value heads, vocabulary, tied embeddings
-    "tiny": (64, 176, 2, 4, 2, 49_152, True),
-    "1b": (2048, 8192, 16, 32, 8, 128_256, True),
-    "8b": (4096, 14_336, 32, 32, 8, 128_256, False),
-}
+# A run that takes seconds.
+SMALL = ("eval=[stereoset]", "eval.stereoset.limit=4", "eval.stereoset.whole=[]", "training.epochs=1", "show.samples=0")
+LEAST = 10.0  # seconds; a part needs them to import what it uses
 
 
-def say(**facts: Any) -> None:
-    """One measurement."""
-    print(json.dumps(facts), flush=True)
+class Part(NamedTuple):
+    """A process of the plan."""
+
+    name: str
+    words: tuple[str, ...]  # of gpu_parts.py
+    limit: float  # seconds
+    needs: tuple[str, ...] = ()  # parts that must have ended well
+    cache: str = ""  # whose cache it reads and writes; empty: its own, so that nothing is read from an earlier part
+    on_cpu: bool = False  # the GPU is hidden
 
 
-def clocked(work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Result, seconds, and peak GPU memory in GB."""
-    if CUDA:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    result = work()
-    if CUDA:
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - start, torch.cuda.max_memory_allocated() / 1e9 if CUDA else 0.0
+def plan(folder: Path, tiny: bool = False, gpu: bool = True) -> list[Part]:
+    """All parts, the most important first.
 
+    Args:
+        folder: where models are made.
+        tiny: every kind of part, with a model that takes seconds.
+        gpu: whether there is one; without it, the CPU's parts alone.
+    """
 
-def random_model(size: str, folder: Path) -> None:
-    """A Llama with random bf16 weights and SmolLM2's tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    def made(size: str) -> str:
+        return str(folder / size)
 
-    from debias.models.base import BaseModel
-
-    width, inner, layers, heads, shared, vocabulary, tied = SIZES[size]
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=shared, max_position_embeddings=8192, tie_word_embeddings=tied,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(DEVICE):
-        model = LlamaForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder, max_shard_size="4GB")
-    BaseModel("smollm2").tokens().tokenizer.save_pretrained(folder)
-
-
-# ---------------------------------------------------------------- parts
-
-
-def score(model: str, precision: str, examples: int | None) -> None:
-    """Milliseconds a sentence of StereoSet test, padded and as prefix trees, and the share of the peak."""
-    import numpy as np
-    import pandas as pd
-
-    from debias.benchmarks import metrics
-    from debias.benchmarks.stereoset import StereoSet
-    from debias.models.base import BaseModel
-    from debias.scoring import batched
-    from debias.scoring.layout_trial import choose_layout
-    from debias.scoring.protocols import Conditional
-
-    base, seconds, _ = clocked(lambda: BaseModel(model).load())
-    say(part="score", model=model, way="load", seconds=round(seconds, 1))
-    dtype = {"32": torch.float32, "bf16": torch.bfloat16}[precision]
-    base.model.to(DEVICE, dtype)
-    protocol = Conditional()
-    candidates = StereoSet(protocol, limit=examples).candidates(base.tokens)
-    reading = protocol.reading(base.tokens)
-    spans: list[Any] = [s for several in reading.spans(candidates, base.tokenizer) for s in several]
-    tokens = np.array([span.num_tokens for span in spans])
-    parameters = sum(p.numel() for p in base.model.parameters())
-    size = 8192 if CUDA else 512
-    left, right = torch.randn(2, size, size, device=DEVICE).to(dtype)
-    _ = left @ right
-    _, seconds, _ = clocked(partial(_products, left, right))
-    peak = 20 * size**3 / seconds
-    del left, right
-
-    def told(way: str, scores: Any, seconds: float, memory: float, computed: int) -> None:
-        terms = metrics.stereoset_terms(pd.DataFrame(candidates).assign(score=scores / tokens))
-        say(
-            part="score", model=model, precision=precision, way=way, sentences=len(spans),
-            ms=round(1e3 * seconds / len(spans), 4), memory_gb=round(memory, 2),
-            of_peak=round(2 * parameters * computed / seconds / peak, 3), peak_tflops=round(peak / 1e12, 1),
-            ss=round(float(terms["ss"].mean()), 2), lms=round(float(terms["lms"].mean()), 2),
-        )  # fmt: skip
-
-    def padded(batch: int) -> Any:
-        """Length-sorted padded batches, logits everywhere: what harnesses do."""
-        order = sorted(range(len(spans)), key=lambda i: -len(spans[i].ids))
-        found = np.zeros(len(spans))
-        with torch.inference_mode():
-            for k in range(0, len(order), batch):
-                part = order[k : k + batch]
-                ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(spans[i].ids) for i in part], batch_first=True)
-                real = torch.nn.utils.rnn.pad_sequence([torch.ones(len(spans[i].ids)) for i in part], batch_first=True)
-                ids, real = ids.to(DEVICE), real.long().to(DEVICE)
-                logprob = base.model(input_ids=ids, attention_mask=real).logits[:, :-1].float().log_softmax(-1)
-                found[part] = (logprob.gather(2, ids[:, 1:, None])[..., 0] * real[:, 1:]).sum(1).cpu().numpy()
-        return found
-
-    for batch in (64, 512) if CUDA else (16,):
-        padded(batch) if batch == 64 else None
-        scores, seconds, memory = clocked(partial(padded, batch))
-        told(f"padded {batch}", scores, seconds, memory, int(tokens.sum()))
-    longest = max(span.num_positions for span in spans)
-    layout, seconds, _ = clocked(lambda: choose_layout(base.model, longest=longest))
-    say(part="score", model=model, way="choose layout", layout=layout.name, seconds=round(seconds, 2))
-    auto = batched.budget(base.model)
-    computed = sum(int(layout([spans[i] for i in pack]).real_BT.sum()) for pack in layout.packs(spans, auto))
-    for budget in dict.fromkeys([auto, auto, 4096, 32_768] if CUDA else [auto]):
-        batched.score(base.model, spans[:300], layout, budget)
-        scores, seconds, memory = clocked(partial(batched.score, base.model, spans, layout, budget))
-        told(f"prefix trees {budget}{' (default)' if budget == auto else ''}", scores, seconds, memory, computed)
-
-
-def _products(left: torch.Tensor, right: torch.Tensor) -> None:
-    for _ in range(10):
-        left @ right
-
-
-def train(way: str, model: str, sentences: int, batch: int) -> None:
-    """Seconds and memory of one epoch with a LoRA adapter on all linear layers."""
-    import peft
-    import pytorch_lightning as pl
-
-    from debias.data.triplets import TripletFile
-    from debias.models import adapter as adapters
-    from debias.models.base import BaseModel
-    from debias.scoring.encoding import encode
-
-    pl.seed_everything(1, verbose=False)
-    base = BaseModel(model).load()
-    base.model.to(DEVICE)
-    adapted = adapters.attach(base, peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-    texts = encode(TripletFile("gender").load().triplets[:sentences], base.tokens)
-    tokens = sum(len(text.ids) for text in texts)
-    with tempfile.TemporaryDirectory() as folder:
-        ways = {"trainer": _trainer, "debias": partial(_debias, 0.0), "debias with KL": partial(_debias, 2.0)}
-        work = ways[way](base, adapted, texts, batch, Path(folder))
-        for turn in ("first", "again"):  # the first one pays for what a process needs once
-            for parameter in adapted.parameters():
-                parameter.grad = None
-            _, seconds, memory = clocked(work)
-            say(
-                part="train", way=way, model=model, turn=turn, sentences=len(texts), batch=batch,
-                seconds=round(seconds, 2), tokens_s=round(tokens / seconds), memory_gb=round(memory, 2),
-            )  # fmt: skip
-        if os.environ.get("PROFILE"):
-            profiled(work, way=way, model=model)
-
-
-def profiled(work: Callable[[], Any], **facts: Any) -> None:
-    """What takes the time: the ten functions with most time of their own, on the host and on the GPU."""
-    from torch.profiler import ProfilerActivity, profile
-
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
-    with profile(activities=activities) as found:
-        work()
-    events = found.key_averages()
-    for column in ("self_cpu_time_total", *(("self_device_time_total",) if CUDA else ())):
-        top = sorted(events, key=lambda event: -getattr(event, column))[:10]
-        total = sum(getattr(event, column) for event in events)
-        shown = [f"{e.key[:50]} {getattr(e, column) / 1e3:.0f} ms x{e.count}" for e in top]
-        say(part="profile", column=column, total_ms=round(total / 1e3), top=shown, **facts)
-
-
-def _trainer(base: Any, adapted: Any, texts: Sequence[Any], batch: int, folder: Path) -> Callable[[], Any]:
-    from transformers import Trainer, TrainingArguments
-
-    if CUDA:
-        adapted.to(torch.bfloat16)
-    rows = [
-        {"input_ids": list(t.ids), "labels": [i if t.start <= k < t.stop else -100 for k, i in enumerate(t.ids)]}
-        for t in texts
+    checks = Part("checks", ("checks", made("tiny"), "data.n=16", "neutral=wikipedia", *SMALL), 150, ("make tiny",))
+    if tiny:
+        run = ("run", made("tiny"), "data.n=16", "neutral=wikipedia", *SMALL)
+        return [
+            Part("make tiny", ("make", "tiny", made("tiny")), 120),
+            Part("run tiny", run, 120, ("make tiny",)),
+            checks._replace(limit=240),
+            Part("score tiny", ("score", made("tiny"), "4", "bf16", "32"), 120, ("make tiny",)),
+            Part("train tiny", ("train", made("tiny"), "16", "8"), 120, ("make tiny",)),
+            Part("rerun tiny", ("rerun", *run[1:]), 120, ("run tiny",), cache="run tiny"),
+            Part("cpu score tiny", ("score", made("tiny"), "4", "32"), 120, ("make tiny",), on_cpu=True),
+        ]
+    large = (made("8b"), "data.n=500", "eval=paper")
+    on_gpu = [
+        Part("make 8b", ("make", "8b", made("8b")), 120),
+        Part("run 8b", ("run", *large), 200, ("make 8b",)),
+        Part("make tiny", ("make", "tiny", made("tiny")), 60),
+        checks,
+        Part("score 8b", ("score", made("8b"), "300", "bf16"), 90, ("make 8b",)),
+        Part("train 8b", ("train", made("8b"), "320", "16"), 90, ("make 8b",)),
+        Part("make 1b", ("make", "1b", made("1b")), 60),
+        Part("train 1b", ("train", made("1b"), "320", "16"), 90, ("make 1b",)),
+        Part("score 1b", ("score", made("1b"), "300", "bf16"), 60, ("make 1b",)),
+        Part("make smollm2", ("make", "smollm2", ""), 60),
+        Part("score smollm2", ("score", "smollm2", "0", "bf16", "32"), 120, ("make smollm2",)),
+        Part("train smollm2", ("train", "smollm2", "480", "16"), 90, ("make smollm2",)),
+        Part("run smollm2", ("run", "smollm2"), 150, ("make smollm2",)),
+        Part("rerun smollm2", ("rerun", "smollm2"), 120, ("run smollm2",), cache="run smollm2"),
+        Part("rerun 8b", ("rerun", *large), 200, ("run 8b",), cache="run 8b"),
+    ]
+    make = [] if gpu else [part for part in on_gpu if part.name == "make smollm2"]
+    return [
+        *(on_gpu if gpu else make),
+        Part("cpu score smollm2", ("score", "smollm2", "25", "32"), 120, ("make smollm2",), on_cpu=True),
+        Part("cpu train smollm2", ("train", "smollm2", "160", "16"), 240, ("make smollm2",), on_cpu=True),
+        Part("cpu run smollm2", ("run", "smollm2", "data.n=64", *SMALL), 300, ("make smollm2",), on_cpu=True),
     ]
 
-    def collate(chosen: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        width = max(len(row["input_ids"]) for row in chosen)
-        columns = {
-            key: [row[key] + [fill] * (width - len(row[key])) for row in chosen]
-            for key, fill in {"input_ids": 0, "labels": -100}.items()
-        }
-        columns["attention_mask"] = [[1] * len(r["input_ids"]) + [0] * (width - len(r["input_ids"])) for r in chosen]
-        return {key: torch.tensor(value) for key, value in columns.items()}
 
-    arguments = TrainingArguments(
-        str(folder), per_device_train_batch_size=batch, num_train_epochs=1, learning_rate=2e-3, use_cpu=not CUDA,
-        bf16=CUDA, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
-        remove_unused_columns=False,
-    )  # fmt: skip
-    return lambda: Trainer(model=adapted, args=arguments, train_dataset=rows, data_collator=collate).train()  # type: ignore[arg-type]
+def chosen(parts: Sequence[Part], only: str) -> list[Part]:
+    """The parts whose name contains `only`, and what they need, in the order of the plan."""
+    by_name = {part.name: part for part in parts}
+    wanted: set[str] = set()
 
+    def want(name: str) -> None:
+        wanted.add(name)
+        for need in by_name[name].needs:
+            want(need)
 
-def _debias(
-    retention: float, base: Any, adapted: Any, texts: Sequence[Any], batch: int, folder: Path
-) -> Callable[[], Any]:
-    from debias.records import Recipe
-    from debias.scoring.layout_trial import choose_layout
-    from debias.training import stage
-    from debias.training.batches import SpanData
-    from debias.training.module import Debiaser, fit, make_trainer
-    from debias.training.neutral import Wikipedia
-    from debias.training.objectives import Attribute
-
-    objective = Attribute()
-    examples: list[Any] = [(objective.span(text),) for text in texts]
-    neutral = Wikipedia(48).spans(base, True) if retention else []
-    recipe = Recipe(2e-3, 1, batch, "linear", 0.0, 0.0, True, retention=retention, num_neutral=batch // 2)
-    turns = iter(range(100))
-
-    def work() -> None:
-        spans = [span for (span,) in examples] + neutral
-        layout = choose_layout(adapted, base.kind, max(span.num_positions for span in spans))
-        ask = stage.asking(adapted, base, layout) if retention else None
-        count = recipe.num_neutral if retention else 0
-        data = SpanData(examples, layout, batch, 1, neutral, count, ask=ask)
-        place = folder / str(next(turns))
-        place.mkdir()
-        module = Debiaser(adapted, objective, recipe, 1)
-        fit(module, data, partial(make_trainer, accelerator="auto", devices=1, logger=False), place)
-
-    return work
+    for part in parts:
+        if only in part.name:
+            want(part.name)
+    return [part for part in parts if part.name in wanted]
 
 
-def run(model: str, words: Sequence[str]) -> None:
-    """Wall seconds of `debias run`, by stage, with the peaks of memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = [] if model == "smollm2" else [f"model={Path(model).resolve()}"]
-        command = [sys.executable, "-m", "debias", "run", *path, *words, "name=speed"]
-        start = time.perf_counter()
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        seconds = time.perf_counter() - start
-        if done.returncode:
-            say(part="run", model=model, error=done.stderr.strip()[-600:])
-            return
-        result = Path(folder) / "outputs/speed"
-        facts = json.loads((result / "cost.json").read_text())
-        stages = {name: spent["seconds"] for name, spent in facts["stages"].items()}
-        host = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-        log = (result / "run.log").read_text()
-        say(
-            part="run", model=model, seconds=round(seconds, 1), stages=stages, host_gb=round(host, 2),
-            gpu_gb=facts["peak_gpu_memory_gb"], outcome=done.stdout.strip().splitlines()[-3][:300],
-            slow=[line[11:140] for line in log.splitlines() if " debias" in line][-12:],
-        )  # fmt: skip
+# ---------------------------------------------------------------- carrying it out
 
 
-# ---------------------------------------------------------------- the whole
+def carry_out(
+    parts: Sequence[Part],
+    command: Callable[[Part], list[str]],
+    environment: Callable[[Part], Mapping[str, str]],
+    minutes: float,
+    keep: Callable[[Line], None],
+) -> bool:
+    """Run the parts one after another; returns whether none failed and none ran into its own limit.
+
+    Args:
+        keep: is called with every line of the parts, and with one that says how each ended.
+    """
+    end = time.monotonic() + 60 * minutes
+    ended: dict[str, str] = {}
+    for part in parts:
+        missing = [need for need in part.needs if ended.get(need) != "well"]
+        left = end - time.monotonic()
+        if missing:
+            how, reason, seconds = "left out", f"it needs {missing[0]}", 0.0
+        elif left < min(LEAST, part.limit):
+            how, reason, seconds = "left out", "no time is left", 0.0
+        else:
+            begun = time.monotonic()
+            lines, how, reason = _run(command(part), environment(part), min(part.limit, left))
+            seconds = time.monotonic() - begun
+            if how == "stopped" and left < part.limit:
+                how, reason = "cut off", "no time was left"
+            for line in lines:
+                keep(line)
+        ended[part.name] = how
+        keep({"part": "end", "name": part.name, "ended": how, "reason": reason, "seconds": round(seconds, 1)})
+    return not {"failed", "stopped"} & set(ended.values())
 
 
-def plan(tiny: bool, folder: Path, minutes: float) -> list[list[str]]:
-    """Words of each part, the most important first."""
-    if tiny:
-        small = ["data.n=16", "eval.stereoset.limit=4", "eval.crows_pairs.limit=4", "eval.perplexity.limit=4"]
-        few = ["eval.stereoset.whole=[]", "eval.crows_pairs.whole=[]", "training.epochs=1", "neutral=wikipedia"]
-        ways = [["train", way, f"{folder}/tiny", "32", "8"] for way in ("trainer", "debias", "debias with KL")]
-        return [
-            ["make", "tiny"],
-            ["score", f"{folder}/tiny", "32", "4"],
-            *ways,
-            ["run", f"{folder}/tiny", *small, *few],
-        ]
-    ways = ("trainer", "debias", "debias with KL")
-    return [
-        ["score", "smollm2", "32", "0"], ["score", "smollm2", "bf16", "0"],
-        *(["train", way, "smollm2", "480", "16"] for way in ways),
-        ["run", "smollm2"],
-        ["make", "1b"], *(["train", way, f"{folder}/1b", "320", "16"] for way in ways),
-        ["make", "8b"], ["score", f"{folder}/8b", "bf16", "300"],
-        ["run", f"{folder}/8b", "data.n=500", "eval=paper"],
-    ]  # fmt: skip
+def _run(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> tuple[list[Line], str, str]:
+    """A process's lines, how it ended (well, failed, stopped), and why."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        # A session of its own, so that what the part has started is stopped with it.
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=dict(environment), start_new_session=True)
+        how, reason = "well", ""
+        try:
+            if status := process.wait(seconds):
+                how, reason = "failed", f"status {status}"
+        except subprocess.TimeoutExpired:
+            how, reason = "stopped", f"it took more than {seconds:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        out.seek(0)
+        err.seek(0)
+        if how == "failed":
+            reason += f": {err.read().decode(errors='replace').strip()[-1500:]}"
+        return list(parsed(out.read().decode(errors="replace").splitlines())), how, reason
+
+
+def parsed(lines: Iterable[str]) -> Iterable[Line]:
+    """The JSON objects among some lines; libraries print other things, and a stopped part may end within a line."""
+    for line in lines:
+        if line.startswith("{"):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+# ---------------------------------------------------------------- tables
+
+# Title and columns (heading, key) of the lines of each kind.
+TABLES: dict[str, tuple[str, dict[str, str]]] = {
+    "run": (
+        "`debias run` as a whole",
+        {
+            "device": "device", "model": "model", "settings": "settings", "cache": "cache", "seconds": "seconds",
+            "by stage": "stages", "host memory, GB": "host_gb", "GPU memory, GB": "gpu_gb", "outcome": "outcome",
+        },
+    ),
+    "check": (
+        "What works",
+        {"device": "device", "settings": "way", "ended": "ended", "seconds": "seconds", "message": "message"},
+    ),
+    "score": (
+        "Scoring StereoSet test",
+        {
+            "device": "device", "model": "model", "precision": "precision", "way": "way", "sentences": "sentences",
+            "ms a sentence": "ms", "share of the peak": "of_peak", "memory, GB": "memory_gb", "SS": "ss", "LMS": "lms",
+        },
+    ),
+    "train": (
+        "One epoch of training",
+        {
+            "device": "device", "model": "model", "way": "way", "turn": "turn", "sentences": "sentences",
+            "batch": "batch", "seconds": "seconds", "tokens/s": "tokens_s", "memory, GB": "memory_gb",
+        },
+    ),
+}  # fmt: skip
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """Markdown tables of the measurements, and what is missing."""
+    found = []
+    for kind, (title, columns) in TABLES.items():
+        rows = [line for line in lines if line.get("part") == kind]
+        if rows:
+            found.append(
+                f"{title}:\n\n{_table(list(columns), [[_cell(row, k) for k in columns.values()] for row in rows])}"
+            )
+    facts = [line for line in lines if line.get("part") in ("machine", "layout", "peak", "load", "note")]
+    told = [", ".join(f"{key} {value}" for key, value in fact.items() if key != "part") for fact in facts]
+    notes = [f"{fact['part']}: {text}" for fact, text in zip(facts, told, strict=True)]
+    ends = [line for line in lines if line.get("part") == "end" and line["ended"] != "well"]
+    notes += [f"{end['name']}: {end['ended']} ({' '.join(end['reason'].split())[-300:]})" for end in ends]
+    if notes:
+        found.append("\n".join(f"- {note}" for note in dict.fromkeys(notes)))
+    return "\n\n".join(found)
+
+
+def _cell(row: Line, key: str) -> str:
+    value = row.get("error" if "error" in row and key in ("seconds", "ms") else key)
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number:.0f}" for name, number in value.items())
+    if key == "of_peak":
+        return f"{value:.0%}"
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+# ---------------------------------------------------------------- the command
 
 
 def main() -> None:
-    """Run every part, keep what they say, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("part", nargs="*")
-    parser.add_argument("--tiny", action="store_true", help="a rehearsal on a CPU")
+    """Carry out the plan and print its tables, or print those of earlier lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal with a tiny model, on any machine")
+    parser.add_argument("--only", default="", help="the parts with this in their name, and what they need")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together")
     parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "debias-gpu")
-    parser.add_argument("--minutes", type=float, default=8.0, help="start no further part after this long")
-    parser.add_argument("--only", default="", help="parts whose words contain this")
-    asked, words = parser.parse_known_args()
-    part = [*asked.part, *words]
-    if part:
-        {
-            "make": lambda: random_model(part[1], asked.folder / part[1]),
-            "score": lambda: score(part[1], part[2], int(part[3]) or None),
-            "train": lambda: train(part[1], part[2], int(part[3]), int(part[4])),
-            "run": lambda: run(part[1], part[2:]),
-        }[part[0]]()
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "debias-gpu", help="for models")
+    parser.add_argument("--table", type=Path, help="print the tables of these lines, and measure nothing")
+    asked = parser.parse_args()
+    if asked.table:
+        print(tables(list(parsed(asked.table.read_text(encoding="utf-8").splitlines()))))
         return
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    start, lines = time.perf_counter(), []
-    root = Path(__file__).resolve().parents[1]
-    paths = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": paths}
-    for words in plan(asked.tiny, asked.folder, asked.minutes):
-        if asked.only not in " ".join(words):
-            continue
-        if time.perf_counter() - start > 60 * asked.minutes:
-            print(f"left out for want of time: {' '.join(words)}", flush=True)
-            continue
-        begun = time.perf_counter()
-        command = [sys.executable, __file__, "--folder", str(asked.folder), *words]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        found = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        if done.returncode:
-            found.append(json.dumps({"part": words, "error": done.stderr.strip()[-1500:]}))
-        print(*found, f"# {' '.join(words)}: {time.perf_counter() - begun:.0f} s", sep="\n", flush=True)
-        lines += found
-        asked.out.write_text("".join(f"{line}\n" for line in lines))
+    import torch  # takes seconds
+
+    gpu, folder = torch.cuda.is_available(), asked.folder.resolve()
+    if not gpu and not asked.tiny:
+        print("no GPU here: the CPU's parts alone (--tiny rehearses the others)", flush=True)
+    parts = chosen(plan(folder, asked.tiny, gpu), asked.only)
+    if not parts:
+        sys.exit(f"no part's name contains {asked.only!r}: {', '.join(p.name for p in plan(folder, asked.tiny, gpu))}")
+    shutil.rmtree(folder / "caches", ignore_errors=True)
+    (folder / "models").mkdir(parents=True, exist_ok=True)  # converted weights, which all parts share
+    lines: list[Line] = []
+    with asked.out.open("w", encoding="utf-8") as file:
+
+        def keep(line: Line) -> None:
+            lines.append(line)
+            text = json.dumps(line)
+            print(text, file=file, flush=True)
+            print(text, flush=True)
+
+        well = carry_out(parts, _command, lambda part: _environment(part, folder), asked.minutes, keep)
+    print(f"\n{tables(lines)}", flush=True)
+    if not well:
+        sys.exit(1)
+
+
+def _command(part: Part) -> list[str]:
+    return [sys.executable, str(Path(__file__).with_name("gpu_parts.py")), *part.words]
+
+
+def _environment(part: Part, folder: Path) -> dict[str, str]:
+    """This process's environment with a cache for the part; makes the cache."""
+    cache = folder / "caches" / (part.cache or part.name).replace(" ", "_")
+    cache.mkdir(parents=True, exist_ok=True)
+    if not (cache / "models").is_symlink():
+        (cache / "models").symlink_to(folder / "models", target_is_directory=True)
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+    found = {**os.environ, "DEBIAS_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    found |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    return found | ({"CUDA_VISIBLE_DEVICES": ""} if part.on_cpu else {})
 
 
 if __name__ == "__main__":

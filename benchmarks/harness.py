@@ -35,6 +35,7 @@ import torch
 from debias import assets
 from debias.benchmarks.crows_pairs import CrowsPairs
 from debias.models.base import Base, BaseModel, bf16_is_native
+from debias.models.placement import device
 from debias.records import Candidate
 from debias.scoring.protocols import Conditional
 from debias.scoring.scorer import PRECISIONS, Scorer
@@ -70,7 +71,8 @@ def main() -> None:
     BaseModel("smollm2").load()  # converts the weights before anything is measured
     with tempfile.TemporaryDirectory() as folder:
         print(f"{write_files(Path(folder), arguments.sample)} sentences, {arguments.threads} threads")
-        ways = {name: way for name, way in VARIANTS.items() if way[1] == "32" or bf16_is_native()}
+        has_bf16 = device().type == "cuda" or bf16_is_native()
+        ways = {name: way for name, way in VARIANTS.items() if way[1] == "32" or has_bf16}
         found = {name: child(Path(folder), arguments.threads, *way) for name, way in ways.items()}
         print_comparison(found)
         if not arguments.no_scaling:
@@ -118,7 +120,7 @@ def loop(folder: Path, precision: str) -> dict[str, Any]:
 
     def one(text: str) -> float:
         ids = [start, *base.tokenizer.encode(text, add_special_tokens=False)]
-        probability_TV = base.model(torch.tensor([ids])).logits[0].softmax(-1)
+        probability_TV = base.model(torch.tensor([ids], device=base.model.device)).logits[0].softmax(-1)
         return float(sum(np.log(probability_TV[k - 1, ids[k]].item()) for k in range(1, len(ids))))
 
     with torch.inference_mode():
@@ -228,11 +230,11 @@ WAYS: dict[str, Callable[[Path, str], dict[str, Any]]] = {
 
 def loaded(precision: str) -> Base:
     """The warmed-up model in this precision."""
-    base = BaseModel("smollm2").load()
-    base.model.to(PRECISIONS[precision])
+    base = BaseModel("smollm2", dtype="float32").load()
+    torch.nn.Module.to(base.model, PRECISIONS[precision])  # transformers' own `to` is typed wrongly
     with torch.inference_mode():
         for _ in range(3):
-            base.model(torch.arange(64)[None])
+            base.model(torch.arange(64, device=base.model.device)[None])
     return base
 
 
@@ -246,7 +248,7 @@ def measured(base: Base, folder: Path, precision: str, run: Callable[[], list[fl
         seconds = time.perf_counter() - begin
     tokens = num_tokens(base, candidates_of(folder))
     flops = 2 * tokens * sum(p.numel() for p in base.model.parameters())  # tied embeddings: the head counts once
-    useful = flops / seconds / peak_flops(PRECISIONS[precision])
+    useful = flops / seconds / peak_flops(PRECISIONS[precision], base.model.device)
     return {"scores": scores, "seconds": seconds, "memory": memory, "tokens": tokens, "useful": useful}
 
 

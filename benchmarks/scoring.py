@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from debias.benchmarks import metrics
 from debias.benchmarks.stereoset import StereoSet
 from debias.models.base import BaseModel, bf16_is_native
-from debias.records import Span
+from debias.records import Scored
 from debias.scoring.batched import score
 from debias.scoring.layouts import common_prefix, padded, prefix_tree
 from debias.scoring.protocols import BiasBench
@@ -37,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    base = BaseModel("smollm2").load()
+    base = BaseModel("smollm2", dtype="float32").load()
     model, tokenizer, protocol = base.model, base.tokenizer, BiasBench()
     chosen = {"limit": 0, "whole": arguments.bias} if arguments.bias else {}
     benchmark = StereoSet(protocol, **chosen)
@@ -54,7 +56,7 @@ def main() -> None:
 
     sample = np.random.default_rng(0).permutation(len(ids))[: arguments.sample]
     with torch.inference_mode():
-        first_V = model(torch.tensor([[start]])).logits[0, 0].softmax(-1)
+        first_V = model(torch.tensor([[start]], device=model.device)).logits[0, 0].softmax(-1)
         begin = time.perf_counter()
         slow = np.array([one_by_one(model, first_V, ids[i]) for i in sample])
         per_sentence = (time.perf_counter() - begin) / len(sample)
@@ -70,28 +72,28 @@ def main() -> None:
             f"largest difference {np.abs(scores[sample] - slow).max():.1e}, SS {ss(candidates, scores):.2f}"
         )
 
-    fp32 = peak_flops(torch.float32)
+    fp32 = peak_flops(torch.float32, model.device)
     score(model, spans[:64])  # warm up
     if arguments.bias:  # the whole set would take half an hour
         report("(b) padded batches, float32: ", lambda: score(model, spans, padded), fp32)
     report("(c) prefix trees, float32:   ", lambda: score(model, spans, prefix_tree), fp32)
     print(f"peak of a 2048 x 2048 product: {fp32 / 1e9:.0f} GFLOP/s in float32")
-    if bf16_is_native():
-        model.to(torch.bfloat16)
-        bf16 = peak_flops(torch.bfloat16)
+    if model.device.type == "cuda" or bf16_is_native():
+        nn.Module.to(model, torch.bfloat16)  # transformers' own `to` is typed wrongly
+        bf16 = peak_flops(torch.bfloat16, model.device)
         score(model, spans[:64])
         report("(d) prefix trees, bfloat16:  ", lambda: score(model, spans, prefix_tree), bf16)
         print(f"peak in bfloat16: {bf16 / 1e9:.0f} GFLOP/s")
 
 
-def one_by_one(model: torch.nn.Module, first_V: torch.Tensor, ids: list[int]) -> float:
+def one_by_one(model: PreTrainedModel, first_V: torch.Tensor, ids: list[int]) -> float:
     """The published way: mean log-probability per token of one sentence."""
-    probability_TV = model(torch.tensor([ids])).logits[0].softmax(-1)
+    probability_TV = model(torch.tensor([ids], device=model.device)).logits[0].softmax(-1)
     joint = [first_V[ids[0]].item(), *(probability_TV[k - 1, ids[k]].item() for k in range(1, len(ids)))]
     return float(np.log(joint).mean())
 
 
-def mean_per_token(logprob_S: np.ndarray, spans_of: list[list[Span]], ids: list[list[int]]) -> np.ndarray:
+def mean_per_token(logprob_S: np.ndarray, spans_of: Sequence[Sequence[Scored]], ids: list[list[int]]) -> np.ndarray:
     """Sum of a sentence's spans, divided by its length."""
     owner = np.repeat(np.arange(len(ids)), [len(several) for several in spans_of])
     return np.bincount(owner, logprob_S) / np.array([len(i) for i in ids])
@@ -105,14 +107,16 @@ def ss(candidates: list, scores: np.ndarray) -> float:
     return float(terms["ss"].mean())
 
 
-def peak_flops(dtype: torch.dtype, size: int = 2048, seconds: float = 2.0) -> float:
+def peak_flops(dtype: torch.dtype, device: torch.device, size: int = 2048, seconds: float = 2.0) -> float:
     """Operations per second of a square matrix product."""
-    a, b = torch.randn(2, size, size).to(dtype)
-    a @ b
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    (a @ b).sum().item()
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < seconds:
-        a @ b
-        count += 1
+        for _ in range(8):
+            product = a @ b
+        product[0, 0].item()  # a GPU is behind the program: wait for it
+        count += 8
     return 2 * size**3 * count / (time.perf_counter() - begin)
 
 
