@@ -166,7 +166,8 @@ class _Against(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_E, grad_drift = grads
         logits_NV, logz_N, row_E, token_E, grad_NV = ctx.saved_tensors
-        grad_NV = grad_NV * grad_drift.to(grad_NV.dtype)
+        # In place, because it is as large as the logits. It is good for one backward pass; torch refuses a second one.
+        grad_NV.mul_(grad_drift.to(grad_NV.dtype))
         _add_token_gradient(grad_NV, logits_NV, logz_N, row_E, token_E, grad_E)
         return grad_NV, *[None] * 7
 
