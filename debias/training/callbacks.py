@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -21,6 +22,16 @@ from debias.records import UserError
 from debias.training.batches import Step
 
 
+class Row(NamedTuple):
+    """A row of train.csv whose losses may still be on the device."""
+
+    step: int
+    epoch: int
+    lr: float
+    tokens_per_second: float
+    losses_L: list[Tensor]  # loss, bias loss and KL
+
+
 class LossCurve(Callback):
     """Writes train.csv, a row per optimiser step.
 
@@ -28,9 +39,11 @@ class LossCurve(Callback):
     """
 
     columns = ("step", "epoch", "loss", "lr", "tokens_per_second", "bias_loss", "kl")
+    every = 10  # steps between two writes: reading a loss waits until the device has nothing left to do
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.rows: list[Row] = []  # to be written
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the rows up to the checkpoint: a killed process may have written later ones, which will be repeated."""
@@ -55,22 +68,45 @@ class LossCurve(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Step, batch_idx: int
     ) -> None:
-        """Append a row after the last accumulated batch of a step."""
+        """Keep a row after the last accumulated batch of a step."""
         self.positions += batch.batch.input_ids_BT.numel()
         if not trainer.is_global_zero or trainer.global_step == self.step:
             return
-        seconds, positions = time.perf_counter() - self.start, self.positions
+        speed = self.positions / (time.perf_counter() - self.start)
         self.step, self.positions = trainer.global_step, 0
-        row = (
-            trainer.global_step,
-            trainer.current_epoch,
-            f"{float(trainer.callback_metrics['loss']):.6f}",
-            f"{trainer.optimizers[0].param_groups[0]['lr']:.3e}",
-            f"{positions / seconds:.0f}",
-            *(f"{float(trainer.callback_metrics[name]):.6f}" for name in ("bias_loss", "kl")),
-        )
+        metrics = trainer.callback_metrics
+        losses = [metrics[name].detach() for name in ("loss", "bias_loss", "kl")]
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.rows.append(Row(trainer.global_step, trainer.current_epoch, lr, speed, losses))
+        if len(self.rows) == self.every:
+            self._write()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write the rows before the checkpoint: a run that resumes from it does not repeat them."""
+        self._write()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the last rows."""
+        self._write()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Write the rows up to the failure."""
+        with contextlib.suppress(RuntimeError):  # the device has failed, and tells no loss
+            self._write()
+
+    def _write(self) -> None:
+        if not self.rows:
+            return
+        rows, self.rows = self.rows, []  # even if the disk does not take them: no row may be written twice
+        losses_RL = torch.stack([torch.stack(row.losses_L) for row in rows]).tolist()
         with naming(self.path), self.path.open("a", newline="") as file:
-            csv.writer(file).writerow(row)
+            writer = csv.writer(file)
+            for row, losses_L in zip(rows, losses_RL, strict=True):
+                loss, bias_loss, kl = (f"{value:.6f}" for value in losses_L)
+                speed = f"{row.tokens_per_second:.0f}"
+                writer.writerow((row.step, row.epoch, loss, f"{row.lr:.3e}", speed, bias_loss, kl))
 
 
 class ShowProgress(Callback):
@@ -80,6 +116,8 @@ class ShowProgress(Callback):
         steps: how many steps there will be; None for the trainer's own estimate.
     """
 
+    every = 1.0  # seconds between two looks at the loss: a look waits until the device has nothing left to do
+
     def __init__(self, steps: int | None) -> None:
         self.steps = steps
         self.shown: contextlib.ExitStack | None = None
@@ -88,7 +126,7 @@ class ShowProgress(Callback):
         """Begin; a resumed run has only the rest to do."""
         if not trainer.is_global_zero:
             return
-        self.before = trainer.global_step
+        self.before, self.looked = trainer.global_step, -math.inf
         total = (self.steps or int(trainer.estimated_stepping_batches)) - self.before
         self.shown = contextlib.ExitStack()
         self.stage = self.shown.enter_context(progress.stage("training", total, part="train"))
@@ -97,9 +135,13 @@ class ShowProgress(Callback):
         """Tell where it is after each step."""
         if self.shown is None or (done := trainer.global_step - self.before) == self.stage.done:
             return
-        epochs = f" of {trainer.max_epochs}" if self.steps is None else ""
-        loss = float(trainer.callback_metrics["loss"])
-        progress.report(self.stage, done, f"epoch {trainer.current_epoch + 1}{epochs}, loss {loss:.2f}")
+        detail = None
+        if (now := time.monotonic()) - self.looked >= self.every:
+            self.looked = now
+            epochs = f" of {trainer.max_epochs}" if self.steps is None else ""
+            loss = float(trainer.callback_metrics["loss"])
+            detail = f"epoch {trainer.current_epoch + 1}{epochs}, loss {loss:.2f}"
+        progress.report(self.stage, done, detail)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End."""
@@ -181,6 +223,8 @@ class SaveOnSignal(Callback):
 
 class Diverged(Callback):
     """Stops when the loss is NaN or inf and keeps the last finite adapter.
+
+    It reads one flag per step, between the forward and the backward pass: later, the step would have been taken.
 
     Args:
         gather: makes a sharded model whole, so that its adapter can be saved.
