@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from test_config import composed
 
 from debias.cli.build import make_adapter
 from debias.models import adapter as adapters
-from debias.models import targets
+from debias.models import adapter_dtype, targets
 from debias.models.base import Base
 from debias.models.bottleneck import BottleneckConfig
 from debias.records import Recipe, UserError, Watch
@@ -116,6 +117,19 @@ def test_what_an_architecture_cannot_take_is_told_in_one_line(
         adapters.attach(base_of(column), config())
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
+
+
+def test_a_method_that_does_not_fit_a_rounded_base_is_refused_with_the_type_as_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As if a layer of the base did not take what a trained copy in float32 gives."""
+    monkeypatch.setattr(adapter_dtype, "_give", lambda *_: None)
+    base = base_of("Llama")
+    base.model.to(torch.bfloat16)
+    with pytest.raises(
+        UserError, match=r"does not fit LlamaForCausalLM \(.*\); set model\.dtype=float32, name the mod"
+    ):
+        adapters.attach(base, config_of("ln_tuning"))
 
 
 def test_an_adapter_that_the_model_ignores_is_refused() -> None:
@@ -248,6 +262,45 @@ def test_the_checksum_covers_head_and_scaling() -> None:
     assert same[0] == same[1]
     assert checksum(lambda head: head.weight.data.add_(1)) != same[0]
     assert checksum(lambda head: None, lora_alpha=17) != same[0]
+
+
+# ---------------------------------------------------------------- beside a base in bfloat16
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("column", "name"),
+    [*itertools.product(("GPT-2", "Llama", "BERT"), ("full", "ln_tuning")), ("BERT", "head"), ("Llama", "adalora")],
+)
+def test_small_updates_beside_a_rounded_base_are_kept_saved_and_scored(
+    column: str, name: str, autocast: bool, tmp_path: Path
+) -> None:
+    """Every weight of the adapter grows by a thousandth, which bfloat16 would round away; the model stays in it."""
+    base = base_of(column)
+    base.model.to(torch.bfloat16)
+    model = adapters.attach(base, with_head(config_of("lora")) if name == "head" else config_of(name))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            assert parameter.dtype == torch.float32
+            parameter.data *= 1.001
+    adapters.save(model, base, tmp_path / "adapter")
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = logits(model, base.kind)
+    assert {tensor.dtype for tensor in expected} == {torch.bfloat16}
+    kept = weights_of(model)
+    adapters.detach(model)
+    loaded = adapters.load(base, tmp_path / "adapter", effect=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert all(map(torch.equal, expected, logits(loaded, base.kind)))
+    back = weights_of(loaded)
+    assert kept.keys() == back.keys()
+    assert all(torch.equal(kept[n], back[n]) for n in kept)
+
+
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    """Copies of the adapter's weights; one that several modules share has several names."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: parameter.detach().clone() for name, parameter in named if "default" in name.split(".")}
 
 
 # ---------------------------------------------------------------- full fine-tuning

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import peft
 import pytest
@@ -31,7 +33,7 @@ from debias.models.base import Base, BaseModel
 from debias.records import Recipe, Scored, Span, Tokens, Triplet, UserError, Watch
 from debias.scoring import batched
 from debias.scoring.batched import score
-from debias.scoring.layouts import prefix_tree
+from debias.scoring.layouts import padded, prefix_tree
 from debias.scoring.protocols import BiasBench
 from debias.scoring.scorer import Scorer
 from debias.training import arithmetic, balance, objectives, stage
@@ -195,6 +197,29 @@ def raises(error: Exception | type[Exception]) -> Callable[..., None]:
         raise error
 
     return stand_in
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "moved", "passes"),
+    [
+        ("adalora", "bf16", 0.02, True),
+        ("adalora", "bf16", 0.5, False),
+        ("adalora", "float32", 0.02, False),
+        ("lora", "bf16", 0.02, False),
+    ],
+)
+def test_only_pruned_ranks_may_round(
+    name: str, held: Any, moved: float, passes: bool, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two tokens with -10 nats, bfloat16 rounds each by 10 * 2^-7 = 0.08; read back, their sum moved by `moved`."""
+    scores = iter([[-22.0, -24.0], [-20.0, -20.0], [-20.0 - moved, -20.0 - moved]])
+    monkeypatch.setattr(Gate, "_scores", lambda _: np.array(next(scores)))
+    base = BaseModel(str(tiny), dtype=held).load()
+    model = adapters.attach(base, make_adapter(composed("run", f"adapter={name}").adapter))
+    gate = Gate(model, [Span((5, 6, 7), 1), Span((8, 9, 10), 1)], prefix_tree)
+    adapters.save(model, base, tmp_path / "adapter")
+    with nullcontext() if passes else pytest.raises(GateError, match="does not score as the trained one"):
+        gate.check(tmp_path / "adapter")
 
 
 # ---------------------------------------------------------------- objectives that compare
@@ -572,17 +597,27 @@ def test_the_base_stays_exact_where_the_run_or_the_device_asks_for_it(
     assert not rounds_base(tuning(auto), model.to("meta"))
 
 
+@pytest.mark.parametrize("held", ["float32", "bf16"])
 @pytest.mark.parametrize("name", sorted(path.stem for path in (config_dir() / "adapter").glob("*.yaml")))
 def test_every_adapter_trains_beside_a_rounded_base(
-    name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, held: Literal["float32", "bf16"], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own weights are in float32, and the gate passes."""
+    """Its own weights are in float32 and come back exactly: on a CPU that rounds for training, and as on a GPU."""
     monkeypatch.setattr(arithmetic, "LARGE", 0)
     monkeypatch.setattr(arithmetic, "_multiplies_bf16", lambda: True)
-    plan = tuning(partial(TRAINER, precision="auto"), objectives.NegativePreference(), epochs=1)
+    make = partial(TRAINER, precision="bf16-mixed" if held == "bf16" else "auto")
     adapter = make_adapter(composed("run", f"adapter={name}").adapter)
-    tensors = trained(tiny, tmp_path / name, plan._replace(adapter=adapter))
+    plan = tuning(make, objectives.NegativePreference(), epochs=1)._replace(adapter=adapter)
+    base = BaseModel(str(tiny), dtype=held).load()
+    adapted, _ = train(plan, twenty(), base, tmp_path, tmp_path / "adapter")
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    fresh = adapters.attach(BaseModel(str(tiny)).load(), make_adapter(composed("run", f"adapter={name}").adapter))
+    assert trained == adapters.trainable_parameters(fresh)
+    scores = score(adapted, SPANS, padded)
+    adapters.detach(adapted)
+    assert score(adapters.load(base, tmp_path / "adapter"), SPANS, padded) == pytest.approx(scores, abs=1e-4)
 
 
 def test_the_base_is_asked_about_the_steps_that_are_trained(

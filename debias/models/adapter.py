@@ -19,6 +19,7 @@ from torch import nn
 
 from debias.files import whole_folder
 from debias.models import bottleneck, targets
+from debias.models.adapter_dtype import hold_in_float32
 from debias.models.base import Base, LanguageModel, weights_sha256
 from debias.records import Count, NotNegative, Positive, Range, Share, UserError
 
@@ -59,6 +60,7 @@ def attach(base: Base, config: peft.PeftConfig) -> peft.PeftModel:
         model = peft.get_peft_model(base.model, config)
         assert isinstance(model, peft.PeftModel)
         _make_switchable(model)
+        hold_in_float32(model, "default")
         _tie_copies(model)
         if any(p.requires_grad and id(p) in frozen for p in model.parameters()):
             raise UserError(CHANGES_BASE)
@@ -80,6 +82,8 @@ def _misfit(config: peft.PeftConfig, base: Base, error: Exception) -> str:
     remedy = "choose another method (`debias ls adapter`)"
     if "target_modules" in vars(config):
         remedy = f"name the modules with adapter.target_modules=[...], or {remedy}"
+    if base.model.dtype != torch.float32:  # the adapter's own weights are in float32
+        remedy = f"set model.dtype=float32, {remedy}"
     return f"{type(config).__name__} does not fit {type(base.model).__name__} ({_reason(error)}); {remedy}"
 
 
@@ -246,6 +250,7 @@ def load(base: Base, folder: str | Path, effect: bool = True) -> peft.PeftModel:
     model.eval()
     try:
         _check_loaded(model, "default", saved, folder)
+        hold_in_float32(model, "default", saved)
         after = _logits(model)[:, -before.shape[1] :]  # a prompt's own positions come first
         if effect and torch.equal(before, after):
             raise UserError(f"adapter {folder} changes nothing: its weights or its scaling are zero; train it again")
@@ -274,6 +279,7 @@ def add(model: peft.PeftModel, base: Base, folder: str | Path, name: str) -> Non
     except Exception as error:  # PEFT's methods raise errors of many types
         raise UserError(_unfit(base, folder, error)) from error
     _check_loaded(model, name, saved, folder)
+    hold_in_float32(model, name, saved)
     _check_base_kept(model, before)
 
 
@@ -329,6 +335,7 @@ def reloaded(model: peft.PeftModel, folder: Path) -> Iterator[None]:
     """Inside the block, the model uses the adapter as it was saved in `folder`."""
     model.load_adapter(str(folder), adapter_name="reloaded")
     try:
+        hold_in_float32(model, "reloaded", _tensors(folder))
         model.set_adapter("reloaded")
         yield
     finally:
