@@ -197,6 +197,27 @@ def test_several_adapters_are_written_as_one(
     export.join(again, base_of(column))  # replaces what it wrote itself
 
 
+def test_beside_a_base_in_bf16_no_number_of_an_adapter_is_rounded(tmp_path: Path) -> None:
+    """The factors of one adapter are those of its parts one after the other, times weight and scaling."""
+    folders = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        folders.append(str(saved(tmp_path / name, "lora")[0]))
+    plan = export.planned(folders, False, str(tmp_path / "both"), None, combine="sum", weights=[0.3, 0.7])
+    base = base_of("GPT-2")
+    base.model.to(torch.bfloat16)
+    export.join(plan, base)
+    parts, joined = [load_file(Path(folder) / WEIGHTS) for folder in folders], load_file(plan.folder / WEIGHTS)
+    config = peft.LoraConfig.from_pretrained(folders[0])
+    scaling = config.lora_alpha / config.r
+    for key, tensor in joined.items():
+        if "lora_A" in key:
+            expected = torch.cat([part[key] * weight * scaling for part, weight in zip(parts, (0.3, 0.7), strict=True)])
+        else:
+            expected = torch.cat([part[key] for part in parts], dim=1)
+        assert torch.equal(tensor, expected), key
+
+
 def test_an_option_that_is_not_carried_over_is_noticed(tmp_path: Path) -> None:
     """PEFT gives the joined adapter the first one's layers; the second one's other layer would be lost in silence."""
     folders = []

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import nn
 
 from debias.assets import network, sha256_of
 from debias.files import unknown, whole_folder, write_json
@@ -246,7 +247,10 @@ def join(export: Export, base: Base) -> float:
     as `debias evaluate` computes it, in nats. Raises UserError if that difference is more than rounding.
     """
     assert export.combine
+    if getattr(base.model, "is_quantized", False):
+        raise UserError("several adapters become one beside the plain base; leave model.quantization out")
     _check_target(export.folder, export.adapters, export.overwrite)
+    nn.Module.to(base.model, torch.float32)  # PEFT makes the new adapter in the base's type, and would round it
     how = (base, export.adapters, export.combine, export.weights)
     adapted = composition.combined(*how)
     texts = _texts(base.model.config.get_text_config().vocab_size, adapted.active_peft_config)
@@ -260,7 +264,7 @@ def join(export: Export, base: Base) -> float:
         written = adapters.load(base, unfinished)
         difference = _largest(expected, _logprobs(written, texts))
         adapters.detach(written)
-        if not difference <= TOLERANCES[base.model.dtype]:  # also NaN
+        if not difference <= TOLERANCES[torch.float32]:  # also NaN
             raise UserError(
                 f"as one adapter folder they would answer otherwise (by {difference:.2g} nats): PEFT does not carry "
                 "over one of their options; set merge=true to write full weights"
