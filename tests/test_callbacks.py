@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,18 @@ def test_a_run_that_fails_has_its_rows(tiny: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(ZeroDivisionError):
         trained(tiny, tmp_path, steps=12)
     assert steps_of(tmp_path) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.slow
+def test_processes_that_fail_have_their_rows(tiny: Path, tmp_path: Path) -> None:
+    """Two spawned processes with a learning rate that ends in NaN before the first checkpoint."""
+    _, _, module, data = prepared(tiny, steps=12)
+    module.recipe.lr = 1e30
+    with pytest.raises(Exception, match="training diverged") as failure:
+        fit(module, data, partial(TRAINER, strategy="ddp", devices=2), tmp_path)
+    (step,) = re.findall(r"NaN or inf at step (\d+)", str(failure.value))[:1]
+    assert steps_of(tmp_path) == list(range(1, int(step)))
+    assert int(step) > 1
 
 
 @pytest.mark.parametrize("killed", [7, 12])

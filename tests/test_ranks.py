@@ -64,6 +64,24 @@ def test_a_process_alone_talks_to_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
         say(1)
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK or WORLD_SIZE is set but MASTER_ADDR or MASTER_PORT is not"),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train"}, "use srun --ntasks-per-node=N"),
+    ],
+)
+def test_a_launch_without_an_address_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said), ranks.leading():
+        pass
+
+
 # ---------------------------------------------------------------- what the others make of them
 
 
@@ -129,18 +147,14 @@ def test_another_disk_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 # ---------------------------------------------------------------- two processes
 
 
-def launched(cwd: Path, *words: str, **first: Any) -> list[BaseProcess]:
-    """The command in two processes that find what `srun` and MASTER_ADDR tell them: the first holds the store."""
+def launched(cwd: Path, *words: str, slurm: bool = False, **first: Any) -> list[BaseProcess]:
+    """The command in two processes with the variables of a launcher that holds no store, so the first one does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+        port = str(free.getsockname()[1])
     processes = [
         start(
-            cwd, *words, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, err=cwd / f"err{rank}",
+            cwd, *words, environment=of_slurm(rank, port) if slurm else of_torch(rank, port), err=cwd / f"err{rank}",
             first=first.get(f"rank_{rank}"),
         )
         for rank in (0, 1)
@@ -152,6 +166,22 @@ def launched(cwd: Path, *words: str, **first: Any) -> list[BaseProcess]:
         process.kill()
     assert not hanging, "\n".join((cwd / f"err{rank}").read_text() for rank in (0, 1))
     return processes
+
+
+def of_torch(rank: int, port: str) -> dict[str, str]:
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }  # fmt: skip
+
+
+def of_slurm(rank: int, port: str) -> dict[str, str]:
+    """The address follows from the list of nodes."""
+    slurm = {
+        "NTASKS": "2", "NTASKS_PER_NODE": "2", "STEP_NUM_TASKS": "2", "PROCID": str(rank), "LOCALID": str(rank),
+        "NODEID": "0", "STEP_ID": "0", "JOB_ID": "7", "JOB_NAME": "train", "NODELIST": "127.0.0.1",
+    }  # fmt: skip
+    return {f"SLURM_{name}": value for name, value in slurm.items()} | {"MASTER_PORT": port}
 
 
 def statuses(cwd: Path, *words: str, **first: Any) -> list[int | None]:
@@ -185,6 +215,7 @@ def test_the_first_process_decides(brief: list[str], tmp_path: Path) -> None:
     assert statuses(tmp_path, *words, rank_0=dies) == [-SIGKILL, 1]
     assert "the first process is gone" in (tmp_path / "err1").read_text()
     assert file.stat().st_mtime_ns == replaced
+    assert statuses(tmp_path, *words, "overwrite=true", slurm=True) == [0, 0]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "debias", *words]
     for more in (["overwrite=true"], []):  # here the launcher holds the store
         subprocess.run([*launcher, *more], cwd=tmp_path, check=True, capture_output=True, timeout=LIMIT)

@@ -153,8 +153,14 @@ def _store_of_launch() -> Store:
     """
     from torch.distributed.rendezvous import rendezvous
 
+    addressed = {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if not addressed and not in_slurm_step():
+        raise UserError(
+            "RANK or WORLD_SIZE is set but MASTER_ADDR or MASTER_PORT is not; "
+            "start the processes with torchrun or srun, or unset all of them"
+        )
     try:
-        if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        if not addressed:
             from lightning_fabric.plugins.environments import SLURMEnvironment
 
             slurm = SLURMEnvironment()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +44,7 @@ class LossCurve(Callback):
     every = 10  # steps between two writes: reading a loss waits until the device has nothing left to do
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.process = path, os.getpid()
         self.rows: list[Row] = []  # to be written
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -51,6 +53,8 @@ class LossCurve(Callback):
         self.start, self.positions = 0.0, 0
         if not trainer.is_global_zero:
             return
+        if os.getpid() != self.process:  # Lightning calls no `on_exception` in processes that it spawned
+            Finalize(None, self._write, exitpriority=1)
         kept: list[dict[str, str]] = []
         if trainer.global_step and self.path.is_file():
             with self.path.open(newline="") as file:
