@@ -82,6 +82,16 @@ def test_only_the_adapter_moves(tiny: Path, tmp_path: Path) -> None:
         assert score(model, spans_of(data)) == pytest.approx(before)
 
 
+def test_after_training_the_model_stays_where_it_is(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would move it to the CPU, and gate and scoring would then compute there."""
+    _, _, module, data = prepared(tiny)
+    monkeypatch.setattr(torch.nn.Module, "cpu", lambda _: pytest.fail("the model was moved"))
+    module.recipe.epochs = 1
+    fit(module, data, TRAINER, tmp_path)
+
+
 def test_base_stays_in_eval_mode_while_the_adapters_dropout_is_on(tiny: Path, tmp_path: Path) -> None:
     _, model, module, data = prepared(tiny)
     modes: dict[str, bool] = {}

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 
+from debias.cli.config import config_dir, make
 from debias.models.base import Base, BaseModel
+from debias.models.identity import tensors_sha256
 from debias.records import UserError
-from debias.training.neutral import ByKind, SelfGenerated, Wikipedia
+from debias.training.neutral import SHIPPED, ByKind, SelfGenerated, Wikipedia, _shipped
 
 START = [1, 284, 253]
 
@@ -72,6 +75,31 @@ def test_a_text_that_the_model_ends_is_cut_there(base: Base, monkeypatch: pytest
     monkeypatch.setattr(base.model.generation_config, "eos_token_id", 2)
     monkeypatch.setattr(base.model, "generate", lambda *_, **__: answer)
     assert [span.ids for span in SelfGenerated(n=3).spans(base, True)] == [(1, 5, 6), (1, 5, 6, 7, 8)]
+
+
+# ---------------------------------------------------------------- the text that comes with the program
+
+
+def shipped_for(sha256: str) -> Base:
+    """A base of these weights, in which no model can be asked."""
+    return Base(None, None, "", sha256, "causal")  # type: ignore[arg-type]
+
+
+def test_the_embedded_models_text_comes_with_the_program(smollm2: Path) -> None:
+    """By its checksum, and as conf/neutral/own.yaml is written; no model generates anything."""
+    neutral = make(DictConfig(OmegaConf.load(config_dir() / "neutral" / "own.yaml")), "neutral")
+    spans = neutral.spans(shipped_for(tensors_sha256(smollm2)), start_token=True)
+    assert len(spans) == 640
+    assert {(span.ids[0], span.num_tokens) for span in spans} == {(1, 0)}
+
+
+def test_text_that_was_changed_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base that it was not made for generates its own, but not from a folder in which a file was changed."""
+    assert _shipped(shipped_for("of another base")) is None
+    monkeypatch.setattr("debias.training.neutral.SHIPPED", tmp_path / "smollm2.json")
+    (tmp_path / "smollm2.json").write_bytes(SHIPPED.read_bytes().replace(b"[[1,29,", b"[[1,30,", 1))
+    with pytest.raises(UserError, match=r"smollm2\.json was changed; install debias again, or set neutral\.seed=2"):
+        _shipped(shipped_for("of another base"))
 
 
 def test_masked_models_write_nothing(tiny_masked: Path) -> None:

@@ -29,6 +29,7 @@ from debias.cli.config import config_dir
 from debias.data.mixture import Mixture
 from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
+from debias.models import placement
 from debias.models.base import Base, BaseModel
 from debias.records import Recipe, Scored, Span, Tokens, Triplet, UserError, Watch
 from debias.scoring import batched
@@ -231,6 +232,27 @@ def test_objectives_beside_the_base_train(tiny: Path, tmp_path: Path, objective:
     trained(tiny, tmp_path, tuning(objective=objective, retention=0.0, num_neutral=0))
     first = float(losses(tmp_path)[0][1])
     assert first == pytest.approx(0.5, abs=1e-4) if objective.margin else first > 0
+
+
+# ---------------------------------------------------------------- where training computes
+
+
+@pytest.mark.parametrize(("options", "device"), [({}, "meta"), ({"accelerator": "cpu"}, "cpu")])
+def test_the_base_is_moved_before_anything_computes(
+    options: dict[str, str], device: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first to compute attaches the adapter; the second device is `meta`, which stands in for a GPU."""
+    base, seen = BaseModel(str(tiny)).load(), []
+
+    def stop(base: Base, _: Any) -> None:
+        seen.append(base.model.device.type)
+        raise PowerCut
+
+    monkeypatch.setattr(placement, "device", lambda: torch.device("meta"))
+    monkeypatch.setattr(adapters, "attach", stop)
+    with pytest.raises(PowerCut):
+        train(tuning(partial(make_trainer, logger=False, **options)), twenty(), base, tmp_path, tmp_path / "adapter")
+    assert seen == [device]
 
 
 # ---------------------------------------------------------------- what may go wrong
@@ -496,6 +518,11 @@ def test_the_base_asked_once_says_what_it_says_in_every_step(
     trained(tiny, tmp_path / "always", tuning(num_neutral=num_neutral))
     once, always = ([float(loss) for _, loss in losses(tmp_path / way)] for way in ("once", "always"))
     assert once == pytest.approx(always, abs=1e-4)
+
+
+def test_no_step_asks_a_base_that_was_asked_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "beside_base", raises(AssertionError("a step asked the base")))
+    trained(tiny, tmp_path, tuning())
 
 
 def test_accumulated_batches_draw_different_dropout(
