@@ -24,7 +24,7 @@ check: .venv/developer  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-speed: .venv/developer  ## the tables of docs/performance.md: scoring and training beside what people use, about an hour
+speed: .venv/developer  ## tables of docs/performance.md: scoring and training on this machine, about an hour (of a GPU: benchmarks/gpu.py)
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/harness.py
 	$(BIN)/python benchmarks/training.py --sentences 160

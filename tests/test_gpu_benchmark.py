@@ -190,6 +190,29 @@ def test_a_check_tells_a_refusal_from_a_failure(
     assert broken["message"] == "ZeroDivisionError: division by zero"
 
 
+# ---------------------------------------------------------------- roofline
+
+
+def test_the_roofline_by_hand() -> None:
+    roofline = importlib.import_module("roofline")
+    assert round(roofline.ridge(roofline.H200)) == 163  # 783 / 4.8: two operations for two bytes
+    # Width 2, feed-forward 3, keys 1: 4 + 2 + 2 + 4 in attention and 3 x 6 behind it, in two layers.
+    model = roofline.Model(2, 3, 2, 1, 5)
+    assert (model.body, model.head) == (2 * 30, 10)
+    assert model.adapter == 2 * 8 * (4 + 3 + 3 + 4 + 5 + 5 + 5)
+    # At 1 operation and 1 byte a second: 10 positions x 60 weights, forward and back; the head at 4, the base's at 3.
+    machine, steps = roofline.Machine(1, 1, 2), {"step": (10, 4, 3)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roofline, "STEPS", steps)
+        assert roofline.step(model, machine, "step") == (2 * (2 * 600 + 2 * 40 + 30), 2 * 70 * 2)
+    large = roofline.LARGE
+    assert large.body + 2 * large.head == 70_552_387_584  # Llama 3 70B has 70,553,706,496 with its norms
+    assert (2 * large.layers + 1) * large.width == 70_553_706_496 - 70_552_387_584
+
+
+# ---------------------------------------------------------------- make speed
+
+
 class _Elsewhere(Exception):
     """Where the input of a model was."""
 
