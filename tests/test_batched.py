@@ -15,11 +15,12 @@ import transformers as hf
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from zoo import build
 
 from debias.baselines.editing import Dama
 from debias.models.base import BaseModel
 from debias.records import Masked, Span, Tokens
-from debias.scoring.batched import likeliest, mean_hidden, score, score_and_greedy, score_of_two
+from debias.scoring.batched import budget, likeliest, mean_hidden, score, score_and_greedy, score_of_two
 from debias.scoring.layout_trial import choose_layout, only_rounded
 from debias.scoring.layouts import Layout, masked_rows, padded
 from debias.scoring.protocols import BiasBench
@@ -77,8 +78,8 @@ def test_scores_equal_plain_scoring_in_every_layout(architecture: str) -> None:
     # BLOOM's ALiBi biases are computed from a two-dimensional mask: it cannot take a tree.
     assert layout.name == ("padded rows" if architecture == "bloom" else "prefix tree")
     for chosen in {layout, padded}:
-        for budget in (1, 5, 100):
-            assert score(model, SPANS, chosen, budget) == pytest.approx(expected, abs=2e-5)
+        for token_budget in (1, 5, 100):
+            assert score(model, SPANS, chosen, token_budget) == pytest.approx(expected, abs=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -180,9 +181,9 @@ def test_masked_scores_equal_plain_scoring_in_every_batch(architecture: str) -> 
         logprob_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         expected.append(sum(logprob_TV[k, token].item() for k, token in zip(at, tokens, strict=True)))
         likeliest.append(all(logprob_TV[k].argmax() == token for k, token in zip(at, tokens, strict=True)))
-    for budget in (1, 8, 100):
-        assert score(model, MASKED, masked_rows, budget) == pytest.approx(expected, abs=2e-5)
-        assert score(model, MASKED[::-1], masked_rows, budget)[::-1] == pytest.approx(expected, abs=2e-5)
+    for token_budget in (1, 8, 100):
+        assert score(model, MASKED, masked_rows, token_budget) == pytest.approx(expected, abs=2e-5)
+        assert score(model, MASKED[::-1], masked_rows, token_budget)[::-1] == pytest.approx(expected, abs=2e-5)
     assert score_and_greedy(model, MASKED, masked_rows)[:, 1].astype(bool).tolist() == likeliest
 
 
@@ -257,3 +258,54 @@ def test_half_precision_is_rounded_in_proportion() -> None:
     one_far = torch.tensor([2.5, *[0.0] * 9])
     assert only_rounded(one_E + one_far, one_E, torch.bfloat16)
     assert not only_rounded(one_E + 1.1 * one_far, one_E, torch.bfloat16)
+
+
+def on_gpu(vocab_size: int, size: dict[str, int], dtype: torch.dtype, device: str = "cuda") -> Any:
+    """Stands in for a model on a GPU."""
+    weight = SimpleNamespace(device=torch.device(device), dtype=dtype, is_floating_point=lambda: True)
+    head = SimpleNamespace(weight=torch.empty(vocab_size, 1, device="meta"))
+    config = hf.LlamaConfig(vocab_size=vocab_size, **size)
+    return SimpleNamespace(parameters=lambda: iter([weight]), get_output_embeddings=lambda: head, config=config)
+
+
+SMOLLM2 = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "intermediate_size": 1536}
+LLAMA_8B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336}
+# Numbers for each position: logits, 34 or 36 hidden states, attention over 512 positions, three inner activations.
+EACH_SMOLLM2 = 49_152 + 34 * 576 + 9 * 512 + 3 * 1536
+EACH_8B = 128_256 + 36 * 4096 + 32 * 512 + 3 * 14_336
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "size", "dtype", "free", "expected"),
+    [
+        (49_152, SMOLLM2, torch.bfloat16, 140e9, 32_768),
+        (49_152, SMOLLM2, torch.float32, 140e9, 4e9 // (49_152 * 4)),  # logits of 4 GB
+        (49_152, SMOLLM2, torch.bfloat16, 2 * 2 * EACH_SMOLLM2 * 9_000, 8_192),  # half of it holds 9,000 positions
+        (128_256, LLAMA_8B, torch.bfloat16, 140e9, 4e9 // (128_256 * 2)),
+        (128_256, LLAMA_8B, torch.bfloat16, 2 * 2 * EACH_8B * 4_096, 4_096),
+        (128_256, LLAMA_8B, torch.bfloat16, 2 * 2 * EACH_8B * 4_095, 2_048),
+        (128_256, LLAMA_8B, torch.bfloat16, 0, 512),
+    ],
+)
+def test_the_budget_fits_the_gpu_the_model_and_its_vocabulary(
+    vocabulary: int, size: dict[str, int], dtype: torch.dtype, free: float, expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A third of what is free is held unused by the process itself."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free - free // 3, 200e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 5e9 + free // 3)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 5e9)
+    assert budget(on_gpu(vocabulary, size, dtype)) == expected
+    assert budget(on_gpu(vocabulary, size, dtype, "cpu")) == 512
+
+
+def test_the_budget_of_an_apple_gpu_is_that_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 1e9 + 2 * 4 * EACH_SMOLLM2 * 2_048)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 1e9)
+    assert budget(on_gpu(49_152, SMOLLM2, torch.float32, "mps")) == 2_048
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mamba", "bloom", "distilbert"])
+def test_the_budget_finds_the_sizes_of_every_family(architecture: str) -> None:
+    """Under other names, or not at all; a device of unknown memory has only the logits' bound."""
+    assert budget(build(architecture).to("meta")) == 32_768

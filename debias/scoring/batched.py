@@ -5,6 +5,7 @@ Shapes: N positions with logits, V vocabulary, E scored tokens, S spans, R place
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from debias.models.base import LanguageModel
 from debias.records import Scored
-from debias.scoring.layouts import Batch, Layout, masked_rows, prefix_tree
+from debias.scoring.layouts import ROW, Batch, Layout, masked_rows, prefix_tree
 from debias.scoring.likelihood import (
     dtype,
     evaluating,
@@ -162,13 +163,51 @@ def mean_hidden(
 def budget(model: LanguageModel) -> int:
     """Positions of one forward pass that keep a device busy and leave memory for the rest.
 
-    A CPU works from its cache: 512 is best there. A GPU wants thousands, and what bounds them is the memory of the
-    logits, which is at most 4 GB here.
+    A CPU works from its cache: 512 is best there. A GPU wants thousands. They are bounded by the memory of the logits,
+    at most 4 GB, and where the GPU is small or shared by half of what is free on it.
     """
     if next(model.parameters()).device.type == "cpu":
         return 512
-    bytes_each = vocabulary(model) * torch.finfo(dtype(model)).bits // 8
-    return int(min(32_768, max(512, 4e9 // bytes_each)))
+    bytes_each = torch.finfo(dtype(model)).bits // 8
+    wanted = int(min(32_768, 4e9 // (vocabulary(model) * bytes_each)))
+    free = min(map(_free, {parameter.device for parameter in model.parameters()}))
+    possible = free / 2 / (_numbers_each(model) * bytes_each)
+    if possible < wanted:
+        # Cached scores are found again by this number: a power of two hides small differences in what is free.
+        wanted = 2 ** math.floor(math.log2(max(1, possible)))
+    return max(512, wanted)
+
+
+def _free(device: torch.device) -> float:
+    """Bytes of a device that this process could still use, also what its own allocator keeps unused."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return math.inf
+
+
+def _numbers_each(model: LanguageModel) -> int:
+    """How many numbers a forward pass holds at a time for each position, at most.
+
+    The logits; every layer's hidden state, which some baselines read; and inside a layer the attention over a row and
+    three feed-forward activations.
+    """
+    config = model.config.get_text_config()
+
+    def size(key: str, otherwise: int) -> int:
+        found = getattr(config, key, None)  # Mamba has no heads; some models list a number for each layer
+        return max(found) if isinstance(found, (list, tuple)) else found or otherwise
+
+    hidden = size("hidden_size", 0)
+    attention = size("num_attention_heads", 0) * ROW
+    return (
+        vocabulary(model)
+        + (size("num_hidden_layers", 0) + 4) * hidden
+        + attention
+        + 3 * size("intermediate_size", 4 * hidden)
+    )
 
 
 def _per_span(

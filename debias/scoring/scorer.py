@@ -46,7 +46,7 @@ class Scorer:
         adapted: the same model with an adapter, or None.
         precision: `32`, `bf16` (a third to half of the time; single scores move by up to 0.4 nats per token), or
             `auto`: bf16 on a GPU, else 32 with the faster library's products (`fast_products`).
-        token_budget: positions of one forward pass; `auto`: what suits the device and the size of the vocabulary.
+        token_budget: positions of one forward pass; `auto`: what suits the device, its free memory and the model.
         cache: folder of shared scores; None: keep none.
         name: what the debiased model is called in the records.
         method: what debiases the base in place of an adapter, or None.
