@@ -305,7 +305,22 @@ def test_the_budget_of_an_apple_gpu_is_that_of_its_memory(monkeypatch: pytest.Mo
     assert budget(on_gpu(49_152, SMOLLM2, torch.float32, "mps")) == 2_048
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "mamba", "bloom", "distilbert"])
+@pytest.mark.parametrize("architecture", ["gpt2", "mamba", "bloom", "opt"])
 def test_the_budget_finds_the_sizes_of_every_family(architecture: str) -> None:
     """Under other names, or not at all; a device of unknown memory has only the logits' bound."""
     assert budget(build(architecture).to("meta")) == 32_768
+
+
+def test_the_budget_takes_sizes_that_differ_between_layers() -> None:
+    """A list is taken at its largest; what transformers will not name is left out."""
+
+    class OfLayers:
+        hidden_size, num_hidden_layers, intermediate_size = 8, 2, [16, 32]
+
+        @property
+        def num_attention_heads(self) -> int:
+            raise RuntimeError("is a per-layer attribute")
+
+    model = on_gpu(49_152, SMOLLM2, torch.bfloat16, "meta")
+    model.config = SimpleNamespace(get_text_config=OfLayers)
+    assert budget(model) == 32_768

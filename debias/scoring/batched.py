@@ -197,7 +197,10 @@ def _numbers_each(model: LanguageModel) -> int:
     config = model.config.get_text_config()
 
     def size(key: str, otherwise: int) -> int:
-        found = getattr(config, key, None)  # Mamba has no heads; some models list a number for each layer
+        try:
+            found = getattr(config, key, None)  # Mamba has no heads; some models list a number for each layer
+        except RuntimeError:  # transformers refuses to name one where the layers differ
+            found = None
         return max(found) if isinstance(found, (list, tuple)) else found or otherwise
 
     hidden = size("hidden_size", 0)
