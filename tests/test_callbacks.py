@@ -17,7 +17,7 @@ import torch
 from test_module import TRAINER, prepared
 
 from debias.training.callbacks import LossCurve, ShowProgress, StopAfter
-from debias.training.module import fit
+from debias.training.module import Debiaser, fit
 
 
 def trained(tiny: Path, folder: Path, steps: int) -> None:
@@ -37,20 +37,20 @@ def steps_of(folder: Path) -> list[int]:
     return [int(row[0]) for row in rows(folder)]
 
 
-def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Which functions of the callbacks read tensors, and so wait for the device, from now on."""
+def count_reads(monkeypatch: pytest.MonkeyPatch, of: str = "callbacks.py") -> Counter[str]:
+    """Which functions of a file read tensors, and so wait for the device, from now on."""
     found: Counter[str] = Counter()
 
     def counted(whole: Callable[..., Any]) -> Callable[..., Any]:
         def read(self: torch.Tensor, *more: Any) -> Any:
             code = sys._getframe(1).f_code
-            if code.co_filename.endswith("callbacks.py") and "debias" in code.co_filename:
+            if code.co_filename.endswith(f"debias/training/{of}"):
                 found[code.co_qualname] += 1
             return whole(self, *more)
 
         return read
 
-    for name in ("item", "tolist", "__float__", "__int__", "__bool__", "cpu", "numpy"):
+    for name in ("item", "tolist", "__float__", "__int__", "__bool__", "cpu", "numpy", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
     return found
 
@@ -66,6 +66,16 @@ def test_losses_are_read_every_few_steps(tiny: Path, tmp_path: Path, monkeypatch
         "Diverged.on_before_backward": 20,
     }
     assert steps_of(tmp_path) == list(range(1, 21))
+
+
+def test_a_step_reads_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted at the end is read there. Lightning reads what is logged for a bar, in every step."""
+    found, shown = count_reads(monkeypatch, "module.py"), []
+    log = Debiaser.log
+    monkeypatch.setattr(Debiaser, "log", lambda *a, **k: shown.append(k.get("prog_bar", False)) or log(*a, **k))
+    trained(tiny, tmp_path, steps=3)
+    assert found == {"fit": 2}
+    assert set(shown) == {False}
 
 
 def test_between_checkpoints_ten_rows_are_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ class Step(NamedTuple):
     """What one call of `training_step` reads: a part, laid out for a forward pass."""
 
     batch: Batch
+    scored_I: Tensor  # which of the batch's spans are scored; found here, because a device would be waited for
     target: Target | None  # the base's side of the texts, where it was asked beforehand
     weight: Tensor
     num_context: Tensor
@@ -188,7 +189,8 @@ class SpanData(pl.LightningDataModule):
             torch.tensor(float(total)) for total in (part.weight, part.num_context, part.num_pairs)
         )
         aim_P = torch.tensor([self.aims[index - self.first_pair] for index in part.texts if index >= self.first_pair])
-        return Step(batch, told, weight, num_context, part.parts, aim_P, num_pairs)
+        scored_I = (batch.num_tokens_S > 0).nonzero()[:, 0]
+        return Step(batch, scored_I, told, weight, num_context, part.parts, aim_P, num_pairs)
 
     def _ask_all(self, chosen: Iterable[int]) -> None:
         """Ask the base about chosen texts that it has not been asked about.

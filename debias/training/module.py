@@ -32,7 +32,6 @@ from transformers import get_scheduler
 from debias.models.base import bf16_is_native
 from debias.models.ranks import ignores_slurm, in_slurm_step, launched_processes
 from debias.records import Count, Positive, Recipe, UserError, Watch
-from debias.scoring.layouts import Batch
 from debias.scoring.likelihood import beside_base, beside_target, span_logprobs
 from debias.training import balance, sharding
 from debias.training.balance import of_pairs
@@ -89,7 +88,7 @@ class Debiaser(pl.LightningModule):
         # off, and base predictions are the same in every step. The adapter's new modules are in training mode.
         self.model, self.objective, self.recipe, self.seed, self.steps = model, objective, recipe, seed, steps
         self.dev_scores = dev_scores
-        self.epoch_loss = MeanMetric()
+        self.epoch_loss = MeanMetric(nan_strategy="disable")  # a look for NaN would wait for the device
         self.step_losses: list[Tensor] = []  # loss, bias loss and KL of the current step's batches on this device
         self.read = 0  # positions computed so far
         self.begun = (-1, 0)  # the current step, and the positions computed before it
@@ -128,19 +127,18 @@ class Debiaser(pl.LightningModule):
                 if step.target is None
                 else beside_target(self.model, batch, step.target)
             )
-            loss_B = self._losses(batch, beside.logprob_S, beside.base_S, pairs)
+            loss_B = self._losses(step, beside.logprob_S, beside.base_S)
             kl = _mean(beside.drift, step.num_context, step.parts)
             bias_loss = _mean(loss_B, step.weight, step.parts)
             loss = bias_loss + retention * kl
             if pairs:
-                scored_S = batch.num_tokens_S > 0
-                logprob_P2, base_P2 = (of_pairs(t[scored_S], pairs) for t in (beside.logprob_S, beside.base_S))
+                logprob_P2, base_P2 = (of_pairs(t[step.scored_I], pairs) for t in (beside.logprob_S, beside.base_S))
                 loss_P = balance.losses(logprob_P2, base_P2, step.aim_P)
                 balanced = self.recipe.balance * _mean(loss_P, step.num_pairs, step.parts)
                 loss, bias_loss = loss + balanced, bias_loss + balanced
         else:
             logprob_S = span_logprobs(self.model, batch)
-            loss_B = self._losses(batch, logprob_S, logprob_S.detach())
+            loss_B = self._losses(step, logprob_S, logprob_S.detach())
             loss = bias_loss = _mean(loss_B, step.weight, step.parts)
             kl = torch.zeros_like(loss)
         self.read += batch.input_ids_BT.numel()
@@ -148,7 +146,7 @@ class Debiaser(pl.LightningModule):
         # Each part takes its share of the step's weight, so that the epoch's mean weights steps by their examples.
         self.epoch_loss.update(loss.detach(), step.weight / step.parts)
         mean, of_bias, of_kl = torch.stack(self.step_losses).mean(0)
-        self.log("loss", mean, prog_bar=True, batch_size=len(loss_B), sync_dist=True)
+        self.log("loss", mean, batch_size=len(loss_B), sync_dist=True)
         self.log_dict({"bias_loss": of_bias, "kl": of_kl}, batch_size=len(loss_B), sync_dist=True)
         done = {"steps": self.global_step + 1.0, "positions": float(self.read)}  # read by `fit`
         self.log_dict(done, batch_size=1, logger=False)
@@ -156,24 +154,23 @@ class Debiaser(pl.LightningModule):
         # short step has fewer parts than that.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size / step.parts)
 
-    def _losses(self, batch: Batch, logprob_S: Tensor, base_S: Tensor, pairs: int = 0) -> Tensor:
+    def _losses(self, step: Step, logprob_S: Tensor, base_S: Tensor) -> Tensor:
         """Loss of each example. Neutral texts have no scored tokens and belong to no example; pairs come last."""
-        scored_S = (batch.num_tokens_S > 0).nonzero()[:, 0]
-        scored_S = scored_S[: len(scored_S) - 2 * pairs]
+        scored_I = step.scored_I[: len(step.scored_I) - 2 * len(step.aim_P)]
         texts = 1 + len(self.objective.contrasts)
-        of_examples = (t[scored_S].view(-1, texts) for t in (logprob_S, base_S, batch.num_tokens_S))
+        of_examples = (t[scored_I].view(-1, texts) for t in (logprob_S, base_S, step.batch.num_tokens_S))
         return self.objective.losses(*of_examples)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch."""
-        self.log("epoch_loss", self.epoch_loss.compute(), prog_bar=True)
+        self.log("epoch_loss", self.epoch_loss.compute())
         self.epoch_loss.reset()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Score the model on the dev set."""
         assert self.dev_scores is not None
         figures = {f"dev_{name}": value for name, value in self.dev_scores(self.model).items()}
-        self.log_dict(figures, prog_bar=True, batch_size=1)
+        self.log_dict(figures, batch_size=1)
         log.info("step %d: %s", self.global_step, ", ".join(f"{k} {v:.1f}" for k, v in figures.items()))
 
     def configure_optimizers(self) -> Any:
