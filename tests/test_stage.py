@@ -194,7 +194,7 @@ def test_killed_in_the_gate_a_run_only_repeats_the_gate(
 
 
 def raises(error: Exception | type[Exception]) -> Callable[..., None]:
-    def stand_in(*_: Any) -> None:
+    def stand_in(*_: Any, **__: Any) -> None:
         raise error
 
     return stand_in
