@@ -76,8 +76,8 @@ def plan(folder: Path, tiny: bool = False, gpu: bool = True) -> list[Part]:
         Part("run 8b", ("run", *large), 200, ("make 8b",)),
         Part("make tiny", ("make", "tiny", made("tiny")), 60),
         checks,
-        Part("score 8b", ("score", made("8b"), "300", "bf16"), 90, ("make 8b",)),
-        Part("train 8b", ("train", made("8b"), "320", "16"), 90, ("make 8b",)),
+        Part("score 8b", ("score", made("8b"), "300", "bf16"), 120, ("make 8b",)),
+        Part("train 8b", ("train", made("8b"), "320", "16"), 120, ("make 8b",)),
         Part("make 1b", ("make", "1b", made("1b")), 60),
         Part("train 1b", ("train", made("1b"), "320", "16"), 90, ("make 1b",)),
         Part("score 1b", ("score", made("1b"), "300", "bf16"), 60, ("make 1b",)),
@@ -92,7 +92,7 @@ def plan(folder: Path, tiny: bool = False, gpu: bool = True) -> list[Part]:
     return [
         *(on_gpu if gpu else make),
         Part("cpu score smollm2", ("score", "smollm2", "25", "32"), 120, ("make smollm2",), on_cpu=True),
-        Part("cpu train smollm2", ("train", "smollm2", "160", "16"), 240, ("make smollm2",), on_cpu=True),
+        Part("cpu train smollm2", ("train", "smollm2", "64", "16"), 240, ("make smollm2",), on_cpu=True),
         Part("cpu run smollm2", ("run", "smollm2", "data.n=64", *SMALL), 300, ("make smollm2",), on_cpu=True),
     ]
 
@@ -282,7 +282,7 @@ def main() -> None:
             lines.append(line)
             text = json.dumps(line)
             print(text, file=file, flush=True)
-            print(text, flush=True)
+            print(text if len(text) <= 300 else f"{text[:300]} ...", flush=True)
 
         well = carry_out(parts, _command, lambda part: _environment(part, folder), asked.minutes, keep)
     print(f"\n{tables(lines)}", flush=True)

@@ -71,6 +71,8 @@ CHECKS = (  # settings that run code of their own on a GPU
     ("model.quantization=4bit",), ("model.quantization=8bit",),
 )  # fmt: skip
 
+Scores = Callable[[Sequence[Scored]], np.ndarray]  # log-probabilities of texts
+
 failed: list[str] = []  # ways of this part
 
 
@@ -170,9 +172,11 @@ def _score(model: str, precision: str, limit: int | None) -> None:
     auto = batched.budget(base.model)
     of_layout = operations(body, head, *read_by(layout, spans, auto))
 
-    def told(way: str, work: Callable[[], np.ndarray], computed: int) -> None:
+    def told(way: str, work: Scores, computed: int, warm_up: Sequence[Scored] = ()) -> None:
         with attempt("score", model=name, precision=precision, way=way):
-            scores, seconds, memory = clocked(work)
+            if warm_up:
+                work(warm_up)
+            scores, seconds, memory = clocked(lambda: work(spans))
             say(
                 "score", model=name, precision=precision, way=way, sentences=len(spans),
                 ms=round(1e3 * seconds / len(spans), 4), memory_gb=rounded(memory),
@@ -180,19 +184,16 @@ def _score(model: str, precision: str, limit: int | None) -> None:
             )  # fmt: skip
 
     def trees(budget: int, note: str = "", warm: bool = True) -> None:
-        if warm:  # a batch of the same size
-            first = next(iter(layout.packs(spans, budget)))
-            batched.score(base.model, [spans[i] for i in first], layout, budget)
-        work = partial(batched.score, base.model, spans, layout, budget)
-        told(f"debias, {layout.name}, {budget:,} positions{note}", work, of_layout)
+        first = [spans[i] for i in next(iter(layout.packs(spans, budget)))] if warm else []  # a batch of the same size
+        work = partial(batched.score, base.model, layout=layout, token_budget=budget)
+        told(f"debias, {layout.name}, {budget:,} positions{note}", work, of_layout, first)
 
     trees(auto, " (default, first pass of the process)", warm=False)
     for size in (64, 512) if CUDA else (16,):
-        with attempt("score", model=name, precision=precision, way=f"padded, {size} (warm-up)"):
-            padded(base.model, sorted(spans, key=lambda span: -len(span.ids))[:size], size)
-        told(f"padded, {size}", partial(padded, base.model, spans, size), of_rows)
+        longest = sorted(spans, key=lambda span: -span.num_positions)[:size]
+        told(f"padded, {size}", partial(padded, base.model, size), of_rows, longest)
     if importlib.util.find_spec("lm_eval"):
-        told("lm-evaluation-harness, auto", partial(by_harness, base, spans), of_rows)
+        told("lm-evaluation-harness, auto", partial(by_harness, base), of_rows)
     else:
         say("note", text="lm-evaluation-harness is not installed, so it is not measured (pip install lm-eval)")
     for budget in sorted({4096, 32_768} - {auto}) if CUDA else ():
@@ -207,7 +208,7 @@ def figures(candidates: Sequence[Candidate], spans: Sequence[Scored], scores: np
     return {name: round(float(terms[name].mean()), 2) for name in ("ss", "lms")}
 
 
-def padded(model: LanguageModel, spans: Sequence[Any], size: int) -> np.ndarray:
+def padded(model: LanguageModel, size: int, spans: Sequence[Any]) -> np.ndarray:
     """Length-sorted padded batches with logits everywhere, as harnesses score."""
     order = sorted(range(len(spans)), key=lambda i: -len(spans[i].ids))
     found = np.zeros(len(spans))
@@ -280,15 +281,16 @@ def train(model: str, sentences: str, size: str) -> None:
     name, batch = Path(model).name, int(size)
     base = BaseModel(model).load()
     triplets = TripletFile("gender").load().triplets[: int(sentences)]
+    length = sum(len(ids) for ids in base.tokenizer([t.sentence for t in triplets]).input_ids)
     for way, prepare in WAYS.items():
-        with attempt("train", model=name, way=way), tempfile.TemporaryDirectory() as folder:
+        with attempt("train", model=name, way=way), tempfile.TemporaryDirectory() as folder, ExitStack() as afterwards:
             pl.seed_everything(1, verbose=False)
             base.model.eval()
             config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
             adapted = adapters.attach(base, config)
-            work, turns = prepare(base, adapted, triplets, batch, Path(folder)), TURNS[way]
-            length = sum(len(ids) for ids in base.tokenizer([t.sentence for t in triplets]).input_ids)
-            for number, turn in enumerate(turns):
+            afterwards.callback(adapters.detach, adapted)
+            work = prepare(base, adapted, triplets, batch, Path(folder))
+            for number, turn in enumerate(TURNS[way]):
                 # What the base says is kept in a cache: an empty one for each turn but the last.
                 os.environ["DEBIAS_CACHE"] = f"{folder}/cache-{min(number, 1)}"
                 adapted.zero_grad()
@@ -299,8 +301,6 @@ def train(model: str, sentences: str, size: str) -> None:
                 )  # fmt: skip
             if os.environ.get("PROFILE"):
                 profiled(work, model=name, way=way)
-            adapters.detach(adapted)
-            del adapted, work
 
 
 Prepared = Callable[[], Any]
@@ -430,7 +430,7 @@ def run(again: bool, model: str, *words: str) -> None:
             raise RuntimeError(f"status {done.returncode}: {done.stderr.strip()[-300:]}")
         result = Path(folder) / "outputs/speed"
         cost = json.loads((result / "cost.json").read_text(encoding="utf-8"))
-        host = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+        host = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
         say(
             "run", **facts, seconds=round(seconds, 1), host_gb=round(host, 2), gpu_gb=cost["peak_gpu_memory_gb"],
             stages={name: round(spent["seconds"], 1) for name, spent in cost["stages"].items()},
