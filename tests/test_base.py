@@ -20,6 +20,7 @@ from debias.models.base import LOADERS, BaseModel, _read_once
 from debias.models.checkpoint import check_architecture, kind_of
 from debias.records import UserError
 from debias.scoring.layout_trial import choose_layout
+from debias.scoring.scorer import Scorer
 
 SIZE: dict[str, Any] = {
     "vocab_size": 260, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -310,3 +311,35 @@ def test_weights_go_straight_to_the_own_gpu_of_a_process_in_their_dtype(
         options = asked(monkeypatch, False, tiny, dtype=dtype)
         assert "device_map" not in options
         assert options["dtype"] == on_cpu
+
+
+@pytest.mark.parametrize(
+    ("wanted", "held", "rounded"),
+    [
+        ("auto", torch.float32, True),
+        ("auto", torch.float16, True),
+        ("auto", torch.bfloat16, False),
+        ("bf16", torch.float32, False),
+        ("float32", torch.float32, False),
+    ],
+)
+def test_a_base_whose_weights_were_rounded_unasked_says_so_at_precision_32(
+    wanted: Any, held: torch.dtype, rounded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Once for a loaded base, whatever is scored with it; the GPU is a stand-in."""
+    folder = saved(tmp_path, hf.LlamaForCausalLM(LLAMA).to(held))
+    load = LOADERS["causal"].from_pretrained
+
+    def to_cpu(path: str, **options: Any) -> Any:
+        return load(path, **{key: value for key, value in options.items() if key != "device_map"})
+
+    monkeypatch.setitem(LOADERS, "causal", SimpleNamespace(from_pretrained=to_cpu))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: True)
+        base = BaseModel(str(folder), dtype=wanted).load()
+    assert base.rounded == rounded
+    Scorer(base, None, "32")
+    Scorer(base, None, "32")
+    told = [record.message for record in caplog.records if "model.dtype=float32 keeps them whole" in record.message]
+    assert len(told) == rounded

@@ -43,7 +43,7 @@ from debias.models.checkpoint import (
     check_weights,
     kind_of,
 )
-from debias.models.identity import check_files, tensors_sha256
+from debias.models.identity import check_files, more_precise_than_bf16, tensors_sha256
 from debias.models.placement import device
 from debias.progress import bar, stage
 from debias.records import AUTO, Tokens, UserError, one_line
@@ -71,6 +71,7 @@ class Base(NamedTuple):
     name: str  # hub id or folder; a published adapter names its base by it
     sha256: str  # of the weights
     kind: str  # `causal` or `masked`
+    rounded: bool = False  # whether dtype=auto rounded weights when they were loaded
 
     @property
     def tokens(self) -> Tokens:
@@ -140,13 +141,14 @@ class BaseModel:
             model, report = LOADERS[kind].from_pretrained(folder, dtype=dtype, **how, **{**options, **quantized})
             files = _files(folder, self.revision)
             checksum = tensors_sha256(files) + (self.quantization or "")
+            rounded = self.dtype == AUTO and dtype == torch.bfloat16 and more_precise_than_bf16(files)
             if download.came:
                 note(files)
         check_loaded(model, report, self.path)
         check_vocabulary(tokenizer, model, self.path)
         model.requires_grad_(False).eval()
         model.name_or_path = EMBEDDED.get(self.path, self.path)
-        return Base(model, tokenizer, model.name_or_path, checksum, kind)
+        return Base(model, tokenizer, model.name_or_path, checksum, kind, rounded)
 
     def tokens(self) -> Tokens:
         """Load the tokenizer and the kind alone, in a fraction of a second.

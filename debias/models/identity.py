@@ -80,6 +80,15 @@ def tensors_sha256(folder: Path) -> str:
     return hashlib.sha256(json.dumps(sorted(tensors.items())).encode()).hexdigest()
 
 
+def more_precise_than_bf16(folder: Path) -> bool:
+    """Whether bfloat16 would round most tensors of a folder's safetensors files; their headers alone are read."""
+    kinds: list[bool] = []
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            kinds += [file.get_slice(name).get_dtype() in ("F16", "F32", "F64") for name in file.keys()]  # noqa: SIM118
+    return 2 * sum(kinds) > len(kinds)
+
+
 def _tensors(path: Path) -> dict[str, str]:
     real = path.resolve()  # the hub's cache holds links
     stamp = [str(real), real.stat().st_size, real.stat().st_mtime_ns]

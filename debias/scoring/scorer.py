@@ -74,6 +74,11 @@ class Scorer:
             self.fast = has_fast_products(self.device)
             precision = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
         self.precision = precision
+        if precision == "32" and base.rounded and likelihood.dtype(base.model) == torch.bfloat16:  # said once
+            log.warning(
+                "scoring.precision=32 computes in float32, but loading has rounded the weights to bfloat16; "
+                "model.dtype=float32 keeps them whole"
+            )
         if not getattr(base.model, "is_quantized", False):  # quantised weights stay as they are
             nn.Module.to(self.model, PRECISIONS[precision])  # transformers' own `to` is typed wrongly
         if precision == "bf16" and self.device.type == "cpu" and not bf16_is_native():
