@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from zoo import build
 
 from debias.baselines.editing import Dama
-from debias.models.base import BaseModel
+from debias.models.base import Base, BaseModel
 from debias.records import Masked, Span, Tokens
 from debias.scoring.batched import budget, likeliest, mean_hidden, score, score_and_greedy, score_of_two
 from debias.scoring.layout_trial import choose_layout, only_rounded
@@ -324,3 +324,14 @@ def test_the_budget_takes_sizes_that_differ_between_layers() -> None:
     model = on_gpu(49_152, SMOLLM2, torch.bfloat16, "meta")
     model.config = SimpleNamespace(get_text_config=OfLayers)
     assert budget(model) == 32_768
+
+
+def test_half_precision_leaves_rotary_frequencies_exact() -> None:
+    """As transformers itself loads a checkpoint in bf16; at position 1,000 a frequency of 8 bits is off by radians."""
+    base = Base(model_of("mistral"), None, "mistral", "causal", "")  # type: ignore[arg-type]
+    before = {name: buffer.clone() for name, buffer in base.model.named_buffers() if "inv_freq" in name}
+    Scorer(base, None, "bf16")
+    assert {p.dtype for p in base.model.parameters()} == {torch.bfloat16}
+    after = dict(base.model.named_buffers())
+    assert before
+    assert all(torch.equal(buffer, after[name]) for name, buffer in before.items())

@@ -80,7 +80,7 @@ class Scorer:
                 "model.dtype=float32 keeps them whole"
             )
         if not getattr(base.model, "is_quantized", False):  # quantised weights stay as they are
-            nn.Module.to(self.model, PRECISIONS[precision])  # transformers' own `to` is typed wrongly
+            _convert(self.model, PRECISIONS[precision])
         if precision == "bf16" and self.device.type == "cpu" and not bf16_is_native():
             log.warning("this processor has no bfloat16 instructions: scoring.precision=bf16 is far slower than 32")
         self.token_budget = batched.budget(self.model) if token_budget == AUTO else int(token_budget)
@@ -248,6 +248,22 @@ class Scorer:
         products = "fast" if self.fast else "exact"
         how = [self.precision, products, self.device.type, self.token_budget, *versions, code_sha256("scoring")]
         return f"{type(model).__name__} {sorted(config.items(), key=str)!r} {buffers.hexdigest()} {how}"
+
+
+def _convert(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring a model's weights to a type, but not the frequencies of its rotary embeddings.
+
+    transformers holds those in float32 whatever the type of the weights: with 8 bits, far positions would be confused.
+    """
+    rotary = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name.endswith("inv_freq")
+    ]
+    nn.Module.to(model, dtype)  # transformers' own `to` is typed wrongly
+    for module, name, buffer in rotary:
+        setattr(module, name, buffer)
 
 
 def kept_scores(path: Path) -> np.ndarray | None:
