@@ -108,6 +108,15 @@ def test_an_adapter_is_described_by_the_run_that_trained_it(tmp_path: Path) -> N
     assert sorted(found) == [("Lora, Attribute margin=4", "yes: StereoSet dev"), ("adapter b", "unknown")]
 
 
+def test_sums_of_the_same_adapters_with_other_weights_are_rows_of_their_own(tmp_path: Path) -> None:
+    paths = ["outputs/g/adapter", "outputs/r/adapter"]
+    for name, ss, weights in (("one", 55, [0.6, 0.25]), ("two", 57, [1.0, 0.0]), ("three", 58, None)):
+        adapter = {"path": paths, "combine": "sum", "weights": weights}
+        write_run(tmp_path / name, {**config(), "model": {"path": "gpt2"}, "adapter": adapter}, scores(ss))
+    methods = [row["method"] for row in rows(tmp_path)]
+    assert methods[1:] == ["sum of 0.6 g + 0.25 r", "sum of 1 g + 0 r", "sum of g + r"]
+
+
 def test_what_does_not_compare_is_another_table(tmp_path: Path) -> None:
     """Another number of sentences, another base; a run without StereoSet is counted."""
     write_run(tmp_path / "s/a", trained(), scores(55))

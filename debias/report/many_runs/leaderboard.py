@@ -142,7 +142,11 @@ def _entry(run: Run, name: str, figures: list[Figure], makers: Mapping[str, Run]
     if maker:
         return _trained(run, figures, maker)
     short = max(len(_stem(path)) for path in paths) < 40  # the name of a sweep's run may fill a line
-    named = " + ".join(map(_stem, paths)) if short else f"{len(paths)} adapters"
+    weights = run.config["adapter"].get("weights") or []
+    shares = [f"{weight:.3g} " for weight in weights] if len(weights) == len(paths) else [""] * len(paths)
+    named = " + ".join(share + _stem(path) for share, path in zip(shares, paths, strict=True))
+    if not short:
+        named = f"{len(paths)} adapters{' with weights ' if weights else ''}{', '.join(s.strip() for s in shares if s)}"
     method = f"{run.config['adapter'].get('combine') or 'adapter'} of {named}" if len(paths) > 1 else f"adapter {named}"
     return Entry(run, figures, run.bias, method, "unknown", "unknown", identity=str(paths))
 
