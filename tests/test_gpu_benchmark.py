@@ -85,12 +85,24 @@ def test_the_cpus_parts_do_not_see_the_gpu(gpu: Any, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- carrying it out
 
 
-def test_a_part_that_takes_too_long_is_stopped_and_the_next_begins(gpu: Any) -> None:
-    endless = gpu.Part("endless", (f"echo '{LINE}'; kill -STOP $$",), limit=1.0)  # it waits for ever, without a clock
-    well, lines = carried_out(gpu, [endless, gpu.Part("next", ("true",), 60.0)])
+class _Impatient(subprocess.Popen):
+    """Its limit is over once the process has stopped itself, which needs no clock."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        if timeout is None or "STOP" not in str(self.args):
+            return super().wait(timeout)
+        os.waitpid(self.pid, os.WUNTRACED)
+        raise subprocess.TimeoutExpired(self.args, timeout)
+
+
+def test_a_part_that_takes_too_long_is_stopped_and_the_next_begins(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.subprocess, "Popen", _Impatient)
+    endless = gpu.Part("endless", (f"echo '{LINE}'; kill -STOP $$",), limit=30.0)
+    well, lines = carried_out(gpu, [endless, gpu.Part("next", ("true",), 30.0)])
     assert not well
     assert ends(lines) == {"endless": "stopped", "next": "well"}
     assert lines[0]["ms"] == 0.5  # what it had measured
+    assert lines[1]["reason"] == "it took more than 30 s"
 
 
 def test_a_failure_is_told_and_what_needs_it_is_left_out(gpu: Any) -> None:
