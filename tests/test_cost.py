@@ -60,8 +60,9 @@ def test_peak_memory_of_the_gpu_is_that_of_the_job(tmp_path: Path, monkeypatch: 
     peak = [9e9]
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peak[0])
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peak.__setitem__(0, 0.0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peak.__getitem__)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda number: peak.__setitem__(number, 0.0))
     for used in (3e9, 2e9):
         job = Cost(tmp_path)
         peak[0] = max(peak[0], used)

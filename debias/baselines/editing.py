@@ -63,6 +63,7 @@ class Edited(Method):
 
 
 def _without(plain_BTD: Tensor, basis_KD: Tensor) -> Tensor:
+    basis_KD = basis_KD.to(plain_BTD.device)
     return plain_BTD - plain_BTD @ basis_KD.T @ basis_KD
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from debias.baselines import checksum
 from debias.baselines.sentences import Sentences, features, versions
 from debias.benchmarks import probe
+from debias.models.placement import inputs_on
 from debias.records import Count, UserError
 from debias.scoring.method import Method
 from debias.scoring.scorer import Scorer
@@ -41,11 +42,11 @@ class Projection(Method):
     @contextmanager
     def on(self, model: PreTrainedModel) -> Iterator[None]:
         """Project what the body hands to the prediction head."""
-        matrix_DD = self.matrix_DD.to(next(model.parameters()).device)
+        matrix_DD = self.matrix_DD.to(inputs_on(model))
 
         def project(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
             hidden_BTD = output.last_hidden_state
-            changed_BTD = (hidden_BTD.float() @ matrix_DD.T).to(hidden_BTD.dtype)
+            changed_BTD = (hidden_BTD.float() @ matrix_DD.to(hidden_BTD.device).T).to(hidden_BTD.dtype)
             output.last_hidden_state = changed_BTD
             if getattr(output, "hidden_states", None):  # SEAT and the probes read the last one
                 output.hidden_states = (*output.hidden_states[:-1], changed_BTD)

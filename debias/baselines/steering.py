@@ -64,13 +64,13 @@ class Steered(Method):
     @contextmanager
     def on(self, model: PreTrainedModel) -> Iterator[None]:
         """Add the vector to what the layer hands to the next one."""
-        vector_D = torch.from_numpy(self.vector_D).to(next(model.parameters()).device)
+        vector_D = torch.from_numpy(self.vector_D).to(model.device)
 
         def steer(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
             hidden_BTD = output[0] if isinstance(output, tuple) else output
             plain_BTD = hidden_BTD.float()
             share = 1.0 if self.gate is None else self.gate(plain_BTD)
-            changed_BTD = (plain_BTD + share * vector_D).to(hidden_BTD.dtype)
+            changed_BTD = (plain_BTD + share * vector_D.to(plain_BTD.device)).to(hidden_BTD.dtype)
             return (changed_BTD, *output[1:]) if isinstance(output, tuple) else changed_BTD
 
         handle = dict(enumerate((m for _, m in targets.layers(model)), start=1))[self.layer].register_forward_hook(

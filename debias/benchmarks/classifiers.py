@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from debias.benchmarks.probe import tuned
+from debias.models.placement import is_spread
 from debias.progress import Stage, bar, report, stage
 from debias.records import Count, Positive, Seed, UserError
 from debias.scoring import batched, likelihood
@@ -93,7 +94,9 @@ class FineTuned:
         self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
 
     def predict(self, scorer: Scorer, label: str, train: Sequence[Texts], dev: Sequence[Texts]) -> np.ndarray:
-        """Fine-tune on `train` and apply to `dev`."""
+        """Fine-tune on `train` and apply to `dev`. Raises UserError for a model whose layers are on several devices."""
+        if is_spread(scorer.model):
+            raise UserError("fine-tuning copies the model to one device; leave glue_finetuned out, or model.device_map")
         options = repr((self.name, self.epochs, self.lr, self.batch_size, self.seed, len(train)))
         content = [options.encode(), *(part for e in [*train, *dev] for part in _example(e, scorer.max_positions))]
         return scorer.cached(content, lambda: self._learned(scorer, label, train, dev)) > 0

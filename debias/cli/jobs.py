@@ -47,12 +47,15 @@ def _lead(cfg: DictConfig, settings: Run, say: Say) -> None:
     folder = run_folder(cfg, [data, *benchmarks])
     with claimed(cfg, folder) as to_do:
         if to_do:
+            from debias.training.module import check_spread
+
             tuning, model = _tuning(cfg, settings, data), make(cfg.model)
             tracker = make_tracker(cfg)
             data.check()
             quieten()
             with warnings.catch_warnings(action="ignore"):  # run.log gets them from the trainer that is used
-                tuning.make_trainer()  # fail on a device that is not there before anything is written
+                trainer = tuning.make_trainer()  # fail on a device that is not there before anything is written
+            check_spread(trainer, model.device_map)
             with logged(cfg, folder), tracked(cfg, folder, tracker) as tracking:
                 from debias.jobs import run
                 from debias.report.one_run.report import RunReport

@@ -34,7 +34,8 @@ class Cost:
         self.stages: dict[str, dict[str, Any]] = before.get("stages", {})
         self.peaks = {name: before.get(name, 0.0) for name in ("peak_memory_gb", "peak_gpu_memory_gb")}
         if torch.cuda.is_initialized():  # a sweep's jobs may share one process
-            torch.cuda.reset_peak_memory_stats()
+            for number in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(number)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
@@ -56,7 +57,8 @@ class Cost:
 
     def write(self) -> None:
         """Write the totals so far."""
-        gpu = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+        gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)  # a spread model is on all of them
+        gpu = sum(torch.cuda.max_memory_allocated(number) for number in gpus) / 1e9
         found = {"peak_memory_gb": round(peak_memory_gb(), 3), "peak_gpu_memory_gb": round(gpu, 3)}
         # Only a chat model that writes data costs dollars.
         dollars = [stage.get("dollars", 0.0) for stage in self.stages.values()]

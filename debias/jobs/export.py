@@ -25,6 +25,7 @@ from debias.jobs.weighing import weighed
 from debias.models import adapter as adapters
 from debias.models import composition
 from debias.models.base import LOADERS, Base, BaseModel, LanguageModel
+from debias.models.placement import release
 from debias.models.shared_weights import Ties, separate
 from debias.records import AUTO, UserError
 
@@ -214,6 +215,7 @@ def merge(export: Export, base: Base) -> float:
     method = str(getattr(adapted.peft_type, "value", adapted.peft_type))
     if adapted.active_peft_config.is_prompt_learning:
         raise UserError(_not_merged(method, "a prompt does not change weights"))
+    release(adapted)
     adapted.to("cpu", torch.float32)  # one rounding at the end, and a comparison that shows nothing else
     texts = _texts(vocabulary, adapted.active_peft_config)
     expected = _logprobs(adapted, texts)

@@ -21,6 +21,7 @@ from debias.files import whole_folder
 from debias.models import bottleneck, targets
 from debias.models.adapter_dtype import hold_in_float32
 from debias.models.base import Base, LanguageModel, weights_sha256
+from debias.models.placement import inputs_on, is_spread
 from debias.records import Count, NotNegative, Positive, Range, Share, UserError
 
 PROVENANCE = "debias.json"  # base model and parameter counts; PEFT ignores this file
@@ -53,6 +54,9 @@ def attach(base: Base, config: peft.PeftConfig) -> peft.PeftModel:
             )
         if prompts:  # PEFT can switch off a prompt, but not a module that is trained with it
             raise UserError("adapter.train_head=true does not work with prompts; choose adapter=lora or bottleneck")
+    _check_placement(base, config)
+    if is_spread(base.model) and config.peft_type == peft.PeftType.ADALORA:
+        raise UserError(f"adapter=adalora compares the ranks of all layers on one device; {UNSPREAD}")
     frozen = {id(parameter) for parameter in base.model.parameters()}
     try:
         targets.resolve(config, base.model)
@@ -71,6 +75,15 @@ def attach(base: Base, config: peft.PeftConfig) -> peft.PeftModel:
     except Exception as error:  # PEFT's methods raise errors of many types for a model they do not know
         raise UserError(_misfit(config, base, error)) from error
     return model
+
+
+UNSPREAD = "choose adapter=lora, or remove model.device_map"
+
+
+def _check_placement(base: Base, config: peft.PeftConfig) -> None:
+    """Raise UserError for prompts and prefixes on a spread model: PEFT keeps them on one device, outside the layers."""
+    if is_spread(base.model) and config.is_prompt_learning:
+        raise UserError(f"prompts and prefixes do not work with a model on several devices; {UNSPREAD}")
 
 
 def _reason(error: Exception) -> str:
@@ -118,7 +131,7 @@ CHANGES_BASE = (
 @torch.no_grad()
 def _logits(model: LanguageModel) -> torch.Tensor:
     """Answers to a short text, to tell whether two models are the same. Raises ValueError if they are NaN."""
-    ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
+    ids = torch.arange(1, 9, device=inputs_on(model))[None]
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     if logits.isnan().any():
         raise ValueError("its logits are NaN")
@@ -138,7 +151,7 @@ def _check_base_kept(model: peft.PeftModel, before: torch.Tensor) -> None:
 
 def _check_effect(model: peft.PeftModel) -> None:
     """Fail early if the model ignores the adapter (zero gradient), or if a second step of training would fail."""
-    ids = torch.arange(1, 5, device=next(model.parameters()).device)[None]
+    ids = torch.arange(1, 5, device=inputs_on(model))[None]
     trainable = [p for p in model.parameters() if p.requires_grad]
     for _ in range(2):  # a recurrent model may keep its state, and with it the graph of the step before
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
@@ -235,7 +248,7 @@ def load(base: Base, folder: str | Path, effect: bool = True) -> peft.PeftModel:
     Raises UserError if the folder holds no adapter, a damaged one, or one that was trained on another base.
     """
     folder = located(folder)
-    saved_config(folder)
+    _check_placement(base, saved_config(folder))
     check_base(base, folder)
     saved = _tensors(folder)
     try:

@@ -45,8 +45,10 @@ from debias.models.checkpoint import (
 )
 from debias.models.identity import check_files, more_precise_than_bf16, tensors_sha256
 from debias.models.placement import device
+from debias.models.ranks import launched_processes
 from debias.progress import bar, stage
 from debias.records import AUTO, Tokens, UserError, one_line
+from debias.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +109,7 @@ class BaseModel:
         kind: `causal` (predicts the next token) or `masked`; None reads it from the model's config.
         quantization: `4bit` or `8bit` weights (bitsandbytes, GPU only); None keeps full precision.
         dtype: of the weights in memory: `float32`, `bf16`, or `auto`: bf16 on a GPU, else float32.
+        device_map: `auto` spreads the layers over all visible GPUs (accelerate); None uses one device.
     """
 
     def __init__(
@@ -116,11 +119,12 @@ class BaseModel:
         kind: Literal["causal", "masked"] | None = None,
         quantization: Literal["4bit", "8bit"] | None = None,
         dtype: Literal["auto", "float32", "bf16"] = AUTO,
+        device_map: Literal["auto"] | None = None,
     ) -> None:
         self.path, self.revision, self.kind = str(path), revision, kind
         if self.path.startswith("~"):  # quoted in a shell, or written in a file
             self.path = str(Path(self.path).expanduser())
-        self.quantization, self.dtype = quantization, dtype
+        self.quantization, self.dtype, self.device_map = quantization, dtype, device_map
 
     def load(self) -> Base:
         """Load the model to its device in eval mode, and freeze it.
@@ -128,6 +132,8 @@ class BaseModel:
         Raises UserError if `path` holds no model, or one that cannot be scored.
         """
         quantized = _quantized(self.quantization)  # fail before the weights are loaded
+        if self.device_map:
+            _check_can_spread()
         tokenizer, kind = self.tokens()
         with self._place() as (folder, options), downloading(self.path) as download:
             if not Path(folder).is_dir():
@@ -138,12 +144,17 @@ class BaseModel:
             dtype = DTYPES[("bf16" if on_gpu else "float32") if self.dtype == AUTO else self.dtype]
             # Other shapes, too, are told by the report: transformers' own error does not name them.
             how = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-            model, report = LOADERS[kind].from_pretrained(folder, dtype=dtype, **how, **{**options, **quantized})
+            options |= quantized
+            if self.device_map:
+                options["device_map"] = self.device_map
+            model, report = LOADERS[kind].from_pretrained(folder, dtype=dtype, **how, **options)
             files = _files(folder, self.revision)
             checksum = tensors_sha256(files) + (self.quantization or "")
             rounded = self.dtype == AUTO and dtype == torch.bfloat16 and more_precise_than_bf16(files)
             if download.came:
                 note(files)
+        if self.device_map:
+            _check_spread(model, self.path)
         check_loaded(model, report, self.path)
         check_vocabulary(tokenizer, model, self.path)
         model.requires_grad_(False).eval()
@@ -236,6 +247,29 @@ def _quantized(bits: str | None) -> dict[str, Any]:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"model.quantization={bits} needs bitsandbytes; install it: pip install 'debias[quantization]'")
     return {"quantization_config": BitsAndBytesConfig(**QUANTIZATIONS[bits])}
+
+
+def _check_can_spread() -> None:
+    """Raise UserError where `model.device_map=auto` has no GPUs of its own."""
+    if not torch.cuda.is_available():
+        raise UserError("model.device_map=auto spreads a model over GPUs, and this machine has none; remove it")
+    if launched_processes() > 1:
+        raise UserError(
+            "model.device_map=auto gives all GPUs to one process, and a launcher has started several; "
+            "start debias without torchrun or srun, or remove model.device_map"
+        )
+
+
+def _check_spread(model: PreTrainedModel, path: str) -> None:
+    """Raise UserError if accelerate left layers to host memory or the disk: their weights cannot be checked."""
+    left = {"cpu", "disk"}.intersection(map(str, getattr(model, "hf_device_map", {}).values()))
+    gpus = counted(torch.cuda.device_count(), "visible GPU")
+    if left:
+        raise UserError(
+            f"model {path!r} does not fit in the memory of {gpus}; "
+            "set model.quantization=4bit, or run it where there are more"
+        )
+    log.info("the layers are spread over %s", gpus)
 
 
 def checksum(model: nn.Module, wanted: Callable[[nn.Parameter], bool] = lambda _: True) -> str:

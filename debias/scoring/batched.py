@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from debias.models.base import LanguageModel
+from debias.models.placement import inputs_on
 from debias.records import Scored
 from debias.scoring.layouts import ROW, Batch, Layout, masked_rows, prefix_tree
 from debias.scoring.likelihood import (
@@ -89,7 +90,7 @@ def score_of_two(
         combine: logits behind both contexts -> log-probabilities, all of shape (places, V).
     """
     batches = list(layout.packs(others, token_budget))
-    device = next(model.parameters()).device
+    device = inputs_on(model)
     result = np.empty((len(spans), 2))
     with torch.inference_mode(), evaluating(model):
         for numbers in progress(batches, len(batches)) if progress else batches:
@@ -166,7 +167,7 @@ def budget(model: LanguageModel) -> int:
     A CPU works from its cache: 512 is best there. A GPU wants thousands. They are bounded by the memory of the logits,
     at most 4 GB, and where the GPU is small or shared by half of what is free on it.
     """
-    if next(model.parameters()).device.type == "cpu":
+    if inputs_on(model).type == "cpu":
         return 512
     bytes_each = torch.finfo(dtype(model)).bits // 8
     wanted = int(min(32_768, 4e9 // (vocabulary(model) * bytes_each)))
@@ -223,7 +224,7 @@ def _per_span(
 ) -> np.ndarray:
     """What `answer` makes of each batch, a row per span, in the order of the spans."""
     batches = list(layout.packs(spans, token_budget))
-    device = next(model.parameters()).device
+    device = inputs_on(model)
     found: list[Tensor] = []
     with torch.inference_mode(), evaluating(model):
         laid = _ahead(lambda numbers: layout([spans[i] for i in numbers]), batches)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from debias.models.base import LanguageModel
+from debias.models.placement import inputs_on
 from debias.records import Masked, UserError
 from debias.scoring.layouts import Batch, Sight, visible
 
@@ -221,7 +222,9 @@ def _logits_only_at(head: nn.Module, batch: Batch) -> Iterator[None]:
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_BTD = args[0][:, -width:]  # prompt tuning puts virtual tokens in front
-        return (hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[batch.position_N][None], *args[1:])
+        # A layer before the output layer may be on another device.
+        position_N = batch.position_N.to(hidden_BTD.device)
+        return (hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[position_N][None], *args[1:])
 
     handle = head.register_forward_pre_hook(keep)
     try:
@@ -243,7 +246,7 @@ def with_last_hidden(model: LanguageModel, batch: Batch, position_M: Tensor) -> 
 
     def catch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         hidden_BTD = args[0][:, -batch.input_ids_BT.shape[1] :]
-        caught.append(hidden_BTD.reshape(-1, hidden_BTD.shape[-1]))
+        caught.append(hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).to(position_M.device))
 
     head = _head(model)
     with _first_hook(head, catch):
@@ -336,4 +339,4 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def on_device(model: LanguageModel, batch: Batch) -> Batch:
     """A batch where the model is."""
-    return batch.to(next(model.parameters()).device)
+    return batch.to(inputs_on(model))

@@ -23,6 +23,7 @@ from torch import Tensor
 from debias.assets.cache import cached
 from debias.files import whole_file
 from debias.models.base import LanguageModel
+from debias.models.placement import inputs_on
 from debias.progress import bar
 from debias.records import Scored
 from debias.scoring import likelihood
@@ -108,6 +109,7 @@ def _answers(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities (S,) and hidden states (R, D)."""
     parameter = next(p for p in base.parameters() if p.is_floating_point())
+    device = inputs_on(base)
     hidden_RD: Tensor | None = None
     logprob_S = torch.zeros(len(spans), dtype=torch.float64)
     batches = list(layout.packs(spans, token_budget))
@@ -118,8 +120,8 @@ def _answers(
             row_R = np.concatenate([np.arange(first[i], first[i + 1]) for i in numbers])
             if not len(batch.position_N):  # neutral texts score nothing; the model is asked for one logit all the same
                 batch = batch._replace(position_N=torch.zeros(1, dtype=torch.long))
-            at = torch.from_numpy(position_M).to(parameter.device)
-            found_S, hidden_MD = likelihood.with_last_hidden(base, batch.to(parameter.device), at)
+            at = torch.from_numpy(position_M).to(device)
+            found_S, hidden_MD = likelihood.with_last_hidden(base, batch.to(device), at)
             if hidden_RD is None:
                 hidden_RD = torch.empty(first[-1], hidden_MD.shape[1], dtype=parameter.dtype)
             hidden_RD[torch.from_numpy(row_R)] = hidden_MD.to(parameter.dtype).cpu()[torch.from_numpy(where_R)]

@@ -21,6 +21,7 @@ from debias.assets.cache import cached
 from debias.files import whole_file
 from debias.models.adapter import adapter_sha256, virtual_tokens
 from debias.models.base import Base, LanguageModel, bf16_is_native
+from debias.models.placement import inputs_on
 from debias.models.products import fast_products, has_fast_products
 from debias.progress import bar
 from debias.records import AUTO, Candidate, Scored, Tokens, UserError
@@ -97,8 +98,8 @@ class Scorer:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
+        """Where the model takes its inputs."""
+        return inputs_on(self.model)
 
     @property
     def max_positions(self) -> int | None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import peft
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
@@ -30,6 +31,7 @@ from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from debias.models.base import bf16_is_native
+from debias.models.placement import inputs_on, is_spread
 from debias.models.ranks import ignores_slurm, in_slurm_step, launched_processes
 from debias.records import Count, Positive, Recipe, UserError, Watch
 from debias.scoring.likelihood import beside_base, beside_target, span_logprobs
@@ -106,6 +108,12 @@ class Debiaser(pl.LightningModule):
         if self._gathered is not None:
             self.model, self._gathered = self._gathered(), None
 
+    def on_train_start(self) -> None:
+        """Bring the restored state of the optimiser, which Lightning moves to one device, to its parameters."""
+        for optimizer in self.trainer.optimizers if is_spread(self.model) else ():
+            for parameter, state in optimizer.state.items():
+                state.update({k: v.to(parameter.device) for k, v in state.items() if k != "step"})
+
     def on_train_end(self) -> None:
         """The gate and the evaluation need the whole model."""
         self.gather()
@@ -113,6 +121,18 @@ class Debiaser(pl.LightningModule):
     def cpu(self) -> Debiaser:
         """Stay: Lightning moves a module to the CPU after training; gate and scoring need it where it is."""
         return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Debiaser:
+        """Move as usual, but leave a spread model where its layers are."""
+        if not is_spread(self.model):
+            return super().to(*args, **kwargs)
+        self.epoch_loss.to(inputs_on(self.model))
+        return self
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """To where a spread model takes its inputs; else to the trainer's device."""
+        device = inputs_on(self.model) if is_spread(self.model) else device
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, step: Step) -> Tensor:
         """Loss of one part of a step, such that the mean over the parts is the step's loss."""
@@ -262,6 +282,17 @@ def make_trainer(
         elif accelerator == "cpu":
             remedy = "leave out the trainer's other settings"
         raise UserError(f"this trainer does not work here ({reason}); {remedy}") from error
+
+
+def check_spread(trainer: pl.Trainer, device_map: str | None) -> None:
+    """Raise UserError for a trainer that cannot train a model whose layers are on several GPUs."""
+    if device_map and trainer.world_size > 1:
+        raise UserError(
+            f"model.device_map={device_map} gives all GPUs to one model, and trainer.devices={trainer.world_size} "
+            "wants a copy on each; set trainer=auto, or remove model.device_map"
+        )
+    if device_map and isinstance(trainer.accelerator, CPUAccelerator):
+        raise UserError(f"model.device_map={device_map} needs GPUs, and trainer=cpu trains on none; remove one of them")
 
 
 def fit(

@@ -28,7 +28,7 @@ def noisy_embeddings(model: peft.PeftModel, batch: Batch, alpha: float) -> Itera
     def add(_: nn.Module, __: Any, embedded_BTD: Tensor) -> Tensor:
         if not torch.is_grad_enabled():  # the base's answers are without noise
             return embedded_BTD
-        most = alpha / (length * embedded_BTD.shape[-1]).sqrt()
+        most = alpha / (length.to(embedded_BTD.device) * embedded_BTD.shape[-1]).sqrt()
         return embedded_BTD + (most * (2 * torch.rand_like(embedded_BTD) - 1)).to(embedded_BTD.dtype)
 
     base: Any = model.get_base_model()
