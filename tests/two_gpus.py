@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from accelerate import dispatch_model, infer_auto_device_map
+from accelerate import dispatch_model
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from debias.models import targets
 
 CPU = torch.device("cpu")
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -165,14 +168,16 @@ def two_gpus() -> Iterator[_Places]:
         yield places
 
 
-def spread(model: Any, numbers: dict[str, int] | None = None) -> Any:
-    """A model over both GPUs, where accelerate puts its modules or where `numbers` says. Call it in the block."""
-    if numbers is None:
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
-        tried = (
-            infer_auto_device_map(model, {0: share * size // 10, 1: 2 * size}, model._no_split_modules)
-            for share in range(5, 20)  # accelerate keeps room on the first GPU
-        )
-        numbers = next(found for found in tried if set(found.values()) == {0, 1})
-    device_map = {name: f"cuda:{number}" for name, number in numbers.items()}
-    return dispatch_model(model, device_map, FIRST, skip_keys=model._skip_keys_device_placement)
+def spread(model: Any) -> Any:
+    """A model over both GPUs, cut between two layers; what is tied is on the first. Call it in the block."""
+    layers = [name for name, _ in targets.layers(model)]
+    first: dict[int, str] = {}  # tensor -> where it was met first
+    places: dict[str, str] = {}  # module -> where it is
+    place = "cuda:0"
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
+        outer = accumulate(name.split("."), "{}.{}".format)
+        module = next(o for o in outer if o in layers or not any(layer.startswith(f"{o}.") for layer in layers))
+        place = "cuda:1" if module == layers[len(layers) // 2] else place
+        places[module] = min(places.get(module, place), first.setdefault(id(tensor), place))
+    assert {places[layers[0]], places[layers[-1]]} == {"cuda:0", "cuda:1"}
+    return dispatch_model(model, places, FIRST, skip_keys=model._skip_keys_device_placement)
