@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import peft
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.apply_func import move_data_to_device
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
@@ -129,13 +130,10 @@ class Debiaser(pl.LightningModule):
         self.epoch_loss.to(inputs_on(self.model))
         return self
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """To where a spread model takes its inputs; else to the trainer's device."""
-        device = inputs_on(self.model) if is_spread(self.model) else device
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def training_step(self, step: Step) -> Tensor:
         """Loss of one part of a step, such that the mean over the parts is the step's loss."""
+        if is_spread(self.model):  # Lightning has brought the step to the first GPU
+            step = move_data_to_device(step, inputs_on(self.model))
         with noisy_embeddings(self.model, step.batch, self.recipe.noise):
             return self._loss(step)
 
