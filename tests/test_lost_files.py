@@ -175,8 +175,8 @@ def test_export_refuses_the_adapter_the_base_and_links(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(base)
     for target, reason in [
         (path, "holds the adapter itself"), (path.parent, "holds the adapter itself"),
-        (base, "was not written by debias export"), (tmp_path / "link", "is not a folder of merged weights"),
-        (base / "config.json", "is not a folder of merged weights"),
+        (base, "was not written by debias export"), (tmp_path / "link", "is not a folder that debias export wrote"),
+        (base / "config.json", "is not a folder that debias export wrote"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=reason):
             planned(path, target)
