@@ -90,6 +90,7 @@ def test_adapters_that_need_one_device_are_refused(config: peft.PeftConfig) -> N
         attach(Base(spread(build("llama")), None, "llama", "", "causal"), config)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_figures_of_one_device(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
