@@ -106,6 +106,11 @@ class OtherCodeError(UserError):
     """The folder holds a finished run that differs only in the code that made it."""
 
 
+def run_of(adapter: Path) -> Path:
+    """The folder of the run that an adapter's folder belongs to, or the same folder for one from elsewhere."""
+    return adapter.parent if adapter.name == ADAPTER else adapter
+
+
 class RunFolder:
     """The folder of one run.
 

@@ -236,12 +236,12 @@ def test_an_option_that_is_not_carried_over_is_noticed(tmp_path: Path) -> None:
     ("name", "column", "keys", "message"),
     [
         ("bottleneck", "GPT-2", {}, "several BOTTLENECK adapters cannot be one adapter folder; set merge=true"),
-        ("lora", "GPT-2", {"lora_bias": True}, "several LoRA with lora_bias cannot be one adapter folder"),
+        ("lora", "GPT-2", {"lora_bias": True}, "several LoRA adapters with lora_bias cannot be one adapter folder"),
         (
             "lora",
             "BERT",
             {"modules_to_save": [PREDICTION_HEAD]},
-            "LoRA with modules_to_save cannot be one adapter folder",
+            "LoRA adapters with modules_to_save cannot be one adapter folder",
         ),
     ],
 )

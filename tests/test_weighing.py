@@ -118,16 +118,19 @@ def test_the_sum_is_chosen_scored_and_written(
     assert "- 0.45 x " in (tmp_path / "sum/README.md").read_text()
 
 
-def test_a_sum_of_one_is_not_written(
-    tiny: Path, adapter_folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("chosen", "told"), [([0.3, 0.0], "0.30 x a, 0.00 x b"), ([0.0, 0.0], "0.00 x a, 0.00 x b")])
+def test_a_sum_of_less_than_two_is_not_written(
+    tiny: Path, adapter_folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    chosen: list[float], told: str,
+) -> None:  # fmt: skip
     monkeypatch.setattr(weighing, "StereoSet", partial(StereoSet, limit=1))
-    monkeypatch.setattr(Predictor, "best", lambda _: np.array([0.3, 0.0]))
+    monkeypatch.setattr(Predictor, "best", lambda _: np.array(chosen))
     words = [f"model.path={tiny}", f"adapter.path=[{','.join(adapter_folders)}]", f"folder={tmp_path / 'sum'}"]
     shown = run(tmp_path, "export", "model=hf", *words, "adapter.combine=sum", "adapter.weights=auto")
     assert shown.status != 0
-    assert "0.30 x a, 0.00 x b" in shown.err
-    assert "export one, or train others" in shown.err
+    (line,) = [line for line in shown.err.splitlines() if line.startswith("error")]
+    assert told in line
+    assert "export one, or train others" in line
     assert not (tmp_path / "sum").exists()
     wrong = run(tmp_path, "export", "model=hf", *words, "adapter.combine=average", "adapter.weights=auto")
     assert "chooses the weights of a sum; set adapter.combine=sum" in wrong.err

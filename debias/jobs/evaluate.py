@@ -23,7 +23,7 @@ from debias.models.placement import place
 from debias.progress import outlook, stage
 from debias.records import Scoring, UserError
 from debias.report.one_run.report import RunReport, write_reports
-from debias.results import ADAPTER, RunFolder
+from debias.results import RunFolder, run_of
 from debias.scoring.method import Method
 from debias.scoring.scorer import Scorer
 
@@ -126,8 +126,7 @@ def adapter_names(paths: Sequence[str]) -> dict[str, str]:
         return dict(zip(["debiased"], paths, strict=False))
     names: dict[str, str] = {}
     for path in paths:
-        folder = Path(path).expanduser().resolve()
-        stem = folder.parent.name if folder.name == ADAPTER else folder.name
+        stem = run_of(Path(path).expanduser().resolve()).name
         same = sum(re.sub(r" \(\d+\)$", "", known) == f"debiased:{stem}" for known in names)
         names[f"debiased:{stem}" + (f" ({same + 1})" if same else "")] = path
     return names

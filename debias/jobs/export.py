@@ -168,7 +168,7 @@ def carry_out(export: Export, model: BaseModel) -> list[str]:
         done += weighing.lines(export.adapters)
         used = [(one, weight) for one, weight in zip(export.adapters, weighing.weights, strict=True) if weight]
         if len(used) < 2:
-            raise UserError("\n".join([*done, ALONE]))
+            raise UserError(f"{done[0]}: {ALONE}")
         export = export._replace(adapters=tuple(one for one, _ in used), weights=[weight for _, weight in used])
     base = model.load()  # scoring may have changed the precision of the first one
     if export.merge:

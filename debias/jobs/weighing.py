@@ -6,13 +6,12 @@ each adapter is scored once, every sum is predicted from these scores, and the c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import peft
 
 from debias import assets
 from debias.benchmarks.metrics import icat, stereoset_terms
@@ -21,7 +20,7 @@ from debias.models import adapter as adapters
 from debias.models import composition
 from debias.models.base import Base
 from debias.models.placement import place
-from debias.results import ADAPTER
+from debias.results import run_of
 from debias.scoring.protocols import BiasBench
 from debias.scoring.scorer import Scorer
 
@@ -29,7 +28,7 @@ PROBED = 0.5  # the weight at which each adapter is scored; sums have weights ar
 HIGHEST = 1.5
 STEP = 0.05
 # Points of mean ICAT that a sum must gain for each unit of its squared length. Ability falls with the square of what is
-# added, because the KL divergence has no linear term: with SmolLM2 a unit cost one to three percent of perplexity.
+# added, because the KL divergence has no linear term: with SmolLM2 a unit cost up to three percent of perplexity.
 PRICE = 2.0
 STARTS = 16
 
@@ -43,7 +42,8 @@ class Weighing(NamedTuple):
     def lines(self, folders: Sequence[Path]) -> list[str]:
         """The weights and a table for the terminal."""
         names = ", ".join(
-            f"{weight:.2f} x {_name(folder)}" for weight, folder in zip(self.weights, folders, strict=True)
+            f"{weight:.2f} x {run_of(folder.resolve()).name}"
+            for weight, folder in zip(self.weights, folders, strict=True)
         )
         head = "".join(f"{of:>20}" for of in ("base", "predicted", "scored"))
         under = "".join(f"{figure:>{12 if figure == 'SS' else 8}}" for _ in range(3) for figure in ("SS", "ICAT"))
@@ -110,34 +110,28 @@ def weighed(base: Base, folders: Sequence[Path]) -> Weighing:
     benchmark = StereoSet(BiasBench(), split="dev")
     candidates = benchmark.candidates(base.tokens)
 
-    def scores(adapt: Callable[[], peft.PeftModel] | None, name: str) -> pd.DataFrame:
-        adapted = adapt() if adapt else None
+    def scores(name: str, weights: Sequence[float] | None = None) -> pd.DataFrame:
+        """Of the base, or of a sum."""
+        adapted = composition.combined(base, folders, "sum", weights) if weights else None
         rows = Scorer(base, adapted, cache=assets.cache_dir(), name=name).score(candidates, benchmark.protocol, name)
         if adapted is not None:
             adapters.detach(adapted)
         return rows
 
-    def of_sum(weights: Sequence[float]) -> Callable[[], peft.PeftModel]:
-        return lambda: composition.combined(base, folders, "sum", weights)
-
-    of_base = scores(None, "base")
+    of_base = scores("base")
     alone = [
-        scores(of_sum(weights), _name(folder))
+        scores(run_of(folder.resolve()).name, weights)
         for folder, weights in zip(folders, (PROBED * np.eye(len(folders))).tolist(), strict=True)
     ]
     predictor = Predictor(of_base, alone)
     chosen = predictor.best()
-    summed = scores(of_sum(chosen.tolist()), "the sum")
-    ss, lms = predictor.figures(chosen)
-    predicted = pd.DataFrame({"SS": ss, "LMS": lms, "ICAT": icat(ss, lms)}, predictor.biases)
-    found = {"base": _figures(of_base), "predicted": predicted, "scored": _figures(summed)}
+    summed = scores("the sum", chosen.tolist()) if chosen.any() else of_base
+    found = {
+        "base": _figures(of_base),
+        "predicted": _table(predictor.biases, *predictor.figures(chosen)),
+        "scored": _figures(summed),
+    }
     return Weighing(chosen.tolist(), pd.concat(found, axis=1))
-
-
-def _name(folder: Path) -> str:
-    """An adapter goes by its run."""
-    here = folder.resolve()
-    return here.parent.name if here.name == ADAPTER else here.name
 
 
 def _by_example(scores: pd.DataFrame) -> pd.DataFrame:
@@ -147,5 +141,8 @@ def _by_example(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _figures(scores: pd.DataFrame) -> pd.DataFrame:
     means = stereoset_terms(scores).groupby("bias")[["ss", "lms"]].mean()
-    ss, lms = means["ss"].to_numpy(), means["lms"].to_numpy()
-    return pd.DataFrame({"SS": ss, "LMS": lms, "ICAT": icat(ss, lms)}, means.index)
+    return _table(list(means.index), means["ss"].to_numpy(), means["lms"].to_numpy())
+
+
+def _table(biases: list[str], ss_B: np.ndarray, lms_B: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({"SS": ss_B, "LMS": lms_B, "ICAT": icat(ss_B, lms_B)}, biases)

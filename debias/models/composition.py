@@ -123,7 +123,7 @@ def check_joined(folders: Sequence[str | Path], combine: str, weights: Sequence[
         (key for config in configs for key in ("lora_bias", "modules_to_save") if vars(config).get(key)), None
     )
     if other or option:
-        what = f"{other} adapters" if other else f"LoRA with {option}"
+        what = f"{other} adapters" if other else f"LoRA adapters with {option}"
         raise UserError(f"several {what} cannot be one adapter folder; set merge=true to write full weights")
 
 

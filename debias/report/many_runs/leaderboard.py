@@ -16,6 +16,7 @@ from debias.report.many_runs.collection import Run, collect, nothing_in
 from debias.report.many_runs.configurations import LabelledRun, mean_figures
 from debias.report.many_runs.labels import differences, words
 from debias.report.outcome import by_adapter, outcome
+from debias.results import run_of
 from debias.wording import counted
 
 TITLE = "# Leaderboard"
@@ -138,14 +139,15 @@ def _entry(run: Run, name: str, figures: list[Figure], makers: Mapping[str, Run]
         return Entry(run, figures, run.bias)
     if name:
         paths = [path for path in paths if _stem(path) == name] or [Path(name)]
-    maker = makers.get("/".join(_of_run(paths[0]).parts[-2:])) if len(paths) == 1 else None
+    maker = makers.get("/".join(run_of(paths[0]).parts[-2:])) if len(paths) == 1 else None
     if maker:
         return _trained(run, figures, maker)
     short = max(len(_stem(path)) for path in paths) < 40  # the name of a sweep's run may fill a line
     weights = run.config["adapter"].get("weights") or []
     shares = [f"{weight:.3g} " for weight in weights] if len(weights) == len(paths) else [""] * len(paths)
-    named = " + ".join(share + _stem(path) for share, path in zip(shares, paths, strict=True))
-    if not short:
+    if short:
+        named = " + ".join(share + _stem(path) for share, path in zip(shares, paths, strict=True))
+    else:
         named = f"{len(paths)} adapters{' with weights ' if weights else ''}{', '.join(s.strip() for s in shares if s)}"
     method = f"{run.config['adapter'].get('combine') or 'adapter'} of {named}" if len(paths) > 1 else f"adapter {named}"
     return Entry(run, figures, run.bias, method, "unknown", "unknown", identity=str(paths))
@@ -178,12 +180,7 @@ def _saw(maker: Run) -> str:
 
 
 def _stem(path: Path) -> str:
-    return _of_run(path).name
-
-
-def _of_run(path: Path) -> Path:
-    """The folder of the run that an adapter's folder belongs to."""
-    return path.parent if path.name == "adapter" else path
+    return run_of(path).name
 
 
 def _base(run: Run) -> str:
