@@ -30,6 +30,7 @@ from transformers import (
 
 from debias.cli.config import config_dir, make
 from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import Base, weights_sha256
 from debias.records import Masked, Recipe, Scored, Span, UserError
 from debias.scoring import batched
@@ -116,7 +117,7 @@ def fitted(base: Base, config: Any, folder: Path, epochs: int = 1) -> tuple[Any,
 def trained(base: Base, config: Any, folder: Path) -> Any:
     """As `debias run` trains it; what is saved in `adapter` below the folder passed the gate."""
     model, gate = fitted(base, config, folder)
-    adapters.save(model, base, folder / "adapter")
+    adapter_folder.save(model, base, folder / "adapter")
     gate.check(folder / "adapter")
     return model
 
@@ -133,7 +134,7 @@ def check(base: Base, config: Any, folder: Path) -> None:
         assert all(map(torch.equal, before, logits(model, kind))), "the base is not as it was"
     adapters.detach(model)
     assert weights_sha256(base.model) == base.sha256, "the base's weights were changed"
-    loaded = adapters.load(base._replace(model=untouched), folder / "adapter")
+    loaded = adapter_folder.load(base._replace(model=untouched), folder / "adapter")
     again = batched.score(loaded, spans, choose_layout(loaded, kind))
     assert abs(scores - again).max() < 1e-5, "saved and loaded it scores otherwise"
 

@@ -35,7 +35,7 @@ from test_config import composed
 
 from debias.cli.build import make_adapter
 from debias.models import adapter as adapters
-from debias.models import adapter_dtype, targets
+from debias.models import adapter_dtype, adapter_folder, targets
 from debias.models.base import Base
 from debias.models.bottleneck import BottleneckConfig
 from debias.records import Recipe, UserError, Watch
@@ -175,8 +175,8 @@ def test_several_bottlenecks_on_one_base(tmp_path: Path) -> None:
     """Each gives what it gives alone; both together add up what each adds; the second can be taken off again."""
     for name, seed in (("a", 1), ("b", 2)):
         save_bottleneck(base_of("BERT"), tmp_path / name, seed)
-    alone = {n: logits(adapters.load(base_of("BERT"), tmp_path / n), "masked") for n in "ab"}
-    model = adapters.load(base_of("BERT"), tmp_path / "a")
+    alone = {n: logits(adapter_folder.load(base_of("BERT"), tmp_path / n), "masked") for n in "ab"}
+    model = adapter_folder.load(base_of("BERT"), tmp_path / "a")
     model.load_adapter(str(tmp_path / "b"), "b")
     assert all(map(torch.equal, alone["a"], logits(model, "masked")))
     model.set_adapter("b")
@@ -193,7 +193,7 @@ def save_bottleneck(base: Base, folder: Path, seed: int) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "up" in name:
             parameter.data.normal_(0, 0.3)
-    adapters.save(model, base, folder)
+    adapter_folder.save(model, base, folder)
 
 
 def test_a_bottleneck_cannot_be_merged() -> None:
@@ -206,7 +206,7 @@ def test_a_bottleneck_cannot_be_merged() -> None:
 def test_plain_peft_loads_a_bottleneck_after_the_import(tmp_path: Path) -> None:
     base = base_of("GPT-2")
     save_bottleneck(base, tmp_path / "adapter", 1)
-    adapters.detach(adapters.load(base_of("GPT-2"), tmp_path / "adapter"))
+    adapters.detach(adapter_folder.load(base_of("GPT-2"), tmp_path / "adapter"))
     base_of("GPT-2").model.save_pretrained(tmp_path / "base")
     code = (
         "import sys, peft, transformers, debias.models.bottleneck\n"
@@ -240,10 +240,10 @@ def test_the_head_is_trained_and_counted_when_asked(tmp_path: Path, name: str) -
     assert not torch.equal(trained_head, base_of("BERT").model.cls.predictions.transform.dense.weight)
     with model.disable_adapter():
         assert all(map(torch.equal, before, logits(model, "masked")))
-    known = json.loads((tmp_path / "adapter" / adapters.PROVENANCE).read_text())
+    known = json.loads((tmp_path / "adapter" / adapter_folder.PROVENANCE).read_text())
     assert known["prediction_head"] == ["cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"]
     assert known["trainable_parameters"] == without + 304
-    loaded = adapters.load(base_of("BERT"), tmp_path / "adapter")
+    loaded = adapter_folder.load(base_of("BERT"), tmp_path / "adapter")
     assert batched.score(loaded, SPANS["masked"], choose_layout(loaded, "masked")) == pytest.approx(
         batched.score(model, SPANS["masked"], choose_layout(model, "masked")), abs=1e-5
     )
@@ -283,13 +283,13 @@ def test_small_updates_beside_a_rounded_base_are_kept_saved_and_scored(
         if parameter.requires_grad:
             assert parameter.dtype == torch.float32
             parameter.data *= 1.001
-    adapters.save(model, base, tmp_path / "adapter")
+    adapter_folder.save(model, base, tmp_path / "adapter")
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected = logits(model, base.kind)
     assert {tensor.dtype for tensor in expected} == {torch.bfloat16}
     kept = weights_of(model)
     adapters.detach(model)
-    loaded = adapters.load(base, tmp_path / "adapter", effect=False)
+    loaded = adapter_folder.load(base, tmp_path / "adapter", effect=False)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert all(map(torch.equal, expected, logits(loaded, base.kind)))
     back = weights_of(loaded)

@@ -16,6 +16,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 
 from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import BaseModel
 from debias.models.composition import combined
 from debias.models.targets import PREDICTION_HEAD
@@ -32,13 +33,13 @@ def save(folder: Path, name: str, seed: int | None, column: str = "GPT-2", **key
     for parameter in model.parameters():
         if parameter.requires_grad and seed is not None:
             parameter.data.add_(torch.randn(parameter.shape) * 0.2)
-    adapters.save(model, base, folder)
+    adapter_folder.save(model, base, folder)
     return folder
 
 
 def answers(folders: Sequence[Path], *how: Any, column: str = "GPT-2") -> list[torch.Tensor]:
     base = base_of(column)
-    model = combined(base, folders, *how) if how else adapters.load(base, folders[0])
+    model = combined(base, folders, *how) if how else adapter_folder.load(base, folders[0])
     before = logits(base_of(column).model, base.kind)
     found = logits(model, base.kind)
     with model.disable_adapter():
@@ -66,7 +67,7 @@ def test_a_stack_of_two_loras_adds_their_changes(tmp_path: Path) -> None:
     base = base_of("GPT-2")
     expected = base_of("GPT-2").model
     for folder in (a, b):
-        merged = adapters.load(base_of("GPT-2"), folder).merge_and_unload()
+        merged = adapter_folder.load(base_of("GPT-2"), folder).merge_and_unload()
         for changed, original, target in zip(
             merged.parameters(), base.model.parameters(), expected.parameters(), strict=True
         ):
@@ -122,7 +123,7 @@ def test_an_average_adds_the_mean_of_what_its_adapters_add(
     assert close(answers([a, b], "average", [0, 3], column=column), answers([b], column=column))
     assert not close(answers([a, b], "average", column=column), answers([b], column=column))
     mean = modules(combined(base_of(column), [a, b], "average", [3, 1]))
-    alone = [modules(adapters.load(base_of(column), folder)) for folder in (a, b)]
+    alone = [modules(adapter_folder.load(base_of(column), folder)) for folder in (a, b)]
     inputs = inputs_of(mean)
     assert inputs
     for module, x in inputs.items():
@@ -164,7 +165,7 @@ def test_the_command_line_scores_them_as_one_model(tiny: Path, small: list[str],
     base = BaseModel(str(tiny)).load()
     for name in "ab":
         model = adapters.attach(base, config_of("bottleneck"))
-        adapters.save(model, base, tmp_path / name)
+        adapter_folder.save(model, base, tmp_path / name)
         adapters.detach(model)
     words = [word for word in small if word.startswith(("model", "eval.stereoset", "threads"))]
     words += ["eval=[stereoset]", f"adapter.path=[{tmp_path / 'a'},{tmp_path / 'b'}]", "adapter.combine=stack"]

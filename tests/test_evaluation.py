@@ -22,6 +22,7 @@ from debias.cli.build import benchmarks_of
 from debias.jobs.archive import archive
 from debias.jobs.evaluate import adapter_names
 from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import Base, BaseModel
 from debias.records import Candidate, UserError
 from debias.report.many_runs.report import report
@@ -39,7 +40,7 @@ def save_adapter(base: Base, folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
     adapted = adapters.attach(base, config)
-    adapters.save(adapted, base, folder)
+    adapter_folder.save(adapted, base, folder)
     adapters.detach(adapted)
 
 

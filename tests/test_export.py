@@ -23,7 +23,7 @@ from debias import __version__
 from debias.assets import sha256_of
 from debias.cli import main
 from debias.jobs import export
-from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import LOADERS, Base
 from debias.models.composition import combined, shares
 from debias.models.targets import PREDICTION_HEAD
@@ -178,7 +178,7 @@ def test_several_adapters_are_written_as_one(
     base = base_of(column)
     assert export.join(plan, base) < 1e-4
     expected = logits(combined(base_of(column), folders, combine, weights), "causal")
-    found = adapters.load(base, tmp_path / "both")
+    found = adapter_folder.load(base, tmp_path / "both")
     for a, b in zip(expected, logits(found, "causal"), strict=True):
         assert torch.allclose(a, b, atol=1e-4)
     ranks = [peft.PeftConfig.from_pretrained(folder) for folder in folders]
@@ -323,7 +323,7 @@ def ties_of(model: Any) -> Any:
 
 def test_a_base_in_bf16_keeps_its_type(tmp_path: Path) -> None:
     folder, _ = saved(tmp_path, "lora")
-    (folder / adapters.PROVENANCE).unlink()  # it names the float32 weights
+    (folder / adapter_folder.PROVENANCE).unlink()  # it names the float32 weights
     base = base_of("GPT-2")
     base.model.to(torch.bfloat16)
     difference = export.merge(export.planned(str(folder), merge=True, folder=None, repo=None), base)
@@ -395,7 +395,7 @@ def test_dry_run_says_what_would_be_done(
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "would create the public model repo me/mine unless it exists"
     assert shown[1].startswith(f"would upload {folder} (README.md, adapter_config.json, adapter_model.safetensors, deb")
-    assert json.loads((folder / adapters.PROVENANCE).read_text())["base_parameters"] == sum(
+    assert json.loads((folder / adapter_folder.PROVENANCE).read_text())["base_parameters"] == sum(
         p.numel() for p in base_of("GPT-2").model.parameters()
     )
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from debias.jobs.generated_source import Generated
 from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import checksum
 from debias.models.identity import content_sha256, tensors_sha256
 from debias.models.targets import PREDICTION_HEAD
@@ -217,13 +218,13 @@ def test_an_adapter_that_would_do_nothing_is_refused(
     """As it was saved it loads; changed, it is refused in one line, with our own file about its origin or without."""
     folder = saved(tmp_path)
     if not provenance:
-        (folder / adapters.PROVENANCE).unlink()
-    adapters.load(base_of("GPT-2"), folder)
+        (folder / adapter_folder.PROVENANCE).unlink()
+    adapter_folder.load(base_of("GPT-2"), folder)
     change(folder)
     base = base_of("GPT-2")
     before = checksum(base.model)
     with pytest.raises(UserError, match=complaint) as error:
-        adapters.load(base, folder)
+        adapter_folder.load(base, folder)
     assert "\n" not in str(error.value)
     if not any(words in complaint for words in ("own weights", "does not fit")):  # too late to take it off
         assert checksum(base.model) == before
@@ -235,16 +236,16 @@ def saved(tmp_path: Path) -> Path:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data.normal_(std=0.3)
-    adapters.save(model, base, tmp_path / "adapter")
+    adapter_folder.save(model, base, tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
 def test_nan_in_the_base_is_said_of_the_base(tmp_path: Path) -> None:
     folder, base = saved(tmp_path), base_of("GPT-2")
-    (folder / adapters.PROVENANCE).unlink()
+    (folder / adapter_folder.PROVENANCE).unlink()
     base.model.lm_head.weight.data[3] = torch.nan
     with pytest.raises(UserError, match="the base model 'tiny-GPT-2' is broken: its logits are NaN"):
-        adapters.load(base, folder)
+        adapter_folder.load(base, folder)
 
 
 @pytest.mark.parametrize("keys", [{"bias": "all"}, {"bias": "lora_only"}, {"init_lora_weights": "pissa"}])

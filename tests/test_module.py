@@ -16,6 +16,7 @@ from transformers import get_scheduler
 
 from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import Base, BaseModel, weights_sha256
 from debias.records import Recipe, Schedule, Span, UserError
 from debias.scoring.batched import score
@@ -201,10 +202,10 @@ def test_adapter_folder_round_trip(tiny: Path, tmp_path: Path) -> None:
     """Saved, loaded by us and by plain PEFT: the same scores."""
     base, model, module, data = prepared(tiny)
     fit(module, data, TRAINER, tmp_path)
-    adapters.save(model, base, tmp_path / "adapter")
+    adapter_folder.save(model, base, tmp_path / "adapter")
     expected = score(model, spans_of(data))
     fresh = BaseModel(str(tiny)).load()
-    assert score(adapters.load(fresh, tmp_path / "adapter"), spans_of(data)) == pytest.approx(expected)
+    assert score(adapter_folder.load(fresh, tmp_path / "adapter"), spans_of(data)) == pytest.approx(expected)
     plain = peft.PeftModel.from_pretrained(BaseModel(str(tiny)).load().model, str(tmp_path / "adapter"))
     assert score(plain, spans_of(data)) == pytest.approx(expected)
     assert {p.name for p in (tmp_path / "adapter").iterdir()} == {
@@ -214,14 +215,14 @@ def test_adapter_folder_round_trip(tiny: Path, tmp_path: Path) -> None:
 
 def test_adapter_of_another_base_is_refused(tiny: Path, tmp_path: Path) -> None:
     base, model, *_ = prepared(tiny)
-    adapters.save(model, base, tmp_path / "adapter")
+    adapter_folder.save(model, base, tmp_path / "adapter")
     other = BaseModel(str(tiny)).load()
     next(other.model.parameters()).data += 1
     other = other._replace(sha256=weights_sha256(other.model))
     with pytest.raises(UserError, match="was trained on"):
-        adapters.load(other, tmp_path / "adapter")
+        adapter_folder.load(other, tmp_path / "adapter")
     with pytest.raises(UserError, match="is not an adapter folder"):
-        adapters.load(base, tmp_path)
+        adapter_folder.load(base, tmp_path)
 
 
 def test_unknown_modules_are_named(tiny: Path) -> None:

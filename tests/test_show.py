@@ -11,7 +11,7 @@ import torch
 from test_evaluation import save_adapter
 
 from debias.jobs.show import CHAT, PLAIN, _reads_padding, prompts_in, written
-from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import BaseModel
 from debias.records import UserError, Writing
 from debias.report.one_run.written import Written, grid
@@ -25,7 +25,7 @@ def test_both_models_write_and_the_base_is_not_disturbed(tiny: Path, tmp_path: P
     base = BaseModel(str(tiny)).load()
     save_adapter(base, tmp_path / "adapter", 3)
     alone = written(base, None, ["The nurse said"], SHORT)
-    adapted = adapters.load(base, tmp_path / "adapter")
+    adapted = adapter_folder.load(base, tmp_path / "adapter")
     (both,) = written(base, adapted, ["The nurse said"], SHORT)
     assert len(both.base) == len(both.debiased) == 2
     assert both.base == alone[0].base

@@ -29,7 +29,7 @@ from debias.cli.config import config_dir
 from debias.data.mixture import Mixture
 from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
-from debias.models import placement
+from debias.models import adapter_folder, placement
 from debias.models.base import Base, BaseModel
 from debias.records import Recipe, Scored, Span, Tokens, Triplet, UserError, Watch
 from debias.scoring import batched
@@ -101,7 +101,7 @@ def test_a_sound_adapter_passes_and_stays_active(tiny: Path, tmp_path: Path) -> 
     base, model = attached(tiny)
     gate = Gate(model, SPANS, prefix_tree)
     nudge(model, "lora_B")
-    adapters.save(model, base, tmp_path / "adapter")
+    adapter_folder.save(model, base, tmp_path / "adapter")
     gate.check(tmp_path / "adapter")
     assert model.active_adapters == ["default"]
     assert list(model.peft_config) == ["default"]
@@ -111,7 +111,7 @@ def test_a_sound_adapter_passes_and_stays_active(tiny: Path, tmp_path: Path) -> 
 def test_the_gate_catches_an_adapter_that_does_nothing(tiny: Path, tmp_path: Path) -> None:
     base, model = attached(tiny)
     gate = Gate(model, SPANS, prefix_tree)
-    adapters.save(model, base, tmp_path / "adapter")
+    adapter_folder.save(model, base, tmp_path / "adapter")
     with pytest.raises(GateError, match="changes nothing"):
         gate.check(tmp_path / "adapter")
 
@@ -121,7 +121,7 @@ def test_the_gate_catches_a_base_that_moved(tiny: Path, tmp_path: Path) -> None:
     gate = Gate(model, SPANS, prefix_tree)
     nudge(model, "lora_B")
     nudge(model, "wte", 1e-6)
-    adapters.save(model, base, tmp_path / "adapter")
+    adapter_folder.save(model, base, tmp_path / "adapter")
     with pytest.raises(GateError, match="base's weights"):
         gate.check(tmp_path / "adapter")
 
@@ -131,7 +131,7 @@ def test_the_gate_catches_parameters_that_were_not_declared(tiny: Path, tmp_path
     gate = Gate(model, SPANS, prefix_tree)
     nudge(model, "lora_B")
     next(p for name, p in model.named_parameters() if "wte" in name).requires_grad_(True)
-    adapters.save(model, base, tmp_path / "adapter")
+    adapter_folder.save(model, base, tmp_path / "adapter")
     with pytest.raises(GateError, match=r"set of trainable parameters changed during training: .*wte"):
         gate.check(tmp_path / "adapter")
 
@@ -141,7 +141,7 @@ def test_the_gate_catches_a_file_that_is_not_the_adapter(tiny: Path, tmp_path: P
     base, model = attached(tiny)
     gate = Gate(model, SPANS, prefix_tree)
     nudge(model, "lora_B")
-    adapters.save(model, base, tmp_path / "adapter")
+    adapter_folder.save(model, base, tmp_path / "adapter")
     nudge(model, "lora_B")
     with pytest.raises(GateError, match="does not score as the trained one"):
         gate.check(tmp_path / "adapter")
@@ -218,7 +218,7 @@ def test_only_pruned_ranks_may_round(
     base = BaseModel(str(tiny), dtype=held).load()
     model = adapters.attach(base, make_adapter(composed("run", f"adapter={name}").adapter))
     gate = Gate(model, [Span((5, 6, 7), 1), Span((8, 9, 10), 1)], prefix_tree)
-    adapters.save(model, base, tmp_path / "adapter")
+    adapter_folder.save(model, base, tmp_path / "adapter")
     with nullcontext() if passes else pytest.raises(GateError, match="does not score as the trained one"):
         gate.check(tmp_path / "adapter")
 
@@ -437,7 +437,7 @@ def test_dev_figures_are_those_of_the_evaluation(tiny: Path, tmp_path: Path, mon
     assert losses(tmp_path / "plain") == losses(tmp_path / "watched")  # training goes on as without a look
 
     base = BaseModel(str(tiny)).load()
-    scorer = Scorer(base, adapters.load(base, tmp_path / "watched/adapter"), "32", 512, None)
+    scorer = Scorer(base, adapter_folder.load(base, tmp_path / "watched/adapter"), "32", 512, None)
     figures = evaluate(scorer, prepared([StereoSet(BiasBench(), split="dev", limit=30)], base.tokens)).figures
     expected = {f.metric: f.value for f in figures if (f.bias, f.model) == ("gender", "debiased")}
     assert seen == [pytest.approx(expected)]
@@ -644,7 +644,7 @@ def test_every_adapter_trains_beside_a_rounded_base(
     assert trained == adapters.trainable_parameters(fresh)
     scores = score(adapted, SPANS, padded)
     adapters.detach(adapted)
-    assert score(adapters.load(base, tmp_path / "adapter"), SPANS, padded) == pytest.approx(scores, abs=1e-4)
+    assert score(adapter_folder.load(base, tmp_path / "adapter"), SPANS, padded) == pytest.approx(scores, abs=1e-4)
 
 
 def test_the_base_is_asked_about_the_steps_that_are_trained(

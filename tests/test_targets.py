@@ -14,6 +14,7 @@ from adapter_table import check, config_of, weights_sha256
 from zoo import build
 
 from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import Base
 from debias.models.targets import experts, layers, reached_parameters
 from debias.records import UserError
@@ -55,7 +56,7 @@ def test_lora_reaches_the_experts_and_says_how_much_it_reaches(tmp_path: Path) -
     # All but the embeddings, the output layer, the norms and the routers.
     outside = 2 * 199 * 32 + 5 * 32 + 2 * 4 * 32
     assert known["reached_parameters"] == known["base_parameters"] - outside
-    assert adapters.share_reached(tmp_path / "adapter") == "77%"
+    assert adapter_folder.share_reached(tmp_path / "adapter") == "77%"
 
 
 def test_experts_can_be_left_out() -> None:

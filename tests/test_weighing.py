@@ -17,6 +17,7 @@ from debias.benchmarks.stereoset import GOLD, StereoSet
 from debias.jobs import weighing
 from debias.jobs.weighing import Predictor
 from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import BaseModel
 from debias.scoring.protocols import BiasBench
 from debias.scoring.scorer import Scorer
@@ -88,7 +89,7 @@ def adapter_folders(tiny: Path, tmp_path: Path) -> list[str]:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data.add_(torch.randn(parameter.shape) * 0.3)
-        adapters.save(model, base, tmp_path / name)
+        adapter_folder.save(model, base, tmp_path / name)
         adapters.detach(model)
     return [str(tmp_path / name) for name in "ab"]
 
@@ -106,7 +107,7 @@ def test_the_sum_is_chosen_scored_and_written(
     assert max(map(len, shown.out.splitlines()[1:7])) <= 80
     base = BaseModel(str(tiny)).load()
     benchmark = StereoSet(BiasBench(), split="dev", limit=8)
-    scorer = Scorer(base, adapters.load(base, tmp_path / "sum"))
+    scorer = Scorer(base, adapter_folder.load(base, tmp_path / "sum"))
     scored = scorer.score(benchmark.candidates(base.tokens), benchmark.protocol, "stereoset")
     means = stereoset_terms(scored).groupby("bias")[["ss", "lms"]].mean()
     for bias, line in zip(("gender", "profession", "race", "religion"), rows, strict=False):

@@ -13,6 +13,7 @@ from zoo import VOCABULARY, build
 
 from debias.jobs import export
 from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import Base, checksum
 from debias.records import UserError
 from debias.training.gate import GateError
@@ -51,10 +52,10 @@ def tried(base: Base, row: str, folder: Path) -> None:
     assert moved, "training moves nothing"
     after = logits(adapted)
     assert not torch.equal(after, logits(untouched)), "training changes nothing"
-    adapters.save(adapted, base, folder / "adapter")
+    adapter_folder.save(adapted, base, folder / "adapter")
     adapters.detach(adapted)
     assert checksum(base.model) == before, "the base was changed"
-    loaded = adapters.load(base, folder / "adapter")
+    loaded = adapter_folder.load(base, folder / "adapter")
     if not torch.allclose(logits(loaded), after, atol=1e-4):  # as the gate behind every training finds
         raise GateError("saved and loaded it answers otherwise")
     adapters.detach(loaded)

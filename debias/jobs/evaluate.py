@@ -17,7 +17,7 @@ from debias.benchmarks import Benchmark, LikelihoodBenchmark
 from debias.benchmarks.evaluation import Evaluation, evaluation_of, prepared, scores_of, work_of
 from debias.jobs.cost import Cost
 from debias.models import adapter as adapters
-from debias.models import composition
+from debias.models import adapter_folder, composition
 from debias.models.base import Base, BaseModel, checksum
 from debias.models.placement import place
 from debias.progress import outlook, stage
@@ -50,7 +50,7 @@ def evaluate(
     """
     cost = Cost(folder.path)
     adapted_by: dict[str, Callable[[Base], Any]] = {
-        name: partial(adapters.load, folder=path) for name, path in adapter_names(adapter_paths).items()
+        name: partial(adapter_folder.load, folder=path) for name, path in adapter_names(adapter_paths).items()
     }
     if combine:
         adapted_by = {
@@ -110,7 +110,7 @@ def _check_can_be_measured(method: Method, benchmarks: Sequence[Benchmark]) -> N
 def check(adapter_paths: Sequence[str], combine: str | None, weights: Sequence[float] | None) -> None:
     """Raise UserError for adapters that are not there or cannot be combined, before anything is loaded."""
     for path in adapter_paths:
-        adapters.located(path)
+        adapter_folder.located(path)
     if combine:
         composition.check(adapter_paths, combine, weights)
     elif weights is not None:

@@ -23,7 +23,7 @@ from debias.assets import network, sha256_of
 from debias.files import unknown, whole_folder, write_json
 from debias.jobs.weighing import weighed
 from debias.models import adapter as adapters
-from debias.models import composition
+from debias.models import adapter_folder, composition
 from debias.models.base import LOADERS, Base, BaseModel, LanguageModel
 from debias.models.placement import release
 from debias.models.shared_weights import Ties, separate
@@ -83,7 +83,7 @@ def planned(
     paths = [path] if isinstance(path, str) else list(path)
     if not paths:
         raise UserError("adapter.path=[] names no adapter; name a folder")
-    located = tuple(adapters.located(path) for path in paths)
+    located = tuple(adapter_folder.located(path) for path in paths)
     adapter = located[0]
     weigh = weights == AUTO
     given = None if isinstance(weights, str) else weights
@@ -137,7 +137,7 @@ def _check_repo(repo: str) -> None:
 
 def steps(export: Export) -> list[str]:
     """The steps in words."""
-    config = adapters.saved_config(export.adapter)
+    config = adapter_folder.saved_config(export.adapter)
     words = []
     what = str(export.adapter)
     if export.weigh:
@@ -180,7 +180,7 @@ def carry_out(export: Export, model: BaseModel) -> list[str]:
             f"wrote: {export.folder} (largest difference from the {export.combine}: {difference:.1g} nats per token)"
         )
     else:
-        adapters.load(base, export.adapter)  # raises UserError for an adapter that nobody could use
+        adapter_folder.load(base, export.adapter)  # raises UserError for an adapter that nobody could use
     if export.repo:
         done.append(f"uploaded: {upload(export.source, export.repo, export.private)}")
     return done
@@ -210,7 +210,7 @@ def merge(export: Export, base: Base) -> float:
     adapted = (
         composition.combined(base, export.adapters, export.combine, export.weights)
         if export.combine
-        else adapters.load(base, export.adapter)
+        else adapter_folder.load(base, export.adapter)
     )
     method = str(getattr(adapted.peft_type, "value", adapted.peft_type))
     if adapted.active_peft_config.is_prompt_learning:
@@ -261,9 +261,9 @@ def join(export: Export, base: Base) -> float:
     one = composition.joined(*how)
     trained = sum(p.numel() for n, p in one.named_parameters() if composition.JOINED in n.split("."))
     with whole_folder(export.folder, replace=export.overwrite) as unfinished:
-        adapters.write(one, base, unfinished, trained)
+        adapter_folder.write(one, base, unfinished, trained)
         adapters.detach(one)
-        written = adapters.load(base, unfinished)
+        written = adapter_folder.load(base, unfinished)
         difference = _largest(expected, _logprobs(written, texts))
         adapters.detach(written)
         if not difference <= TOLERANCES[torch.float32]:  # also NaN

@@ -15,6 +15,7 @@ from debias.benchmarks.evaluation import Evaluation, Prepared, evaluate, prepare
 from debias.jobs.cost import Cost
 from debias.jobs.show import written
 from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import Base, BaseModel
 from debias.models.placement import device, place
 from debias.models.ranks import Say, following
@@ -84,7 +85,7 @@ def run(
     with outlook(_work(tuning, checked.triplets, to_score, rounds_base(tuning, base.model))):
         if target.is_dir():
             log.info("adapter: already trained")
-            adapted = adapters.load(base, target)
+            adapted = adapter_folder.load(base, target)
         else:
             say(checked.triplets)
             with cost.stage("train") as spent, stage("train", said=True):
@@ -95,7 +96,7 @@ def run(
                 counted(adapters.trainable_parameters(adapted), "trainable parameter"), duration(spent["seconds"]),
                 counted(spent["steps"], "step"), counted(spent["tokens"], "token"),
             )  # fmt: skip
-            log.info("adapter: its modules hold %s of the model's parameters", adapters.share_reached(target))
+            log.info("adapter: its modules hold %s of the model's parameters", adapter_folder.share_reached(target))
 
         place(adapted)  # not the base alone: PEFT keeps prompts and prefixes outside it
         with cost.stage("evaluate") as spent:

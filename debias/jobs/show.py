@@ -18,6 +18,7 @@ from debias import assets
 from debias.assets.cache import cached
 from debias.files import write_text
 from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import Base, BaseModel
 from debias.models.placement import place
 from debias.progress import bar
@@ -45,9 +46,9 @@ def show(model: BaseModel, adapter_path: str | None, prompts: Sequence[str], wri
     if not writing.samples:
         raise UserError("show.samples=0 leaves nothing to show; set it to 1 or more")
     if adapter_path:
-        adapters.located(adapter_path)  # before the model is loaded
+        adapter_folder.located(adapter_path)  # before the model is loaded
     base = model.load()
-    adapted = adapters.load(base, adapter_path) if adapter_path else None
+    adapted = adapter_folder.load(base, adapter_path) if adapter_path else None
     return written(base, adapted, prompts, writing)
 
 

@@ -1,30 +1,23 @@
-"""Adapters: the small trained part, attached to a frozen base with PEFT and saved in PEFT's own folder format."""
+"""Adapters: the small trained part, attached to a frozen base with PEFT, checked, and taken off again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import peft
 import torch
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 from peft.utils import ModulesToSaveWrapper
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from debias.files import whole_folder
 from debias.models import bottleneck, targets
 from debias.models.adapter_dtype import hold_in_float32
-from debias.models.base import Base, LanguageModel, weights_sha256
+from debias.models.base import Base, LanguageModel
 from debias.models.placement import inputs_on, is_spread
 from debias.records import Count, NotNegative, Positive, Range, Share, UserError
 
-PROVENANCE = "debias.json"  # base model and parameter counts; PEFT ignores this file
 METHODS = peft.PEFT_TYPE_TO_CONFIG_MAPPING  # PEFT's methods and our bottleneck
 assert bottleneck.BOTTLENECK in METHODS
 
@@ -54,21 +47,21 @@ def attach(base: Base, config: peft.PeftConfig) -> peft.PeftModel:
             )
         if prompts:  # PEFT can switch off a prompt, but not a module that is trained with it
             raise UserError("adapter.train_head=true does not work with prompts; choose adapter=lora or bottleneck")
-    _check_placement(base, config)
+    check_placement(base, config)
     if is_spread(base.model) and config.peft_type == peft.PeftType.ADALORA:
         raise UserError(f"adapter=adalora compares the ranks of all layers on one device; {UNSPREAD}")
     frozen = {id(parameter) for parameter in base.model.parameters()}
     try:
         targets.resolve(config, base.model)
-        before = _logits(base.model)
+        before = probe_logits(base.model)
         model = peft.get_peft_model(base.model, config)
         assert isinstance(model, peft.PeftModel)
-        _make_switchable(model)
+        make_switchable(model)
         hold_in_float32(model, "default")
         _tie_copies(model)
         if any(p.requires_grad and id(p) in frozen for p in model.parameters()):
             raise UserError(CHANGES_BASE)
-        _check_base_kept(model, before)
+        check_base_kept(model, before)
         _check_effect(model)
     except UserError:
         raise
@@ -80,13 +73,14 @@ def attach(base: Base, config: peft.PeftConfig) -> peft.PeftModel:
 UNSPREAD = "choose adapter=lora, or remove model.device_map"
 
 
-def _check_placement(base: Base, config: peft.PeftConfig) -> None:
+def check_placement(base: Base, config: peft.PeftConfig) -> None:
     """Raise UserError for prompts and prefixes on a spread model: PEFT keeps them on one device, outside the layers."""
     if is_spread(base.model) and config.is_prompt_learning:
         raise UserError(f"prompts and prefixes do not work with a model on several devices; {UNSPREAD}")
 
 
-def _reason(error: Exception) -> str:
+def summary(error: Exception) -> str:
+    """The type and the first sentence of an error that PEFT raised."""
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return kind + " ".join(str(error).split()).partition(". ")[0].rstrip(".")[:200]  # PEFT's messages are long
 
@@ -97,10 +91,10 @@ def _misfit(config: peft.PeftConfig, base: Base, error: Exception) -> str:
         remedy = f"name the modules with adapter.target_modules=[...], or {remedy}"
     if base.model.dtype != torch.float32:  # the adapter's own weights are in float32
         remedy = f"set model.dtype=float32, {remedy}"
-    return f"{type(config).__name__} does not fit {type(base.model).__name__} ({_reason(error)}); {remedy}"
+    return f"{type(config).__name__} does not fit {type(base.model).__name__} ({summary(error)}); {remedy}"
 
 
-def _make_switchable(model: peft.PeftModel) -> None:
+def make_switchable(model: peft.PeftModel) -> None:
     """Let `disable_adapter` work on a masked model with a prompt.
 
     To switch a prompt off, PEFT 0.21 swaps the base's `prepare_inputs_for_generation`, which masked models lack.
@@ -129,7 +123,7 @@ CHANGES_BASE = (
 
 
 @torch.no_grad()
-def _logits(model: LanguageModel) -> torch.Tensor:
+def probe_logits(model: LanguageModel) -> torch.Tensor:
     """Answers to a short text, to tell whether two models are the same. Raises ValueError if they are NaN."""
     ids = torch.arange(1, 9, device=inputs_on(model))[None]
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
@@ -138,14 +132,14 @@ def _logits(model: LanguageModel) -> torch.Tensor:
     return logits
 
 
-def _check_base_kept(model: peft.PeftModel, before: torch.Tensor) -> None:
+def check_base_kept(model: peft.PeftModel, before: torch.Tensor) -> None:
     """Raise UserError unless the model without its adapter is the base as it was.
 
     Some options change the base's weights beside the adapter: `init_lora_weights=pissa` takes what it starts with out
     of them, and `bias=all` trains their biases.
     """
     with model.disable_adapter():
-        if not torch.equal(_logits(model), before):
+        if not torch.equal(probe_logits(model), before):
             raise UserError(CHANGES_BASE)
 
 
@@ -175,185 +169,6 @@ def virtual_tokens(model: peft.PeftModel) -> int:
 def prompt_length(config: peft.PeftConfig) -> int:
     """Number of positions that an adapter's prompt or prefix takes up."""
     return config.num_virtual_tokens if isinstance(config, peft.PromptLearningConfig) else 0
-
-
-def save(model: peft.PeftModel, base: Base, folder: Path) -> None:
-    """Write PEFT's files and the provenance file. The folder appears complete or not at all."""
-    with whole_folder(folder, replace=True) as unfinished:  # a training that failed the gate may have left one
-        write(model, base, unfinished, trainable_parameters(model))
-
-
-def write(model: peft.PeftModel, base: Base, folder: Path, trained: int) -> None:
-    """Write the files of the active adapter into a folder.
-
-    Args:
-        trained: number of its weights.
-    """
-    name = model.active_adapter
-    provenance = {
-        "base_model": base.name,
-        "base_tensors_sha256": base.sha256,
-        "kind": base.kind,
-        "trainable_parameters": trained,
-        "reached_parameters": targets.reached_parameters(model),  # of the base, in modules that the adapter changes
-        "base_parameters": sum(p.numel() for n, p in base.model.named_parameters() if not _added(n, model)),
-        "prediction_head": vars(model.active_peft_config).get("modules_to_save") or [],
-    }
-    model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=[name])
-    if name != "default":  # PEFT puts it into a folder of its name
-        for file in (folder / name).iterdir():
-            file.rename(folder / file.name)
-        (folder / name).rmdir()
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty template; the bias card replaces it
-    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
-
-
-def _added(name: str, model: peft.PeftModel) -> bool:
-    """Whether a parameter belongs to an adapter and not to the base."""
-    return not model.peft_config.keys().isdisjoint(name.split("."))
-
-
-def share_reached(folder: Path) -> str:
-    """The share of the base's parameters that lies in modules which a saved adapter changes, as in `77%`."""
-    known = json.loads((folder / PROVENANCE).read_text())
-    return f"{known['reached_parameters'] / known['base_parameters']:.0%}"
-
-
-def located(path: str | Path) -> Path:
-    """The adapter folder at `path`. Raises UserError if there is none."""
-    folder = Path(path).expanduser()
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} is not an adapter folder (it has no adapter_config.json); check adapter.path")
-    return folder
-
-
-def saved_config(folder: Path) -> peft.PeftConfig:
-    """The config in an adapter's folder. Raises UserError if it is damaged or not of a language model's adapter."""
-    file = folder / "adapter_config.json"
-    try:
-        config = peft.PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # PEFT reads whatever is there
-        raise UserError(f"{file} is not the config of a PEFT adapter ({_reason(error)}); check adapter.path") from error
-    if config.task_type not in (None, peft.TaskType.CAUSAL_LM, peft.TaskType.FEATURE_EXTRACTION):
-        raise UserError(f"{file} is of an adapter for {config.task_type}, not for a language model; check adapter.path")
-    return config
-
-
-def load(base: Base, folder: str | Path, effect: bool = True) -> peft.PeftModel:
-    """Attach a saved adapter.
-
-    Args:
-        effect: refuse an adapter that changes nothing.
-
-    Raises UserError if the folder holds no adapter, a damaged one, or one that was trained on another base.
-    """
-    folder = located(folder)
-    _check_placement(base, saved_config(folder))
-    check_base(base, folder)
-    saved = _tensors(folder)
-    try:
-        before = _logits(base.model)
-    except ValueError as error:
-        raise UserError(f"the base model {base.name!r} is broken: {error}; get its files again") from error
-    try:
-        model = peft.PeftModel.from_pretrained(base.model, str(folder))
-    except Exception as error:  # PEFT's methods raise errors of many types
-        raise UserError(_unfit(base, folder, error)) from error
-    _make_switchable(model)
-    model.eval()
-    try:
-        _check_loaded(model, "default", saved, folder)
-        hold_in_float32(model, "default", saved)
-        after = _logits(model)[:, -before.shape[1] :]  # a prompt's own positions come first
-        if effect and torch.equal(before, after):
-            raise UserError(f"adapter {folder} changes nothing: its weights or its scaling are zero; train it again")
-        _check_base_kept(model, before)
-    except UserError:
-        detach(model)  # the base is as it was
-        raise
-    except ValueError as error:
-        detach(model)
-        raise UserError(_unfit(base, folder, error)) from error
-    return model
-
-
-def add(model: peft.PeftModel, base: Base, folder: str | Path, name: str) -> None:
-    """Load another saved adapter of the same method beside those that a model has; it is not active yet.
-
-    Raises UserError as `load` does.
-    """
-    folder = located(folder)
-    check_base(base, folder)
-    saved = _tensors(folder)
-    with model.disable_adapter():
-        before = _logits(model)
-    try:
-        model.load_adapter(str(folder), name)
-    except Exception as error:  # PEFT's methods raise errors of many types
-        raise UserError(_unfit(base, folder, error)) from error
-    _check_loaded(model, name, saved, folder)
-    hold_in_float32(model, name, saved)
-    _check_base_kept(model, before)
-
-
-def _unfit(base: Base, folder: Path, error: Exception) -> str:
-    return f"adapter {folder} does not fit {base.name!r} ({_reason(error)}); choose its base with model="
-
-
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights in an adapter's folder. Raises UserError if they are not there, damaged or not finite."""
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise UserError(f"{folder} has no adapter_model.safetensors; save the adapter in safetensors format")
-    try:
-        saved = load_file(file)
-    except SafetensorError as error:
-        raise UserError(f"{file} is truncated or not in safetensors format; get it again") from error
-    if broken := sorted(name for name, tensor in saved.items() if not torch.isfinite(tensor.float()).all()):
-        raise UserError(f"{file} holds NaN or inf in {broken[0]}: its training diverged; train it again")
-    return saved
-
-
-def _check_loaded(model: peft.PeftModel, name: str, saved: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Raise UserError unless every tensor of the file went into the adapter `name` of the model.
-
-    PEFT loads what has a known name and leaves the rest as a new adapter begins: random, or without effect.
-    """
-    wanted = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys()
-    for what, names in (("lacks", wanted - saved.keys()), ("holds unknown", saved.keys() - wanted)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(
-                f"{folder / 'adapter_model.safetensors'} {what} {min(names)}{more}: it was saved for another model, "
-                "or its tensors were renamed; choose its base with model="
-            )
-
-
-def check_base(base: Base, folder: Path) -> None:
-    """Raise UserError if an adapter was trained on another base. Adapters made by other programs do not say."""
-    provenance = folder / PROVENANCE
-    known = json.loads(provenance.read_text()) if provenance.is_file() else {}
-    trained_on, here = known.get("base_tensors_sha256"), base.sha256
-    if "base_sha256" in known:  # an adapter of the first version, which hashed the float32 weights in memory
-        trained_on, here = known["base_sha256"], weights_sha256(base.model)
-    if trained_on not in (None, here):
-        raise UserError(
-            f"adapter {folder} was trained on {known['base_model']!r} (weights {trained_on[:12]}...), "
-            f"not on {base.name!r} ({here[:12]}...); choose its base with model="
-        )
-
-
-@contextmanager
-def reloaded(model: peft.PeftModel, folder: Path) -> Iterator[None]:
-    """Inside the block, the model uses the adapter as it was saved in `folder`."""
-    model.load_adapter(str(folder), adapter_name="reloaded")
-    try:
-        hold_in_float32(model, "reloaded", _tensors(folder))
-        model.set_adapter("reloaded")
-        yield
-    finally:
-        model.set_adapter("default")
-        model.delete_adapter("reloaded")
 
 
 def detach(model: peft.PeftModel) -> None:

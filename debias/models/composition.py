@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import Base
 from debias.models.bottleneck import BOTTLENECK
 from debias.records import UserError
@@ -62,11 +62,11 @@ def joined(
 
 def _side_by_side(base: Base, folders: Sequence[str | Path], combine: str) -> tuple[peft.PeftModel, list[str]]:
     """Load all adapters into one model, of which the first is active; returns their names, too."""
-    model = adapters.load(base, folders[0], effect=False)  # in a sum it may add nothing
+    model = adapter_folder.load(base, folders[0], effect=False)  # in a sum it may add nothing
     names = ["default", *(f"part{i}" for i in range(2, len(folders) + 1))]
     try:
         for name, folder in zip(names[1:], folders[1:], strict=True):
-            adapters.add(model, base, folder, name)
+            adapter_folder.add(model, base, folder, name)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(_not_combined(combine, error)) from error
     return model, names
@@ -92,7 +92,7 @@ def check(folders: Sequence[str | Path], combine: str, weights: Sequence[float] 
         raise UserError(MISPLACED_WEIGHTS)
     if weights is not None and (len(weights) != len(folders) or min(weights) < 0 or not sum(weights)):
         raise UserError(f"adapter.weights: give one weight of 0 or more for each of the {len(folders)} adapters")
-    configs = [adapters.saved_config(adapters.located(folder)) for folder in folders]
+    configs = [adapter_folder.saved_config(adapter_folder.located(folder)) for folder in folders]
     methods = list(dict.fromkeys(_method(config) for config in configs))
     if len(methods) > 1:
         raise UserError(
@@ -117,7 +117,7 @@ def check(folders: Sequence[str | Path], combine: str, weights: Sequence[float] 
 def check_joined(folders: Sequence[str | Path], combine: str, weights: Sequence[float] | None) -> None:
     """Raise UserError for adapters that cannot be one adapter folder, before any weights load."""
     check(folders, combine, weights)
-    configs = [adapters.saved_config(adapters.located(folder)) for folder in folders]
+    configs = [adapter_folder.saved_config(adapter_folder.located(folder)) for folder in folders]
     other = next((method for method in map(_method, configs) if method != "LORA"), None)
     option = next(
         (key for config in configs for key in ("lora_bias", "modules_to_save") if vars(config).get(key)), None

@@ -9,7 +9,7 @@ import numpy as np
 import peft
 import torch
 
-from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import checksum
 from debias.records import Scored
 from debias.scoring.batched import score
@@ -52,7 +52,7 @@ class Gate:
             raise GateError(f"the set of trainable parameters changed during training: {', '.join(changed[:3])}{more}")
         if checksum(self.model, wanted=lambda p: not p.requires_grad) != self.frozen:
             raise GateError("training changed the base's weights, which must stay frozen")
-        with adapters.reloaded(self.model, folder):
+        with adapter_folder.reloaded(self.model, folder):
             loaded = self._scores()
         if not self._alike(loaded, after):
             raise GateError(f"the adapter read back from {folder} does not score as the trained one")

@@ -24,6 +24,7 @@ from debias.benchmarks.stereoset import StereoSet
 from debias.data.mixture import Mixture
 from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
+from debias.models import adapter_folder
 from debias.models.base import Base, LanguageModel
 from debias.models.placement import place
 from debias.models.ranks import launched_rank
@@ -135,7 +136,7 @@ def train(
         spent = training.fit(module, batches, make_trainer, folder, keep, tuning.logger)
     if launched_rank() == 0:
         unchecked = folder / "adapter.unchecked"
-        adapters.save(adapted, base, unchecked)
+        adapter_folder.save(adapted, base, unchecked)
         # The checkpoints stay until the gate has decided, so that a run killed here does not train again. Those of an
         # adapter that failed are of no use.
         try:
@@ -206,7 +207,7 @@ def _option(tuning: Tuning, name: str) -> str | None:
 
 
 def _keep(adapted: peft.PeftModel, base: Base, folder: Path) -> Path:
-    adapters.save(adapted, base, folder)
+    adapter_folder.save(adapted, base, folder)
     return folder
 
 

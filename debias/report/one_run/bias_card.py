@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from debias import __version__
-from debias.models.adapter import PROVENANCE
+from debias.models.adapter_folder import PROVENANCE
 from debias.models.bert_tiny import NAME as BERT_TINY
 from debias.models.bottleneck import BOTTLENECK
 from debias.records import Figure
