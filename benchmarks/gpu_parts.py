@@ -51,7 +51,8 @@ from debias.training.arithmetic import bf16_pays, fast_kernels, frozen_in_bf16
 from debias.training.balance import Balance, Nothing, Pronouns
 from debias.training.batches import SpanData
 from debias.training.examples import examples
-from debias.training.module import Debiaser, fit, make_trainer
+from debias.training.fitting import fit
+from debias.training.module import Debiaser, make_trainer
 from debias.training.neutral import SelfGenerated
 from debias.training.objectives import Attribute, NegativePreference
 from debias.training.pairs import paired

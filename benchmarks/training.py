@@ -40,7 +40,8 @@ from debias.scoring.encoding import encode
 from debias.scoring.layout_trial import choose_layout
 from debias.training.arithmetic import bf16_pays, fast_kernels, frozen_in_bf16
 from debias.training.batches import SpanData
-from debias.training.module import Debiaser, fit, make_trainer
+from debias.training.fitting import fit
+from debias.training.module import Debiaser, make_trainer
 from debias.training.neutral import SelfGenerated
 from debias.training.objectives import Attribute
 from debias.training.stage import CPU_ROW, asking

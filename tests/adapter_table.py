@@ -37,6 +37,7 @@ from debias.scoring import batched
 from debias.scoring.layout_trial import choose_layout
 from debias.training import module as training
 from debias.training.batches import SpanData
+from debias.training.fitting import fit
 from debias.training.gate import Gate
 from debias.training.objectives import Attribute
 
@@ -109,7 +110,7 @@ def fitted(base: Base, config: Any, folder: Path, epochs: int = 1) -> tuple[Any,
     data = SpanData([(span,) for span in SPANS[base.kind]], layout, recipe.batch_size, seed=1)
     gate = Gate(model, SPANS[base.kind], layout)
     module = training.Debiaser(model, Attribute(), recipe, seed=1)
-    spent = training.fit(module, data, partial(training.make_trainer, accelerator="cpu", logger=False), folder)
+    spent = fit(module, data, partial(training.make_trainer, accelerator="cpu", logger=False), folder)
     assert spent.steps == 2 * epochs
     return model.eval(), gate
 

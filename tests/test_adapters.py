@@ -43,6 +43,7 @@ from debias.scoring import batched
 from debias.scoring.layout_trial import choose_layout
 from debias.training import module as training
 from debias.training.batches import SpanData
+from debias.training.fitting import fit
 from debias.training.objectives import Attribute
 
 TRAINER = partial(training.make_trainer, accelerator="cpu", logger=False)
@@ -363,4 +364,4 @@ def test_adalora_cannot_go_back_to_its_best(tmp_path: Path) -> None:
     data = SpanData([(span,) for span in SPANS["causal"]], choose_layout(model), 2, seed=1)
     module = training.Debiaser(model, Attribute(), recipe, seed=1, dev_scores=lambda _: {"ICAT": 1.0, "SS": 60.0})
     with pytest.raises(UserError, match=r"remove training\.watch\.patience"):
-        training.fit(module, data, TRAINER, tmp_path)
+        fit(module, data, TRAINER, tmp_path)

@@ -17,7 +17,8 @@ import torch
 from test_module import TRAINER, prepared
 
 from debias.training.callbacks import LossCurve, ShowProgress, StopAfter
-from debias.training.module import Debiaser, fit
+from debias.training.fitting import fit
+from debias.training.module import Debiaser
 
 
 def trained(tiny: Path, folder: Path, steps: int) -> None:
@@ -37,14 +38,15 @@ def steps_of(folder: Path) -> list[int]:
     return [int(row[0]) for row in rows(folder)]
 
 
-def count_reads(monkeypatch: pytest.MonkeyPatch, of: str = "callbacks.py") -> Counter[str]:
-    """Which functions of a file read tensors, and so wait for the device, from now on."""
+def count_reads(monkeypatch: pytest.MonkeyPatch, *files: str) -> Counter[str]:
+    """Which functions of these files read tensors, and so wait for the device, from now on."""
     found: Counter[str] = Counter()
+    paths = tuple(f"debias/training/{file}" for file in files)
 
     def counted(whole: Callable[..., Any]) -> Callable[..., Any]:
         def read(self: torch.Tensor, *more: Any) -> Any:
             code = sys._getframe(1).f_code
-            if code.co_filename.endswith(f"debias/training/{of}"):
+            if code.co_filename.endswith(paths):
                 found[code.co_qualname] += 1
             return whole(self, *more)
 
@@ -58,7 +60,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch, of: str = "callbacks.py") -> Co
 def test_losses_are_read_every_few_steps(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty steps: four checkpoints, one look for the terminal, and one flag per step."""
     monkeypatch.setattr(ShowProgress, "every", math.inf)
-    found = count_reads(monkeypatch)
+    found = count_reads(monkeypatch, "callbacks.py")
     trained(tiny, tmp_path, steps=20)
     assert found == {
         "LossCurve._write": 4,
@@ -70,7 +72,7 @@ def test_losses_are_read_every_few_steps(tiny: Path, tmp_path: Path, monkeypatch
 
 def test_a_step_reads_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted at the end is read there. Lightning reads what is logged for a bar, in every step."""
-    found, shown = count_reads(monkeypatch, "module.py"), []
+    found, shown = count_reads(monkeypatch, "module.py", "fitting.py"), []
     log = Debiaser.log
     monkeypatch.setattr(Debiaser, "log", lambda *a, **k: shown.append(k.get("prog_bar", False)) or log(*a, **k))
     trained(tiny, tmp_path, steps=3)

@@ -23,11 +23,11 @@ from debias.scoring.batched import score
 from debias.scoring.encoding import encode
 from debias.scoring.layouts import padded, prefix_tree
 from debias.scoring.likelihood import beside_base
-from debias.training import module as training
-from debias.training import objectives
+from debias.training import fitting, objectives
 from debias.training.batches import SpanData
+from debias.training.fitting import fit
 from debias.training.matching import steps_of_tokens
-from debias.training.module import Debiaser, fit, make_trainer
+from debias.training.module import Debiaser, make_trainer
 from debias.training.neutral import Wikipedia
 from debias.training.noise import noisy_embeddings
 
@@ -130,7 +130,7 @@ def test_resumes_from_the_last_epoch_with_the_same_loss_sequence(
     monkeypatch.setattr(Debiaser, "training_step", dies)
     with pytest.raises(RuntimeError, match="power cut"):
         trained(tiny, tmp_path / "cut", epochs, steps=steps)
-    assert (tmp_path / "cut" / training.CHECKPOINT).is_file()
+    assert (tmp_path / "cut" / fitting.CHECKPOINT).is_file()
     monkeypatch.setattr(Debiaser, "training_step", step)
     torch.manual_seed(99)
     resumed = trained(tiny, tmp_path / "cut", epochs, steps=steps)
@@ -195,7 +195,7 @@ def test_parts_of_a_step_by_hand() -> None:
 
 def test_checkpoint_holds_the_adapter_alone(tiny: Path, tmp_path: Path) -> None:
     trained(tiny, tmp_path, epochs=1)
-    assert (tmp_path / training.CHECKPOINT).stat().st_size < 100_000  # the base alone has 3 MB
+    assert (tmp_path / fitting.CHECKPOINT).stat().st_size < 100_000  # the base alone has 3 MB
 
 
 def test_adapter_folder_round_trip(tiny: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from debias.scoring.scorer import Scorer
 from debias.training import arithmetic, balance, objectives, stage
 from debias.training import module as training
 from debias.training.callbacks import LossCurve
+from debias.training.fitting import Spent
 from debias.training.gate import Gate, GateError
 from debias.training.module import make_trainer
 from debias.training.stage import DevSet, Tuning, rounds_base, train
@@ -68,7 +69,7 @@ def tuning(make: Any = TRAINER, objective: Any = None, **changes: Any) -> Tuning
     return Tuning(data, peft.LoraConfig(r=2), objective or objectives.Attribute(), FewTexts(), recipe, make, seed=1)
 
 
-def fitted(tiny: Path, folder: Path, plan: Tuning) -> training.Spent:
+def fitted(tiny: Path, folder: Path, plan: Tuning) -> Spent:
     """What the training took."""
     folder.mkdir(exist_ok=True)
     return train(plan, twenty(), BaseModel(str(tiny)).load(), folder, folder / "adapter")[1]

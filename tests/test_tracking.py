@@ -14,7 +14,7 @@ import pytest
 from debias.jobs import tracking
 from debias.records import Figure
 from debias.results import read_figures
-from debias.training import module as training
+from debias.training import callbacks
 
 pytest.importorskip("wandb")
 Run = Callable[..., tuple[int, str, str]]
@@ -54,17 +54,17 @@ def test_an_offline_run_read_back_after_an_interruption(
     """Interrupted at step 9 of 12, resumed from the checkpoint at step 6: one run, with each step's loss once."""
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     words = ["run", *quick, "logger=wandb", "logger.mode=offline", "name=told"]
-    write = training.LossCurve.on_train_batch_end
+    write = callbacks.LossCurve.on_train_batch_end
 
     def interrupted(self: Any, trainer: Any, *rest: Any, **named: Any) -> None:
         write(self, trainer, *rest, **named)
         if trainer.global_step == 9:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(training.LossCurve, "on_train_batch_end", interrupted)
+    monkeypatch.setattr(callbacks.LossCurve, "on_train_batch_end", interrupted)
     with pytest.raises(RuntimeError):
         debias(*words)
-    monkeypatch.setattr(training.LossCurve, "on_train_batch_end", write)
+    monkeypatch.setattr(callbacks.LossCurve, "on_train_batch_end", write)
     assert debias(*words)[0] == 0
 
     found = records(tmp_path / "outputs")

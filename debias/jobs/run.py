@@ -27,7 +27,7 @@ from debias.results import ADAPTER, RunFolder, data_sha256
 from debias.scoring.scorer import Scorer
 from debias.scoring.spans import start_token
 from debias.training.balance import Nothing
-from debias.training.module import CHECKPOINT
+from debias.training.fitting import CHECKPOINT
 from debias.training.stage import Tuning, rounds_base, train
 from debias.wording import counted
 

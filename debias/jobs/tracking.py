@@ -23,7 +23,7 @@ from debias.report.comparison import headlines
 from debias.report.one_run.report import Change, changes
 from debias.report.outcome import Bounds, outcome
 from debias.results import ADAPTER
-from debias.training.module import CHECKPOINT
+from debias.training.fitting import CHECKPOINT
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger

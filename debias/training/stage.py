@@ -37,7 +37,7 @@ from debias.scoring.layouts import ROW, Layout
 from debias.scoring.protocols import BiasBench, Pieces
 from debias.scoring.reference import Ask, Said, ask
 from debias.scoring.scorer import keep_scores, kept_scores
-from debias.training import module as training
+from debias.training import fitting
 from debias.training.arithmetic import bf16_pays, fast_kernels, frozen_in_bf16
 from debias.training.balance import Balance, Nothing, Pair, aims, of_pairs
 from debias.training.batches import SpanData, Texts
@@ -45,6 +45,7 @@ from debias.training.by_data import choices
 from debias.training.examples import examples, fits
 from debias.training.gate import Gate, GateError
 from debias.training.matching import steps_of_examples, steps_of_tokens
+from debias.training.module import Debiaser
 from debias.training.neutral import NeutralText
 from debias.training.objectives import Objective
 from debias.training.pairs import paired
@@ -82,7 +83,7 @@ class Tuning(NamedTuple):
 
 def train(
     tuning: Tuning, triplets: Sequence[Triplet], base: Base, folder: Path, target: Path
-) -> tuple[peft.PeftModel, training.Spent]:
+) -> tuple[peft.PeftModel, fitting.Spent]:
     """Train an adapter, check it and save it as `target`. Resumes from the folder's checkpoint if there is one.
 
     Args:
@@ -123,7 +124,7 @@ def train(
     if recipe.gradient_checkpointing:
         _checkpoint_gradients(adapted)
     steps = batches.steps = _matched_steps(tuning, base, batches)
-    module = training.Debiaser(adapted, tuning.objective, recipe, tuning.seed, steps, dev_set)
+    module = Debiaser(adapted, tuning.objective, recipe, tuning.seed, steps, dev_set)
 
     keep = partial(_keep, adapted, base, folder / "adapter.before_divergence")  # picklable, for ddp_spawn
     with ExitStack() as arithmetic:
@@ -133,7 +134,7 @@ def train(
             arithmetic.enter_context(frozen_in_bf16(adapted))
             make_trainer = partial(make_trainer, precision="bf16-mixed")
             log.info("training in bfloat16, scoring in float32 (trainer.precision=32-true trains in float32)")
-        spent = training.fit(module, batches, make_trainer, folder, keep, tuning.logger)
+        spent = fitting.fit(module, batches, make_trainer, folder, keep, tuning.logger)
     if launched_rank() == 0:
         unchecked = folder / "adapter.unchecked"
         adapter_folder.save(adapted, base, unchecked)
@@ -142,10 +143,10 @@ def train(
         try:
             gate.check(unchecked)
         except GateError:
-            training.remove_checkpoints(folder)
+            fitting.remove_checkpoints(folder)
             raise
         unchecked.rename(target)
-        training.remove_checkpoints(folder)
+        fitting.remove_checkpoints(folder)
     return adapted, spent
 
 
