@@ -40,10 +40,11 @@ from debias.scoring.scorer import Scorer
 from debias.training import arithmetic, balance, objectives, stage
 from debias.training import module as training
 from debias.training.callbacks import LossCurve
+from debias.training.dev_set import DevSet
 from debias.training.fitting import Spent
 from debias.training.gate import Gate, GateError
 from debias.training.module import make_trainer
-from debias.training.stage import DevSet, Tuning, rounds_base, train
+from debias.training.stage import Tuning, rounds_base, train
 
 TRAINER = partial(make_trainer, accelerator="cpu", logger=False)
 SPANS = [Span((5, 6, 7, 8), 1), Span((9, 10, 11), 1)]
@@ -358,7 +359,7 @@ def looks(monkeypatch: pytest.MonkeyPatch, figures: list[tuple[float, float]]) -
     """Let looks at the dev set find these SS and ICAT, one after the other."""
     found = iter(figures)
     monkeypatch.setattr(
-        "debias.training.stage.DevSet.__call__", lambda *_: dict(zip(("SS", "ICAT"), next(found), strict=True))
+        "debias.training.dev_set.DevSet.__call__", lambda *_: dict(zip(("SS", "ICAT"), next(found), strict=True))
     )
 
 
@@ -459,7 +460,7 @@ def test_a_look_converts_no_weight_and_is_not_autocast(
             seen.append((torch.is_autocast_enabled("cpu"), *types(model)))
         return score_and_greedy(model, *rest)
 
-    monkeypatch.setattr("debias.training.stage.batched.score_and_greedy", noted)
+    monkeypatch.setattr("debias.scoring.batched.score_and_greedy", noted)
     plan = tuning(partial(TRAINER, precision=precision), epochs=1, watch=Watch(every=2, limit=2, stop_at=None))
     adapted, _ = train(plan, twenty(), BaseModel(str(tiny), dtype="bf16").load(), tmp_path, tmp_path / "adapter")
     assert seen == [(False, {torch.bfloat16}, {torch.float32})] * 2

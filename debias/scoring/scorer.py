@@ -36,6 +36,7 @@ from debias.wording import counted, plural
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
+HELD = "held"  # the types in which the weights are held
 _PLAIN = Method("none", "")
 
 
@@ -43,10 +44,10 @@ class Scorer:
     """Scores texts under the base model, and under the base with an adapter or with another debiasing method.
 
     Args:
-        base: the loaded base; its weights are converted to `precision` in place.
+        base: the loaded base; its weights are converted to `precision` in place, except under `held`.
         adapted: the same model with an adapter, or None.
-        precision: `32`, `bf16` (a third to half of the time; single scores move by up to 0.4 nats per token), or
-            `auto`: bf16 on a GPU, else 32 with the faster library's products (`fast_products`).
+        precision: `32`, `bf16` (a third to half of the time; single scores move by up to 0.4 nats per token),
+            `held`, or `auto`: bf16 on a GPU, else 32 with the faster library's products (`fast_products`).
         token_budget: positions of one forward pass; `auto`: what suits the device, its free memory and the model.
         cache: folder of shared scores; None: keep none.
         name: what the debiased model is called in the records.
@@ -80,7 +81,7 @@ class Scorer:
                 "scoring.precision=32 computes in float32, but loading has rounded the weights to bfloat16; "
                 "model.dtype=float32 keeps them whole"
             )
-        if not getattr(base.model, "is_quantized", False):  # quantised weights stay as they are
+        if precision != HELD and not getattr(base.model, "is_quantized", False):  # quantised weights stay as they are
             _convert(self.model, PRECISIONS[precision])
         if precision == "bf16" and self.device.type == "cpu" and not bf16_is_native():
             log.warning("this processor has no bfloat16 instructions: scoring.precision=bf16 is far slower than 32")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import peft
 import pytorch_lightning as pl
 import torch
@@ -19,8 +18,6 @@ from transformers import PreTrainedModel
 
 from debias import assets
 from debias.assets.cache import cached
-from debias.benchmarks.metrics import icat_of_terms, stereoset_terms
-from debias.benchmarks.stereoset import StereoSet
 from debias.data.mixture import Mixture
 from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
@@ -29,12 +26,11 @@ from debias.models.base import Base, LanguageModel
 from debias.models.placement import place
 from debias.models.ranks import launched_rank
 from debias.progress import bar
-from debias.records import Masked, Recipe, Scored, Span, Triplet, UserError, Watch
+from debias.records import Masked, Recipe, Scored, Span, Triplet, UserError
 from debias.results import code_sha256, text_sha256
 from debias.scoring import batched, likelihood
 from debias.scoring.layout_trial import choose_layout
 from debias.scoring.layouts import ROW, Layout
-from debias.scoring.protocols import BiasBench, Pieces
 from debias.scoring.reference import Ask, Said, ask
 from debias.scoring.scorer import keep_scores, kept_scores
 from debias.training import fitting
@@ -42,6 +38,7 @@ from debias.training.arithmetic import bf16_pays, fast_kernels, frozen_in_bf16
 from debias.training.balance import Balance, Nothing, Pair, aims, of_pairs
 from debias.training.batches import SpanData, Texts
 from debias.training.by_data import choices
+from debias.training.dev_set import DevSet
 from debias.training.examples import examples, fits
 from debias.training.gate import Gate, GateError
 from debias.training.matching import steps_of_examples, steps_of_tokens
@@ -54,7 +51,6 @@ from debias.wording import counted, plural
 log = logging.getLogger(__name__)
 
 PROBE = 8  # examples that the gate scores
-LOOK = 512  # positions of a forward pass of a look at the dev set
 # Positions of a tree's row in training on a CPU. Training texts share little, so one long row is mostly a mask; three
 # self-generated texts fit into this one.
 CPU_ROW = 160
@@ -111,7 +107,7 @@ def train(
     kernels = partial(fast_kernels, base.model.device, max(longest, row))
     mix_lengths = tuning.data.match in ("steps", "tokens")
     watches = recipe.watch.every is not None
-    dev_set = DevSet(base, recipe.watch, tuning.data.bias, _max_positions(tuning, base)) if watches else None
+    dev_set = DevSet(base, recipe.watch, tuning.data.bias) if watches else None
     needs_base = bool(recipe.retention or pairs) or tuning.objective.needs_base
     batches = SpanData(
         trained_on, layout, recipe.batch_size, tuning.seed, neutral, num_neutral, mix_lengths, dev_set is not None,
@@ -274,44 +270,3 @@ def _matched_steps(tuning: Tuning, base: Base, batches: SpanData) -> int | None:
             batches.tokens_per_step(trainer.world_size, trainer.accumulate_grad_batches),
         )
     return None
-
-
-class DevSet:
-    """Scores a model on StereoSet dev: SS, LMS and ICAT of the targeted bias, or overall if StereoSet lacks that bias.
-
-    Args:
-        base: the loaded base.
-        watch: says how many examples to score per bias.
-        bias: the targeted bias.
-        limit: most tokens of a text; None: any number.
-
-    Raises UserError if every example is longer.
-    """
-
-    def __init__(self, base: Base, watch: Watch, bias: str, limit: int | None) -> None:
-        self.kind, self.bias, protocol = base.kind, bias, BiasBench()
-        candidates = StereoSet(protocol, split="dev", limit=watch.limit).candidates(base.tokens)
-        reading = protocol.reading(base.tokens, any(candidate.cloze for candidate in candidates))
-        spans_of = [list(spans) for spans in reading.spans(candidates, base.tokenizer)]
-        kept = [spans if all(fits(span, limit) for span in spans) else [] for spans in spans_of]
-        self.spans = [span for spans in kept for span in spans]
-        if not self.spans:
-            raise UserError(f"no example of StereoSet dev is within {limit} tokens; set training.watch.every=null")
-        self.candidate_S = np.repeat(np.arange(len(kept)), [len(spans) for spans in kept])
-        self.rows = pd.DataFrame([c[:4] for c in candidates], columns=["example", "candidate", "bias", "target"])
-        self.score, self.ties = reading.score, protocol.ties
-
-    def __call__(self, model: peft.PeftModel) -> dict[str, float]:
-        """The figures by name. They are computed in the types in which the weights are held, which stay as they are."""
-        longest = max(span.num_positions for span in self.spans)
-        with torch.autocast(model.device.type, enabled=False):
-            layout = choose_layout(model, self.kind, longest, LOOK)
-            answer_S2 = batched.score_and_greedy(model, self.spans, layout, LOOK, bar("looking at StereoSet dev"))
-        if not np.isfinite(answer_S2).all():
-            raise UserError("log-probabilities of StereoSet dev are NaN or inf: training diverged; lower training.lr")
-        num_S = np.array([span.num_tokens for span in self.spans], dtype=float)
-        pieces = Pieces(answer_S2[:, 0], answer_S2[:, 1].astype(bool), num_S, self.candidate_S, len(self.rows))
-        terms = stereoset_terms(self.rows.assign(score=self.score(pieces)), self.ties)
-        mine = terms[terms["bias"] == self.bias] if self.bias in set(terms["bias"]) else terms
-        ss, lms = mine["ss"].to_numpy(), mine["lms"].to_numpy()
-        return {"SS": float(ss.mean()), "LMS": float(lms.mean()), "ICAT": float(icat_of_terms(ss, lms))}
