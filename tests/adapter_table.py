@@ -31,7 +31,8 @@ from transformers import (
 from debias.cli.config import config_dir, make
 from debias.models import adapter as adapters
 from debias.models import adapter_folder
-from debias.models.base import Base, weights_sha256
+from debias.models.base import Base
+from debias.models.checksums import weights_sha256
 from debias.records import Masked, Recipe, Scored, Span, UserError
 from debias.scoring import batched
 from debias.scoring.layout_trial import choose_layout

@@ -33,9 +33,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2(cache: Path) -> Path:
     """Folder of the real model: the first process that asks converts it, behind a lock, for all of them."""
-    from debias.models.base import _converted
+    from debias.models.embedded import converted
 
-    return _converted("smollm2")
+    return converted("smollm2")
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ from debias.models import adapter as adapters
 from debias.models import adapter_dtype, adapter_folder, targets
 from debias.models.base import Base
 from debias.models.bottleneck import BottleneckConfig
+from debias.models.checksums import adapter_sha256
 from debias.records import Recipe, UserError, Watch
 from debias.scoring import batched
 from debias.scoring.layout_trial import choose_layout
@@ -257,7 +258,7 @@ def test_the_checksum_covers_head_and_scaling() -> None:
         torch.manual_seed(3)
         model = adapters.attach(base_of("BERT"), with_head(config_of("lora", **keys)))
         change(model.get_base_model().cls.predictions.transform.dense.modules_to_save["default"])
-        return adapters.adapter_sha256(model)
+        return adapter_sha256(model)
 
     same = [checksum(lambda head: None) for _ in range(2)]
     assert same[0] == same[1]

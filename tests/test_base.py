@@ -16,8 +16,9 @@ from command import Shown
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from debias.models.base import LOADERS, BaseModel, _read_once
+from debias.models.base import LOADERS, BaseModel
 from debias.models.checkpoint import check_architecture, kind_of
+from debias.models.embedded import _read_once
 from debias.records import UserError
 from debias.scoring.layout_trial import choose_layout
 from debias.scoring.scorer import Scorer

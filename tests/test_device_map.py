@@ -20,7 +20,8 @@ from zoo_adapters import tried
 
 from debias.models import base as models
 from debias.models.adapter import attach
-from debias.models.base import Base, BaseModel, checksum
+from debias.models.base import Base, BaseModel
+from debias.models.checksums import checksum
 from debias.models.placement import inputs_on, is_spread, place, placed
 from debias.records import UserError
 from debias.scoring import batched

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 from debias import assets, progress
 from debias.assets.downloads import downloading
 from debias.models import base as base_models
+from debias.models import embedded
 from debias.models.base import BaseModel
 
 MB = 1_000_000
@@ -105,7 +106,7 @@ def test_a_model_of_the_hub_is_loaded_with_our_bar(
 
 
 def test_a_conversion_has_our_bar_in_place_of_the_librarys(seen: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with base_models._own_bar("converting x, tensors"):
+    with embedded._own_bar("converting x, tensors"):
         assert list(modeling_gguf_pytorch_utils.tqdm([7, 8], desc="Converting and de-quantizing GGUF tensors")) == [
             7,
             8,

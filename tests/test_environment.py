@@ -20,8 +20,7 @@ from debias.assets import cache, network
 from debias.cli import workers
 from debias.files import disk_error, whole_file, whole_folder
 from debias.locks import WITHOUT_LOCKS, Lock
-from debias.models import base as base_models
-from debias.models import ranks
+from debias.models import embedded, ranks
 from debias.records import UserError
 from debias.training import module
 
@@ -286,9 +285,9 @@ def test_the_embedded_model_is_converted_somewhere(tmp_path: Path, monkeypatch: 
             made.append(folder)
 
     monkeypatch.setenv("DEBIAS_CACHE", "/proc/nobody/cache")
-    monkeypatch.setattr(base_models, "_convert", convert)
-    folder = base_models._converted("smollm2")
-    assert base_models._converted("smollm2") == folder  # once a process
+    monkeypatch.setattr(embedded, "_convert", convert)
+    folder = embedded.converted("smollm2")
+    assert embedded.converted("smollm2") == folder  # once a process
     assert made == [Path("/proc/nobody/cache/models") / folder.name, folder][1:]
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from debias.jobs.generated_source import Generated
 from debias.models import adapter as adapters
 from debias.models import adapter_folder
-from debias.models.base import checksum
+from debias.models.checksums import checksum
 from debias.models.identity import content_sha256, tensors_sha256
 from debias.models.targets import PREDICTION_HEAD
 from debias.records import UserError

@@ -17,7 +17,8 @@ from transformers import get_scheduler
 from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
 from debias.models import adapter_folder
-from debias.models.base import Base, BaseModel, weights_sha256
+from debias.models.base import Base, BaseModel
+from debias.models.checksums import weights_sha256
 from debias.records import Recipe, Schedule, Span, UserError
 from debias.scoring.batched import score
 from debias.scoring.encoding import encode

@@ -14,7 +14,8 @@ from zoo import VOCABULARY, build
 from debias.jobs import export
 from debias.models import adapter as adapters
 from debias.models import adapter_folder
-from debias.models.base import Base, checksum
+from debias.models.base import Base
+from debias.models.checksums import checksum
 from debias.records import UserError
 from debias.training.gate import GateError
 

@@ -18,7 +18,8 @@ from debias.benchmarks.evaluation import Evaluation, evaluation_of, prepared, sc
 from debias.jobs.cost import Cost
 from debias.models import adapter as adapters
 from debias.models import adapter_folder, composition
-from debias.models.base import Base, BaseModel, checksum
+from debias.models.base import Base, BaseModel
+from debias.models.checksums import checksum
 from debias.models.placement import place
 from debias.progress import outlook, stage
 from debias.records import Scoring, UserError

@@ -17,9 +17,9 @@ from torch import Tensor
 from debias import assets
 from debias.assets.cache import cached
 from debias.files import write_text
-from debias.models import adapter as adapters
 from debias.models import adapter_folder
 from debias.models.base import Base, BaseModel
+from debias.models.checksums import adapter_sha256
 from debias.models.placement import place
 from debias.progress import bar
 from debias.records import UserError, Writing
@@ -84,7 +84,7 @@ def _samples(
     writing: Writing,
 ) -> list[list[str]]:  # fmt: skip
     """The samples of one model: the base, whatever is attached to it, or the active adapter. Kept in the cache."""
-    weights = adapters.adapter_sha256(active) if active is not None else ""
+    weights = adapter_sha256(active) if active is not None else ""
     key = repr((base.sha256, weights, asked, writing, base.model.device.type, torch.__version__))
     path = assets.cache_dir() / "written" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     model: Any = attached if attached is not None else base.model

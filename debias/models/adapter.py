@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated
 
 import peft
@@ -185,21 +183,3 @@ def detach(model: peft.PeftModel) -> None:
     model.base_model.unload()  # type: ignore[operator]
     for name, module in originals.items():
         base.set_submodule(name, module)
-
-
-# Config fields that do not change what an adapter computes.
-NOT_ARITHMETIC = {"base_model_name_or_path", "inference_mode", "peft_version", "auto_mapping", "revision", "task_type"}
-
-
-def adapter_sha256(model: peft.PeftModel) -> str:
-    """SHA-256 of the active adapters: their weights, and the config fields that decide how these are applied."""
-    digest = hashlib.sha256()
-    for adapter in model.active_adapters:
-        config = {k: v for k, v in model.peft_config[adapter].to_dict().items() if k not in NOT_ARITHMETIC}
-        plain = json.dumps(config, sort_keys=True, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
-        digest.update(plain.encode())
-        for name, tensor in sorted(model.state_dict().items()):
-            if adapter in name.split("."):
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -24,7 +24,8 @@ from debias.models.adapter import (
     trainable_parameters,
 )
 from debias.models.adapter_dtype import hold_in_float32
-from debias.models.base import Base, weights_sha256
+from debias.models.base import Base
+from debias.models.checksums import weights_sha256
 from debias.records import UserError
 
 PROVENANCE = "debias.json"  # base model and parameter counts; PEFT ignores this file

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from functools import cache, lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from unittest.mock import patch
 
 import peft
 import torch
@@ -26,16 +24,13 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    modeling_gguf_pytorch_utils,
 )
 from transformers.utils.hub import cached_file
 
-from debias import assets
 from debias.assets import network
-from debias.assets.cache import made_by_one, temporary_dir, warn
 from debias.assets.downloads import downloading
-from debias.files import note, remove_unfinished, whole_folder
-from debias.models import bert_tiny
+from debias.files import note
+from debias.models import embedded
 from debias.models.checkpoint import (
     check_architecture,
     check_loaded,
@@ -46,16 +41,12 @@ from debias.models.checkpoint import (
 from debias.models.identity import check_files, more_precise_than_bf16, tensors_sha256
 from debias.models.placement import device
 from debias.models.ranks import launched_processes
-from debias.progress import bar, stage
 from debias.records import AUTO, Tokens, UserError, one_line
 from debias.wording import counted
 
 log = logging.getLogger(__name__)
 
 LanguageModel = PreTrainedModel | peft.PeftModel  # a base model, without or with an adapter attached
-
-# Embedded models: asset name -> hub id of the same model, which is the name that saved adapters refer to.
-EMBEDDED = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
@@ -158,7 +149,7 @@ class BaseModel:
         check_loaded(model, report, self.path)
         check_vocabulary(tokenizer, model, self.path)
         model.requires_grad_(False).eval()
-        model.name_or_path = EMBEDDED.get(self.path, self.path)
+        model.name_or_path = embedded.HUB_IDS.get(self.path, self.path)
         return Base(model, tokenizer, model.name_or_path, checksum, kind, rounded)
 
     def tokens(self) -> Tokens:
@@ -190,7 +181,7 @@ class BaseModel:
     def _place(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Folder or hub id, and the options to load from it. Turns loading errors into UserError."""
         transformers.utils.logging.disable_progress_bar()
-        folder = _folder(self.path)
+        folder = embedded.folder(self.path)
         if not Path(folder).is_dir():
             network.check_hub()
         try:
@@ -272,101 +263,8 @@ def _check_spread(model: PreTrainedModel, path: str) -> None:
     log.info("the layers are spread over %s", gpus)
 
 
-def checksum(model: nn.Module, wanted: Callable[[nn.Parameter], bool] = lambda _: True) -> str:
-    """Checksum of the wanted parameters, computed where they are: sums of their bits, by row and weighted by row.
-
-    For finding out whether training changed a weight. It costs one pass over the memory of the device, where a SHA-256
-    would first copy a model of 8B parameters to the host.
-    """
-    sums: list[torch.Tensor] = []
-    names: list[str] = []
-    for name, parameter in sorted(model.named_parameters()):
-        if wanted(parameter):
-            integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
-            bits = parameter.detach().contiguous().view(integers)
-            row_R = bits.reshape(max(1, bits.shape[0] if bits.ndim > 1 else 1), -1).sum(1, dtype=torch.int64)
-            weighted = (row_R * torch.arange(1, len(row_R) + 1, device=row_R.device)).sum()
-            sums.append(torch.stack([row_R.sum(), weighted]).cpu())
-            names.append(f"{name} {tuple(parameter.shape)} {parameter.dtype}")
-    return f"{names} {torch.stack(sums).tolist() if sums else []}"
-
-
-def weights_sha256(model: nn.Module, wanted: Callable[[nn.Parameter], bool] = lambda _: True) -> str:
-    """SHA-256 of the names, shapes and bytes of the `wanted` parameters."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if wanted(parameter):
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _files(folder: str, revision: str | None) -> Path:
     """The local folder that holds the files of a folder or hub id, which has been loaded from there."""
     if Path(folder).is_dir():
         return Path(folder)
     return Path(str(cached_file(folder, "config.json", revision=revision, local_files_only=True))).parent
-
-
-def _folder(path: str) -> str:
-    """Folder or hub id to give to transformers."""
-    if path == bert_tiny.NAME:
-        return str(bert_tiny.folder())
-    return str(_converted(path)) if path in EMBEDDED else path
-
-
-def _converted(name: str) -> Path:
-    """Folder of the embedded model, dequantised from GGUF to float32 safetensors once and kept in the cache."""
-    asset = assets.ASSETS[name]
-    folder = assets.cache_dir() / "models" / f"{name}-{asset.sha256[:12]}"
-    if folder.is_dir():
-        return folder
-    with made_by_one(folder, f"convert {name}"):
-        if folder.is_dir():  # another process converted it while this one waited
-            return folder
-        try:
-            remove_unfinished(folder.parent, folder.name)
-            _convert(name, folder)
-        except OSError as error:
-            warn(error)
-            folder = temporary_dir() / folder.name
-            if not folder.is_dir():
-                _convert(name, folder)
-    return folder
-
-
-@contextmanager
-def _own_bar(label: str) -> Iterator[None]:
-    """Show our bar where transformers shows one of its own, which no setting turns off and which ends up in logs."""
-    with patch.object(
-        modeling_gguf_pytorch_utils, "tqdm", lambda tensors, **_: bar(label)(tensors, len(tensors)), create=True
-    ):
-        yield
-
-
-@contextmanager
-def _read_once() -> Iterator[None]:
-    """transformers parses a GGUF file four times, and makes the table of its tensors' names once for each module."""
-    import gguf  # needed here alone
-
-    with ExitStack() as stack:
-        for name in ("GGUFReader", "get_tensor_name_map"):
-            stack.enter_context(patch.object(gguf, name, cache(getattr(gguf, name))))
-        yield
-
-
-def _convert(name: str, folder: Path) -> None:
-    source = assets.locate(name)
-    with whole_folder(folder) as unfinished, _read_once():  # fail on a full disk before the work
-        log.info("converting %s to float32, once (about 10 s) ...", source.name)
-        where: dict[str, Any] = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-        with stage(f"convert {name}"), _own_bar(f"converting {name}, tensors"):
-            loaded = AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where)
-        config = AutoConfig.from_pretrained(**where)
-        # `save_pretrained` refuses a model whose config says it is quantised: rebuild it from one that does not.
-        config.__dict__.pop("quantization_config", None)
-        config.dtype = torch.float32
-        model = AutoModelForCausalLM.from_config(config)
-        model.load_state_dict(loaded.state_dict())
-        model.save_pretrained(unfinished)
-        AutoTokenizer.from_pretrained(**where).save_pretrained(unfinished)

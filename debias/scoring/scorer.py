@@ -19,8 +19,9 @@ from torch import nn
 
 from debias.assets.cache import cached
 from debias.files import whole_file
-from debias.models.adapter import adapter_sha256, virtual_tokens
+from debias.models.adapter import virtual_tokens
 from debias.models.base import Base, LanguageModel, bf16_is_native
+from debias.models.checksums import adapter_sha256
 from debias.models.placement import inputs_on
 from debias.models.products import fast_products, has_fast_products
 from debias.progress import bar

@@ -10,7 +10,7 @@ import peft
 import torch
 
 from debias.models import adapter_folder
-from debias.models.base import checksum
+from debias.models.checksums import checksum
 from debias.records import Scored
 from debias.scoring.batched import score
 from debias.scoring.layout_trial import only_rounded
