@@ -88,6 +88,11 @@ def test_a_set_is_made_by_modules_in_one_order() -> None:
     assert "debias.jobs.generate_preview" not in modules_imported(PACKAGE / "jobs/generate.py")
 
 
+def test_an_adapter_is_exported_by_modules_in_one_order() -> None:
+    """A plan is made without merging, and weights are merged without uploading."""
+    assert uses_only_what_comes_before("jobs", ["export_plan", "merging", "export"])
+
+
 def test_scoring_is_built_in_one_order() -> None:
     """The forward pass of one batch knows neither the layout's trial nor the scoring of many spans."""
     order = ["layouts", "likelihood", "layout_trial", "batched", "method", "reference", "scorer"]

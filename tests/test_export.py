@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from debias import __version__
 from debias.assets import sha256_of
 from debias.cli import main
-from debias.jobs import export
+from debias.jobs import export, export_plan, merging
 from debias.models import adapter_folder
 from debias.models.base import LOADERS, Base
 from debias.models.composition import combined, shares
@@ -99,8 +99,8 @@ def saved(tmp_path: Path, name: str, column: str = "GPT-2", **keys: Any) -> tupl
 )
 def test_merged_weights_answer_as_the_adapter_does(tmp_path: Path, name: str, column: str) -> None:
     folder, expected = saved(tmp_path, name, column)
-    plan = export.planned(str(folder), merge=True, folder=None, repo=None)
-    export.merge(plan, base_of(column))
+    plan = export_plan.planned(str(folder), merge=True, folder=None, repo=None)
+    merging.merge(plan, base_of(column))
     auto = AutoModelForCausalLM if column == "GPT-2" else AutoModelForMaskedLM
     alone = auto.from_pretrained(tmp_path / "adapter-merged").eval()
     assert not hasattr(alone, "peft_config")
@@ -110,7 +110,7 @@ def test_merged_weights_answer_as_the_adapter_does(tmp_path: Path, name: str, co
     assert merged_card.data.library_name == "transformers"
     assert "PeftModel" not in merged_card.text
     with pytest.raises(UserError, match=r"exists already; choose another folder=\.\.\., or set overwrite=true"):
-        export.planned(str(folder), merge=True, folder=None, repo=None)
+        export_plan.planned(str(folder), merge=True, folder=None, repo=None)
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,15 @@ def test_several_adapters_are_merged_as_one(tmp_path: Path, combine: str, weight
         (tmp_path / f"r{rank}").mkdir()
         folders.append(str(saved(tmp_path / f"r{rank}", "lora", r=rank)[0]))
     target = tmp_path / "merged"
-    plan = export.planned(folders, True, str(target), None, combine=combine, weights=weights)
-    export.merge(plan, base_of("GPT-2"))
+    plan = export_plan.planned(folders, True, str(target), None, combine=combine, weights=weights)
+    merging.merge(plan, base_of("GPT-2"))
     expected = logits(combined(base_of("GPT-2"), folders, combine, weights), "causal")
     for a, b in zip(expected, logits(AutoModelForCausalLM.from_pretrained(target).eval(), "causal"), strict=True):
         assert torch.allclose(a, b, atol=1e-4)
     assert not (target / "README.md").exists()
-    assert export.steps(plan)[0].startswith(f"merge the {combine} of {folders[0]} and {folders[1]} into the weights")
+    assert export_plan.steps(plan)[0].startswith(
+        f"merge the {combine} of {folders[0]} and {folders[1]} into the weights"
+    )
 
 
 def test_several_adapters_need_a_way_and_a_place(tmp_path: Path) -> None:
@@ -145,10 +147,10 @@ def test_several_adapters_need_a_way_and_a_place(tmp_path: Path) -> None:
     ]
     for how, message in wrong:
         with pytest.raises(UserError, match=message):
-            export.planned(folders, True, None, None, **how)
+            export_plan.planned(folders, True, None, None, **how)
     for merge in (True, False):
         with pytest.raises(UserError, match="holds the adapter itself"):
-            export.planned(folders, merge, folders[1], None, combine="average")
+            export_plan.planned(folders, merge, folders[1], None, combine="average")
 
 
 @pytest.mark.parametrize(
@@ -171,12 +173,12 @@ def test_several_adapters_are_written_as_one(
     for name, keys in (("a", one), ("b", other)):
         (tmp_path / name).mkdir()
         folders.append(str(saved(tmp_path / name, "lora", column, **keys)[0]))
-    plan = export.planned(folders, False, str(tmp_path / "both"), None, combine=combine, weights=weights)
-    assert export.steps(plan) == [
+    plan = export_plan.planned(folders, False, str(tmp_path / "both"), None, combine=combine, weights=weights)
+    assert export_plan.steps(plan) == [
         f"write the {combine} of {folders[0]} and {folders[1]} to {plan.folder} as one adapter"
     ]
     base = base_of(column)
-    assert export.join(plan, base) < 1e-4
+    assert merging.join(plan, base) < 1e-4
     expected = logits(combined(base_of(column), folders, combine, weights), "causal")
     found = adapter_folder.load(base, tmp_path / "both")
     for a, b in zip(expected, logits(found, "causal"), strict=True):
@@ -193,8 +195,10 @@ def test_several_adapters_are_written_as_one(
     for share, folder in zip(shares(2, combine, weights), folders, strict=True):
         assert f"- {share:.3g} x {Path(folder).parent.name}/adapter, SHA-256" in card
         assert sha256_of(Path(folder) / WEIGHTS) in card
-    again = export.planned(folders, False, str(plan.folder), None, overwrite=True, combine=combine, weights=weights)
-    export.join(again, base_of(column))  # replaces what it wrote itself
+    again = export_plan.planned(
+        folders, False, str(plan.folder), None, overwrite=True, combine=combine, weights=weights
+    )
+    merging.join(again, base_of(column))  # replaces what it wrote itself
 
 
 def test_beside_a_base_in_bf16_no_number_of_an_adapter_is_rounded(tmp_path: Path) -> None:
@@ -203,10 +207,10 @@ def test_beside_a_base_in_bf16_no_number_of_an_adapter_is_rounded(tmp_path: Path
     for name in "ab":
         (tmp_path / name).mkdir()
         folders.append(str(saved(tmp_path / name, "lora")[0]))
-    plan = export.planned(folders, False, str(tmp_path / "both"), None, combine="sum", weights=[0.3, 0.7])
+    plan = export_plan.planned(folders, False, str(tmp_path / "both"), None, combine="sum", weights=[0.3, 0.7])
     base = base_of("GPT-2")
     base.model.to(torch.bfloat16)
-    export.join(plan, base)
+    merging.join(plan, base)
     parts, joined = [load_file(Path(folder) / WEIGHTS) for folder in folders], load_file(plan.folder / WEIGHTS)
     config = peft.LoraConfig.from_pretrained(folders[0])
     scaling = config.lora_alpha / config.r
@@ -226,9 +230,9 @@ def test_an_option_that_is_not_carried_over_is_noticed(tmp_path: Path) -> None:
         folders.append(
             str(saved(tmp_path / name, "lora", "Llama", layers_to_transform=[layer], target_modules=["q_proj"])[0])
         )
-    plan = export.planned(folders, False, str(tmp_path / "both"), None, combine="stack")
+    plan = export_plan.planned(folders, False, str(tmp_path / "both"), None, combine="stack")
     with pytest.raises(UserError, match=r"they would answer otherwise .* set merge=true"):
-        export.join(plan, base_of("Llama"))
+        merging.join(plan, base_of("Llama"))
     assert not plan.folder.exists()
 
 
@@ -253,15 +257,15 @@ def test_other_methods_are_not_written_as_one(
         (tmp_path / sub).mkdir()
         folders.append(str(saved(tmp_path / sub, name, column, **keys)[0]))
     with pytest.raises(UserError, match=message):
-        export.planned(folders, False, str(tmp_path / "both"), None, combine="average")
+        export_plan.planned(folders, False, str(tmp_path / "both"), None, combine="average")
 
 
 @pytest.mark.parametrize(("name", "reason"), [("bottleneck", "is not linear"), ("prompt", "does not change weights")])
 def test_what_cannot_be_merged_is_told_in_one_line(tmp_path: Path, name: str, reason: str) -> None:
     folder, _ = saved(tmp_path, name)
-    plan = export.planned(str(folder), merge=True, folder=None, repo=None)
+    plan = export_plan.planned(str(folder), merge=True, folder=None, repo=None)
     with pytest.raises(UserError, match=f"cannot be merged .*{reason}.*; leave merge=true out"):
-        export.merge(plan, base_of("GPT-2"))
+        merging.merge(plan, base_of("GPT-2"))
     assert not list(tmp_path.glob("*merged*"))
 
 
@@ -287,7 +291,7 @@ def test_tied_weights_are_untied_where_merging_changes_one_of_them(tmp_path: Pat
     """PEFT merges into the shared tensor: what the adapter does to one module would happen to both."""
     name, keys = TIED[case]
     folder, expected = saved(tmp_path, name, column, **keys(*EMBEDDINGS[column]))
-    difference = export.merge(export.planned(str(folder), merge=True, folder=None, repo=None), base_of(column))
+    difference = merging.merge(export_plan.planned(str(folder), merge=True, folder=None, repo=None), base_of(column))
     assert difference < 1e-4
     alone = LOADERS[base_of(column).kind].from_pretrained(tmp_path / "adapter-merged").eval()
     for a, b in zip(expected, logits(alone, base_of(column).kind), strict=True):
@@ -299,7 +303,7 @@ def test_tied_weights_are_untied_where_merging_changes_one_of_them(tmp_path: Pat
 
 def test_trained_embeddings_of_single_tokens_are_merged(tmp_path: Path) -> None:
     folder, expected = saved(tmp_path, "lora", trainable_token_indices=[5, 7])
-    export.merge(export.planned(str(folder), merge=True, folder=None, repo=None), base_of("GPT-2"))
+    merging.merge(export_plan.planned(str(folder), merge=True, folder=None, repo=None), base_of("GPT-2"))
     alone = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter-merged").eval()
     for a, b in zip(expected, logits(alone, "causal"), strict=True):
         assert torch.allclose(a, b, atol=1e-4)
@@ -308,9 +312,9 @@ def test_trained_embeddings_of_single_tokens_are_merged(tmp_path: Path) -> None:
 def test_a_merged_model_that_answers_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tied again by force, as it was once, the output layer loses what the adapter did to it."""
     folder, _ = saved(tmp_path, "lora", target_modules=["lm_head"])
-    monkeypatch.setattr(export.Ties, "restore", lambda ties, model: model.set_output_embeddings(ties_of(model)))
+    monkeypatch.setattr(merging.Ties, "restore", lambda ties, model: model.set_output_embeddings(ties_of(model)))
     with pytest.raises(UserError, match=r"LORA cannot be merged \(its log-probabilities differ from .* by \d.* nats\)"):
-        export.merge(export.planned(str(folder), merge=True, folder=None, repo=None), base_of("GPT-2"))
+        merging.merge(export_plan.planned(str(folder), merge=True, folder=None, repo=None), base_of("GPT-2"))
     assert not list(tmp_path.glob("*merged*"))
 
 
@@ -326,8 +330,8 @@ def test_a_base_in_bf16_keeps_its_type(tmp_path: Path) -> None:
     (folder / adapter_folder.PROVENANCE).unlink()  # it names the float32 weights
     base = base_of("GPT-2")
     base.model.to(torch.bfloat16)
-    difference = export.merge(export.planned(str(folder), merge=True, folder=None, repo=None), base)
-    assert 1e-5 < difference < export.TOLERANCES[torch.bfloat16]
+    difference = merging.merge(export_plan.planned(str(folder), merge=True, folder=None, repo=None), base)
+    assert 1e-5 < difference < merging.TOLERANCES[torch.bfloat16]
     alone = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter-merged", dtype="auto")
     assert {parameter.dtype for parameter in alone.parameters()} == {torch.bfloat16}
 
@@ -345,7 +349,7 @@ def test_what_evaluate_refuses_is_not_exported(tmp_path: Path, merge: bool) -> N
     folder, _ = saved(tmp_path, "lora")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 0}))
-    plan = export.planned(str(folder), merge, folder=None, repo="me/mine")
+    plan = export_plan.planned(str(folder), merge, folder=None, repo="me/mine")
     with pytest.raises(UserError, match="changes nothing"):
         export.carry_out(plan, Given())  # type: ignore[arg-type]
     assert not list(tmp_path.glob("*merged*"))
@@ -370,7 +374,7 @@ def test_uploading_asks_the_hub_for_a_repo_and_sends_the_folder(
     folder, _ = saved(tmp_path, "lora")
     hub = Hub()
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
-    plan = export.planned(str(folder), merge=False, folder=None, repo="me/mine")
+    plan = export_plan.planned(str(folder), merge=False, folder=None, repo="me/mine")
     assert export.carry_out(plan, Given()) == ["uploaded: https://huggingface.co/me/mine"]  # type: ignore[arg-type]
     assert hub.asked[0] == ("me/mine", {"private": True, "exist_ok": True})
     assert hub.asked[1][1]["folder_path"] == folder
@@ -410,4 +414,4 @@ def test_dry_run_says_what_would_be_done(
 def test_bad_plans(tmp_path: Path, words: dict[str, Any], message: str) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=message):
-        export.planned(str(tmp_path), folder=None, **words)
+        export_plan.planned(str(tmp_path), folder=None, **words)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command import Shown
 
-from debias.jobs import export
+from debias.jobs import export_plan
 from debias.jobs.generated_folder import LEDGER, DataFolder
 from debias.records import UserError
 from debias.results import RunFolder, read_status
@@ -146,8 +146,8 @@ def adapter(path: Path) -> Path:
     return path
 
 
-def planned(path: Path, folder: Path, overwrite: bool = True) -> export.Export:
-    return export.planned(str(path), merge=True, folder=str(folder), repo=None, overwrite=overwrite)
+def planned(path: Path, folder: Path, overwrite: bool = True) -> export_plan.Export:
+    return export_plan.planned(str(path), merge=True, folder=str(folder), repo=None, overwrite=overwrite)
 
 
 def test_export_replaces_only_what_it_wrote(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_export_replaces_only_what_it_wrote(tmp_path: Path) -> None:
     (target / "thesis.docx").write_text("mine")
     with pytest.raises(UserError, match="was not written by debias export"):
         planned(path, target)
-    (target / export.MANIFEST).write_text(json.dumps({"files": ["config.json"]}))
+    (target / export_plan.MANIFEST).write_text(json.dumps({"files": ["config.json"]}))
     (target / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"did not write \(thesis\.docx\)"):
         planned(path, target)

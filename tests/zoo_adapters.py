@@ -11,7 +11,7 @@ import torch
 from adapter_table import ROWS, config_of
 from zoo import VOCABULARY, build
 
-from debias.jobs import export
+from debias.jobs import export_plan, merging
 from debias.models import adapter as adapters
 from debias.models import adapter_folder
 from debias.models.base import Base
@@ -60,9 +60,9 @@ def tried(base: Base, row: str, folder: Path) -> None:
     if not torch.allclose(logits(loaded), after, atol=1e-4):  # as the gate behind every training finds
         raise GateError("saved and loaded it answers otherwise")
     adapters.detach(loaded)
-    plan = export.planned(str(folder / "adapter"), merge=True, folder=None, repo=None)
+    plan = export_plan.planned(str(folder / "adapter"), merge=True, folder=None, repo=None)
     try:
-        export.merge(plan, base)  # which compares the answers
+        merging.merge(plan, base)  # which compares the answers
     except UserError as error:
         raise NotMergedError(str(error)) from error
 

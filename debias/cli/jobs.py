@@ -226,17 +226,17 @@ def doctor_job(cfg: DictConfig) -> int:
 
 def export_job(cfg: DictConfig) -> None:
     """Merge or upload an adapter, or only say what would be done."""
-    from debias.jobs import export
+    from debias.jobs import export, export_plan
 
     settings = settings_of(cfg, Export)
     quieten()
     warnings.simplefilter("ignore")  # advice to programmers from other libraries
-    plan = export.planned(
+    plan = export_plan.planned(
         settings.adapter.path, settings.merge, settings.folder, settings.repo, settings.private, settings.overwrite,
         settings.adapter.combine, settings.adapter.weights,
     )  # fmt: skip
     words = (
-        [f"would {step}" for step in export.steps(plan)]
+        [f"would {step}" for step in export_plan.steps(plan)]
         if settings.dry_run
         else export.carry_out(plan, make(cfg.model))
     )
