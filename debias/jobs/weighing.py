@@ -1,4 +1,4 @@
-"""`adapter.weights=auto`: the weights of a sum of adapters, chosen on StereoSet dev so that no bias overshoots.
+"""`adapter.weights=auto`: the weights of a sum of adapters that keep SS near 50 on StereoSet dev.
 
 What an adapter adds to a module is its weight times a constant, and what it adds to a sentence's score nearly so. So
 each adapter is scored once, every sum is predicted from these scores, and the chosen one is scored to see.

@@ -1,4 +1,4 @@
-"""Balance: two words that ought to be equally likely in one place, such as "she" and "he" after a role, or two groups.
+"""Balance: two words that get the same odds after every role, such as "she" and "he", or two groups.
 
 An objective teaches what is said of a group. Balance teaches the other direction, which group is expected: a model that
 learned the first still takes a surgeon for a man. It is a term of its own, like retention, beside any objective.
@@ -80,7 +80,7 @@ class Words:
 class Pronouns(Words):
     """Feminine and masculine pronouns after roles: `The surgeon smiled because` she, he.
 
-    No role is an occupation of the pronoun gap, and no place one of its sentences: it asks about words not trained on.
+    No role has the name of an occupation of the pronoun gap, and no place is one of its sentences.
     """
 
     corpus = "pronoun_pairs.json"

@@ -6,8 +6,8 @@ Only the adapter is trained; every weight of the base is frozen. The loss of a b
 
 The first term is what debiases. The second, retention, keeps the model close to its base by the KL term wherever
 nothing is to be learned: on the other tokens of the training sentences and on neutral text. The base's predictions come
-from the same model with its adapter switched off. The third, balance, makes two words equally likely in one place
-(`debias.training.balance`).
+from the same model with its adapter switched off. The third, balance, gives two words the same odds after every
+role (`debias.training.balance`).
 """
 
 from __future__ import annotations
