@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from debias.benchmarks import group_gap
-from debias.benchmarks.pronoun_gap import BEGINNINGS, WITH_SHARES
+from debias.benchmarks.pronoun_gap import SENTENCES, WITH_SHARES
 from debias.models.base import BaseModel
 from debias.records import Masked, Span, UserError
 from debias.scoring.layouts import prefix_tree
@@ -65,7 +65,7 @@ def test_roles_and_places_are_not_those_of_the_witness() -> None:
     assert len(set(corpus["roles"])) == len(corpus["roles"]) == 139
     assert not asked & set(corpus["roles"])
     places = {place["before"] for place in corpus["places"]}
-    assert not places & {before for half in BEGINNINGS.values() for before, _ in half}
+    assert not places & {sentence.partition(" ___")[0] for half in SENTENCES.values() for sentence in half}
     assert all(place["before"].count("{}") == 1 for place in corpus["places"])
 
 
@@ -74,11 +74,13 @@ def test_words_of_groups_are_not_those_of_the_witness() -> None:
     corpus = read(balance.Groups)
     assert list(corpus["words"].values()) == [list(groups) for groups in group_gap.GROUPS.values()]
     said = words([*corpus["roles"], *(place["before"] + place["after"] for place in corpus["places"])])
-    attributes = words(pairs for split in group_gap.ATTRIBUTES.values() for pairs in split.values())
+    attributes = words(pair for split in group_gap.ATTRIBUTES.values() for pairs in split.values() for pair in pairs)
     assert len(attributes) > 120
     assert not said & attributes
     assert not {word[:6] for word in said if len(word) > 5} & {word[:6] for word in attributes}
-    sentences = words(b for split in group_gap.TEMPLATES.values() for order in split.values() for b, _ in order)
+    sentences = words(
+        b.partition("___")[0] for split in group_gap.SENTENCES.values() for o in split.values() for b in o
+    )
     assert said & sentences == {"as", "by", "in", "is", "my", "on", "that", "the", "to", "was"}
 
 

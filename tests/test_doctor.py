@@ -326,6 +326,24 @@ def test_words_that_are_wrong(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "sentence", "target"),
+    [
+        ("pronoun_gap", "The nurse said that she would be late.", "nurse"),
+        ("group_gap", "The new Muslim teacher was described as corrupt.", "muslim"),
+        ("group_gap", "The kind Hindu woman in the photograph is kind.", None),
+        ("group_gap", "The kind woman in the photograph is Hindu.", "hindu"),
+    ],
+)
+def test_what_the_gaps_ask_is_found(benchmark: str, sentence: str, target: str | None) -> None:
+    """They come with the program, so they can always be read; a sentence beside them is not one of theirs."""
+    assert benchmark in leakage.available()
+    index = leakage.benchmark_index(benchmark)
+    nearest = index.sentences.nearest(sentence)
+    assert (nearest is not None and nearest.similarity == 1) is (target is not None)
+    assert target is None or target in index.targets
+
+
 def test_the_index_of_a_benchmark_is_read_once_and_then_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path))
     first = leakage.benchmark_index("crows_pairs")

@@ -103,7 +103,7 @@ def test_dev_and_test_share_neither_attributes_nor_sentences() -> None:
     halves = [GroupGap(Continuation(), split).candidates(CAUSAL) for split in ("dev", "test")]
     groups, pairs, templates, orders, sides = 5, 32, 2, 2, 2
     assert [len(half) for half in halves] == [2 * groups * pairs * templates * orders * sides] * 2
-    words = [{w for pairs in half.values() for w in pairs.replace("/", " ").split()} for half in ATTRIBUTES.values()]
+    words = [{w for pairs in half.values() for pair in pairs for w in pair.split("/")} for half in ATTRIBUTES.values()]
     assert [len(half) for half in words] == [2 * pairs] * 2
     assert not words[0] & words[1]
     everywhere = [*words[0], *words[1], *(g for groups in GROUPS.values() for g in groups)]

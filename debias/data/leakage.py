@@ -8,8 +8,9 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -44,8 +45,9 @@ def benchmark_index(name: str) -> Index:
     pinned = {file: of.sha256 for file, of in assets.ASSETS.items()}
     pinned |= {file: of.sha256 for file, of in assets.REMOTE.items()}
     checksums = [checksum for file, checksum in pinned.items() if re.split("[-/]", file)[0] == name]
-    code = [Path(module).read_bytes() for module in (__file__, quality.__file__)]
-    key = hashlib.sha256(b" ".join([" ".join(checksums).encode(), *code])).hexdigest()
+    here = [Path(module) for module in (__file__, quality.__file__)]
+    here += [_GAPS / file for file in (f"{name}.json", "occupations.csv") if (_GAPS / f"{name}.json").is_file()]
+    key = hashlib.sha256(b" ".join([" ".join(checksums).encode(), *(file.read_bytes() for file in here)])).hexdigest()
     path = assets.cache_dir() / "leakage" / f"{name}-{key[:16]}.npz"
     return cached(path, partial(_kept, name), partial(_made, name), _keep, f"read {name}")
 
@@ -84,6 +86,7 @@ def missing() -> list[str]:
 
 
 Texts = Iterator[tuple[str, ...]]  # a sentence, and the target terms that the benchmark names with it
+_GAPS = Path(__file__).parents[1] / "benchmarks"  # their words and sentences are files there
 PRONOUNS = ("he", "she", "him", "her", "his", "hers")
 
 
@@ -154,6 +157,30 @@ def _biastestgpt() -> Texts:
             yield row["alt_sentence"], row["grp_term2"]
 
 
+def _pronoun_gap() -> Texts:
+    with (_GAPS / "occupations.csv").open(newline="", encoding="utf-8") as file:
+        occupations = [row["occupation"] for row in csv.DictReader(file)]
+    for sentence in chain.from_iterable(_asked("pronoun_gap").values()):
+        for occupation, pronoun in product(occupations, ("she", "he")):
+            yield sentence.format(occupation).replace("___", pronoun), occupation
+
+
+def _group_gap() -> Texts:
+    asked = _asked("group_gap")
+    groups = [group for of_bias in asked["groups"].values() for group in of_bias]
+    for split, by_order in asked["sentences"].items():
+        pairs = chain.from_iterable(asked["attributes"][split].values())
+        attributes = [attribute for pair in pairs for attribute in pair.split("/")]
+        for order, sentences in by_order.items():
+            for sentence, group, attribute in product(sentences, groups, attributes):
+                given, blank = (group, attribute) if order == "group first" else (attribute, group)
+                yield sentence.format(given).replace("___", blank), group
+
+
+def _asked(gap: str) -> dict[str, Any]:
+    return json.loads((_GAPS / f"{gap}.json").read_text(encoding="utf-8"))
+
+
 _READERS: dict[str, Callable[[], Texts]] = {
     "stereoset": _stereoset,
     "crows_pairs": _crows_pairs,
@@ -163,4 +190,6 @@ _READERS: dict[str, Callable[[], Texts]] = {
     "honest": _honest,
     "seat": _seat,
     "lambada": _lambada,
+    "pronoun_gap": _pronoun_gap,
+    "group_gap": _group_gap,
 }
