@@ -71,6 +71,24 @@ def test_settings_that_differ_are_named_and_a_broken_model_comes_last(tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("ss", "p", "told"),
+    [
+        (55, 0.4, "unchanged (ability broken)"),
+        (70, 0.01, "worse (ability broken)"),
+        (40, 0.01, "overshot (ability broken)"),
+    ],
+)
+def test_a_ruined_model_comes_last_whatever_its_bias_did(ss: float, p: float, told: str, tmp_path: Path) -> None:
+    """Perplexity rises from 40 to 400, and 50 is allowed. The other model's ICAT is 91 * 25 / 50 = 45.5, lower."""
+    write_run(tmp_path / "s/ruined", trained(training={"lr": 0.1}), scores(ss, ppl=400, p=p))
+    write_run(tmp_path / "s/worse", trained(training={"lr": 0.2}), scores(75))
+    _, kept, ruined = rows(tmp_path)
+    assert kept["verdict"] == "worse"
+    assert ruined["verdict"] == told
+    assert float(ruined["ICAT"].split()[0]) > float(kept["ICAT"].split()[0]) == 45.5
+
+
+@pytest.mark.parametrize(
     ("source", "status", "saw"),
     [
         (OURS, {}, "no"),

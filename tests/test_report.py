@@ -106,6 +106,23 @@ def test_outcome(rows: list[Figure], verdict: str, words: str) -> None:
     assert words in told.text
 
 
+@pytest.mark.parametrize(
+    ("ss", "p", "verdict", "words"),
+    [
+        ((60, -4, 2), 0.4, "unchanged", "unchanged (ability broken)"),
+        ((66, 2, 8), 0.01, "worse", "worse on StereoSet (ability broken)"),
+        ((45, -20, -12), 0.01, "overshot", "overshot on StereoSet (ability broken)"),
+        ((54, -10, -4), 0.01, "broken", "broken"),
+    ],
+)
+def test_people_are_told_of_broken_ability_beside_every_verdict(ss: Triple, p: float, verdict: str, words: str) -> None:
+    """38 * 1.25 = 47.5 is allowed, and perplexity is 60."""
+    told = outcome(story(ss, ppl=(60, 21, 23), p=p), "gender")
+    assert (told.verdict, told.ability, told.words, told.failed) == (verdict, "broken", words, True)
+    kept = outcome(story(ss, p=p), "gender")
+    assert (kept.ability, kept.failed) == ("kept", verdict in ("worse", "overshot"))
+
+
 def test_the_corrected_p_decides_and_not_the_interval() -> None:
     """The README's row on age: the interval excludes zero, and after the correction p is .242."""
     rows = [f._replace(p_adjusted=0.242) if f.model == "delta" else f for f in story(p=0.03)]

@@ -22,11 +22,11 @@ from debias.records import UserError
 from debias.report.many_runs import study_files, study_plots
 from debias.report.many_runs.answer import answers, facts, title
 from debias.report.many_runs.collection import Run, collect
-from debias.report.many_runs.configurations import grouped, labelled
+from debias.report.many_runs.configurations import LabelledRun, grouped, labelled, mean_figures
 from debias.report.many_runs.examples import examples
 from debias.report.many_runs.provenance import notes_on
 from debias.report.many_runs.report import report
-from debias.report.many_runs.study_page import write_page
+from debias.report.many_runs.study_page import filters, write_page
 from debias.report.many_runs.study_plots import pictures, thinned
 from debias.report.many_runs.study_tables import Study, cost, main, protocols, transfer
 
@@ -72,6 +72,29 @@ def test_the_best_and_the_pareto_optimal_are_marked() -> None:
     assert {c.label["data"]: (c.outcome.verdict, c.best, c.pareto) for c in marked} == {
         "a": ("debiased", True, True), "b": ("debiased", False, False), "c": ("broken", False, False),
     }  # fmt: skip
+
+
+def test_a_ruined_model_is_not_a_candidate_if_its_bias_did_not_change() -> None:
+    """Its SS is the nearest to 50, and its perplexity 80 where 50 is allowed."""
+    ends = {"a": scores(60, p=0.4), "b": scores(51, ppl=80, p=0.4)}
+    study = study_of(*(Run(Path(name), config(name), f) for name, f in ends.items()))
+    kept, ruined = study.configurations
+    assert (kept.pareto, ruined.pareto) == (True, False)
+    assert [cell.text for cell in main(study).lines[2].cells][1] == "⚠ unchanged (ability broken)"
+    (told,) = answers(study)
+    assert "(1 unchanged, 1 unchanged (ability broken)). The highest ICAT is that of data=a" in told
+    assert "unchanged (ability broken)" in filters(study)["verdict"]
+    assert [row["ability"] for row in csv.DictReader(io.StringIO(study_files.csv(study)))] == ["kept", "broken"]
+
+
+def test_the_mean_interval_of_a_percentage_ends_at_100(tmp_path: Path) -> None:
+    """97 and 99: seeds 1.41 / sqrt(2) = 1, examples 2 / 1.96 = 1.02, together 1.43; 98 + 2.7 * 1.43 is above 100."""
+    seeds = [Run(tmp_path, config(), figure("LMS", 91, after)) for after in (97, 99)]
+    base, debiased, delta = mean_figures([LabelledRun(run, run.figures, {}) for run in seeds])
+    assert (debiased.value, debiased.ci_high) == (98, 100)
+    assert debiased.ci_low == pytest.approx(98 - 2.7 * 1.43, abs=0.1)
+    assert delta.ci_high == pytest.approx(7 + 2.7 * 1.43, abs=0.1)
+    assert base.ci_high == pytest.approx(93)
 
 
 def test_one_seed_twice_is_not_two_seeds() -> None:

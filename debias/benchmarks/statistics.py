@@ -151,8 +151,7 @@ def from_resamples(
     one, two, three = (
         Estimate(float(v), float(v - t * e), float(v + t * e)) for v, e in zip(values_3, error_3, strict=True)
     )
-    if ideal in PERCENTAGES:
-        one, two = (e._replace(low=max(e.low, 0.0), high=min(e.high, 100.0)) for e in (one, two))
+    one, two = (e._replace(low=low, high=high) for e in (one, two) for low, high in [possible(e.low, e.high, ideal)])
     # Where no unit changed, or a few changed alike, the standard error is unknown, not zero.
     if np.ptp(samples_3R[2]) < ROUNDING and (units < FEW or abs(values_3[2]) < ROUNDING):
         alone = Estimate(three.value, np.nan, np.nan)
@@ -161,6 +160,11 @@ def from_resamples(
     p_value = max(_two_sided(values_3[2], error_3[2], freedom), 2 / (samples_3R.shape[1] + 1))
     mde = _detectable(error_3[2], freedom)
     return Comparison(bias, metric, ideal, n, one, two, three, p_value, mde, "bootstrap", samples_3R, freedom)
+
+
+def possible(low: float, high: float, ideal: float | None) -> tuple[float, float]:
+    """The part of a model's interval in which its figure can lie; that of a difference is not for this."""
+    return (max(low, 0.0), min(high, 100.0)) if ideal in PERCENTAGES else (low, high)
 
 
 def _of_pairs(bias: str, metric: str, ideal: float | None, before_N: np.ndarray, after_N: np.ndarray) -> Comparison:

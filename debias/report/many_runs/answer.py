@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from debias.report.comparison import number, p_equals, title_of
-from debias.report.many_runs.configurations import FAILED, Configuration, by_baseline
+from debias.report.many_runs.configurations import Configuration, by_baseline
 from debias.report.many_runs.study_tables import Study, spread
 from debias.wording import counted, day
 
@@ -57,7 +57,7 @@ def _answer(group: Sequence[Configuration], named: bool) -> str:
     best = next((c for c in group if c.best), None)
     if best:
         return f"{about}Best is {best.name}, {best.outcome.words}: {_change(best)}{_price(best)}. {_lead(best, group)}"
-    counts = Counter(c.outcome.verdict for c in group)
+    counts = Counter(c.outcome.brief for c in group)
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     text = f"{about}None of {counted(len(group), 'configuration')} is shown to debias ({told})."
     usable = [c for c in group if _usable(c)]
@@ -68,8 +68,8 @@ def _answer(group: Sequence[Configuration], named: bool) -> str:
 
 
 def _usable(configuration: Configuration) -> bool:
-    """Whether a configuration has an ICAT and a verdict that does not rule it out."""
-    return bool(configuration.values("ICAT")) and configuration.outcome.verdict not in FAILED
+    """Whether a configuration has an ICAT and an outcome that does not rule it out."""
+    return bool(configuration.values("ICAT")) and not configuration.outcome.failed
 
 
 def _icat(configuration: Configuration) -> float:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from debias.benchmarks import Benchmark
 from debias.benchmarks.evaluation import records_of
-from debias.benchmarks.statistics import Seeds, adjusted, adjusted_p, over_seeds, roughly_over_seeds
+from debias.benchmarks.statistics import Seeds, adjusted, adjusted_p, over_seeds, possible, roughly_over_seeds
 from debias.records import Figure, UserError
 from debias.report.comparison import HEADLINES, Row, headlines
 from debias.report.many_runs.collection import Run
@@ -20,9 +20,6 @@ from debias.report.many_runs.labels import Label, by_choice_and_seed, content, d
 from debias.report.outcome import Outcome, by_adapter, outcome
 
 Benchmarks = Callable[[dict[str, Any]], Sequence[Benchmark]]  # a run's config -> the benchmarks that scored it
-
-
-FAILED = ("broken", "overshot", "worse")  # verdicts with which a configuration is not a candidate
 
 
 @dataclass(frozen=True)
@@ -197,7 +194,8 @@ def mean_figures(group: Sequence[LabelledRun]) -> list[Figure]:
 
 def _mean(same: Sequence[Figure]) -> Figure:
     seeds = roughly_over_seeds([f.value for f in same], [f.ci_low for f in same], [f.ci_high for f in same])
-    first = same[0]._replace(value=seeds.mean, ci_low=seeds.low, ci_high=seeds.high, mde=None, p_adjusted=None)
+    low, high = possible(seeds.low, seeds.high, same[0].ideal)  # a difference has no ideal
+    first = same[0]._replace(value=seeds.mean, ci_low=low, ci_high=high, mde=None, p_adjusted=None)
     return first._replace(p_value=seeds.p_value, test="seeds") if first.p_value is not None else first
 
 
@@ -254,8 +252,8 @@ def ranked(found: Sequence[Configuration]) -> list[Configuration]:
     """The configurations with the best and the Pareto-optimal ones of each baseline marked.
 
     Best: the highest ICAT among those with the verdict `debiased`. Pareto-optimal: no other configuration is at least
-    as good in distance of SS from 50, LMS and perplexity, and better in one of them. A configuration whose verdict is
-    `broken`, `overshot` or `worse` is neither, and beats no other.
+    as good in distance of SS from 50, LMS and perplexity, and better in one of them. A configuration whose outcome
+    `failed` is neither, and beats no other.
     """
     groups = by_baseline([c for c in found if c.change is not None])
     best = {_best(group) for group in groups}
@@ -269,7 +267,7 @@ def _best(group: Sequence[Configuration]) -> str | None:
 
 
 def _front(group: Sequence[Configuration]) -> Iterator[str]:
-    losses = {c.key: _losses(c) for c in group if c.outcome.verdict not in FAILED}
+    losses = {c.key: _losses(c) for c in group if not c.outcome.failed}
     for key, mine in losses.items():
         beaten = (all(o <= m for o, m in zip(other, mine, strict=True)) and other != mine for other in losses.values())
         if len(group) > 1 and not any(beaten):

@@ -24,8 +24,8 @@ INTRODUCTION = """\
 Methods of debiasing on StereoSet, made by `debias report --leaderboard` from archives of runs. Only
 the rows of one table compare: they were scored on the same sentences, under the same protocol, from
 the same base. The base comes first, then the highest ICAT; models that lost more ability than
-allowed (verdict `broken`) come last. Runs that differ only in the seed are one row with their mean.
-Rows of the same method on the same data name the settings that differ.
+allowed (`broken`) come last, whatever their bias did. Runs that differ only in the seed are one row
+with their mean. Rows of the same method on the same data name the settings that differ.
 
 - **saw it**: whether sentences of StereoSet or CrowS-Pairs were trained on; "unknown" where the
   files do not say.
@@ -236,9 +236,9 @@ def _lines(alike: Sequence[Entry]) -> list[tuple[tuple[bool, float], Line]]:
     for settings, by_seed in by_settings.items():
         group = list(by_seed.values())
         figures = mean_figures([LabelledRun(e.run, e.figures, {}) for e in group])
-        heads, verdict = headlines(figures, group[0].bias), outcome(figures, group[0].bias).verdict
+        heads, told = headlines(figures, group[0].bias), outcome(figures, group[0].bias)
         icat = heads["ICAT"].debiased.value if "ICAT" in heads and heads["ICAT"].debiased else 0.0
-        found.append(((verdict == "broken", -icat), _line(group, heads, settings, verdict)))
+        found.append(((told.ability == "broken", -icat), _line(group, heads, settings, told.brief)))
     return found
 
 

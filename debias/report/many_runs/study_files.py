@@ -62,5 +62,6 @@ def _values(study: Study, configuration: Configuration) -> dict[str, Any]:
             "significant_seeds": configuration.significant_seeds,
             "interval": "exact" if configuration.exact else "approximate",
         }
-    reached = {"verdict": configuration.outcome.verdict, "verdict_on": ", ".join(configuration.outcome.on)}
+    told = configuration.outcome
+    reached = {"verdict": told.verdict, "verdict_on": ", ".join(told.on), "ability": told.ability}
     return line | reached | {"best": configuration.best, "pareto": configuration.pareto}

@@ -82,7 +82,7 @@ def page(study: Study, pairs: Examples | None, files: dict[str, str]) -> str:
 
 def values(study: Study, configuration: Configuration) -> dict[str, str]:
     """What a configuration can be filtered by: its label, the targeted bias and the verdict."""
-    filterable = {"targeted bias": configuration.bias, "verdict": configuration.outcome.verdict}
+    filterable = {"targeted bias": configuration.bias, "verdict": configuration.outcome.brief}
     return {**study.label(configuration), **filterable}
 
 

@@ -19,7 +19,7 @@ from matplotlib.transforms import ScaledTranslation
 from debias.report.comparison import number
 from debias.report.many_runs.collection import PARTS
 from debias.report.many_runs.configurations import Configuration, by_baseline
-from debias.report.many_runs.study_tables import FLAGS, Study
+from debias.report.many_runs.study_tables import Study
 from debias.report.plots import FAINT, INK, SERIES, STYLE, svg
 from debias.wording import counted
 
@@ -191,7 +191,7 @@ def _point(
     across, up = at
     value = float(np.mean(configuration.values(metric)))
     beside = axes.transData + ScaledTranslation(0, before * APART / 72, axes.figure.dpi_scale_trans)
-    colour, bad = legend.colour(configuration), FLAGS.get(configuration.outcome.verdict, ("", ""))[1] == "bad"
+    colour, bad = legend.colour(configuration), configuration.outcome.failed
     drawn = axes.plot([ss.base.value + seeds.low, ss.base.value + seeds.high], [up, up], color=colour, linewidth=0.8,
                       transform=beside)  # fmt: skip
     drawn += axes.plot(across, up, legend.marker(configuration), color=colour, markersize=7, transform=beside,

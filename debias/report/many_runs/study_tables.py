@@ -13,15 +13,13 @@ from debias.report.comparison import HEADLINES, UNCHANGED, Row, number, p_text, 
 from debias.report.grid import Cell, Grid, Line, number_columns, text_columns
 from debias.report.many_runs.collection import Run
 from debias.report.many_runs.configurations import Configuration, by_baseline
+from debias.report.outcome import Outcome
 
 SIGNIFICANT_SEEDS = "seeds with p < .05"
 FLAGS = {
     "debiased": ("✓", "good"),
     "inconclusive": ("?", "warning"),
     "mixed": ("?", "warning"),
-    "broken": ("⚠", "bad"),
-    "overshot": ("⚠", "bad"),
-    "worse": ("⚠", "bad"),
 }
 
 
@@ -99,8 +97,8 @@ def main(study: Study) -> Grid:
         "records are missing. p is corrected for the number of configurations (Benjamini-Hochberg); *: significant, "
         "p below .05. n: examples behind SS. Inconclusive: bias fell, but ability is not shown to be kept. Seeds with "
         "p < .05: those whose own change is significant (p corrected for the figures of the run). ★ best: the highest "
-        "ICAT among the debiased. ◆ Pareto: not broken, overshot or worse, and no other such configuration with the "
-        "same bias and base model is as good in SS, LMS and perplexity and better in one of them.",
+        "ICAT among the debiased. ◆ Pareto: ability not broken, bias not overshot or worse, and no other such "
+        "configuration with the same bias and base model is as good in SS, LMS and perplexity and better in one.",
     )  # fmt: skip
 
 
@@ -128,9 +126,14 @@ def _main_line(study: Study, configuration: Configuration) -> Line:
     )  # fmt: skip
 
 
+def flag(of: Outcome) -> tuple[str, str]:
+    """The sign of an outcome, and whether it is `good`, a `warning` or `bad`; empty where nothing changed."""
+    return ("⚠", "bad") if of.failed else FLAGS.get(of.verdict, ("", ""))
+
+
 def verdict(configuration: Configuration) -> Cell:
     """The verdict with its sign, and the marks of the best and the Pareto-optimal configurations."""
-    sign, kind = FLAGS.get(configuration.outcome.verdict, ("", ""))
+    sign, kind = flag(configuration.outcome)
     marks = [f"{sign} {configuration.outcome.words}".strip()]
     marks += ["★ best"] if configuration.best else []
     marks += ["◆ Pareto"] if configuration.pareto else []
