@@ -31,10 +31,16 @@ def trained(source: dict[str, Any] = OURS, seed: int = 1, name: str = "targeted"
 
 def rows(*paths: Path) -> list[dict[str, str]]:
     """The rows of all tables by the names of their columns."""
-    lines = [line.strip("| ").split(" | ") for line in leaderboard(paths)[0].splitlines() if line.startswith("|")]
-    names = lines[0]
-    lines = [line for line in lines if line != names and not line[0].startswith("---")]
-    return [dict(zip(names, line, strict=False)) for line in lines]
+    return [line for section in sections(*paths)[1:] for line in section]
+
+
+def sections(*paths: Path) -> list[list[dict[str, str]]]:
+    """The rows of each table; the first is that of the best."""
+    found = []
+    for section in leaderboard(paths)[0].split("\n## ")[1:]:
+        names, _, *lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+        found.append([dict(zip(names, line, strict=False)) for line in lines])
+    return found
 
 
 def test_the_documentation_has_what_the_command_gives() -> None:
@@ -143,11 +149,52 @@ def test_what_does_not_compare_is_another_table(tmp_path: Path) -> None:
     write_run(tmp_path / "s/d", trained(), figure("perplexity", 40, 41))
     page = leaderboard([tmp_path])[0]
     assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        "## The best of each method",
         "## gpt2, gender: StereoSet test, 771 examples, bias_bench",
         "## opt, gender: StereoSet test, 771 examples, bias_bench",
         "## gpt2, gender: StereoSet test, 120 examples, bias_bench",
     ]
     assert "1 model without a score on StereoSet is left out." in page
+
+
+@pytest.mark.parametrize(
+    ("more", "facts", "ends"),
+    [
+        ({"model": {"path": "gpt2", "dtype": "bf16"}}, {}, ["type of weights: unknown", "type of weights: bf16"]),
+        ({"scoring": {"precision": "32"}}, {}, ["precision: unknown", "precision: 32"]),
+        ({}, {"git_commit": "e" * 40}, ["commits: fffffff", "commits: eeeeeee"]),
+        ({}, {}, ["base scored differently, for a reason that the files do not give"] * 2),
+    ],
+)
+def test_two_tables_of_one_sample_say_why_their_base_differs(
+    more: dict[str, Any], facts: dict[str, Any], ends: list[str], tmp_path: Path
+) -> None:
+    """SS of the base is 64 in two runs and 65 in the third."""
+    write_run(tmp_path / "s/a", trained(), scores(55))
+    write_run(tmp_path / "s/b", trained(seed=2), scores(56))
+    other = [f._replace(value=65.0) if (f.metric, f.model) == ("SS", "base") else f for f in scores(55)]
+    write_run(tmp_path / "s/c", trained(**more), other, **facts)
+    page = leaderboard([tmp_path])[0]
+    headings = [line for line in page.splitlines() if line.startswith("## gpt2")]
+    assert headings == [f"## gpt2, gender: StereoSet test, 771 examples, bias_bench; {end}" for end in ends]
+
+
+def test_the_best_of_each_method_kept_ability_on_the_largest_test_sample(tmp_path: Path) -> None:
+    """SS of 50 is better than 55, but with a perplexity of 400, on dev, or on fewer examples."""
+    dev = {"eval": {"stereoset": {"_target_": "debias.benchmarks.stereoset.StereoSet", "split": "dev"}}}
+    write_run(tmp_path / "s/best", trained(training={"lr": 0.1}), scores(55))
+    write_run(tmp_path / "s/second", trained(name="cda"), scores(58))
+    write_run(tmp_path / "s/ruined", trained(training={"lr": 0.2}), scores(50, ppl=400))
+    write_run(tmp_path / "s/dev", trained(**dev), scores(50))
+    write_run(tmp_path / "s/few", trained(), [f._replace(n=99) for f in scores(50)])
+    of = {**config(), "model": {"path": "gpt2"}, "baseline": {"_target_": "debias.baselines.projection.NullSpace"}}
+    write_run(tmp_path / "s/inlp", of, [f._replace(n=99) for f in scores(61)], method="inlp (gender)")
+    best = sections(tmp_path)[0]
+    names = ("method", "training data", "SS", "ICAT of the base", "n")
+    assert [tuple(row[name] for name in names) for row in best] == [
+        ("Lora, Attribute margin=4; lr=0.1", "targeted (gender)", "55.0 (53.0 to 57.0)", "65.5", "771"),
+        ("inlp (gender)", "none", "61.0 (59.0 to 63.0)", "65.5", "99"),
+    ]
 
 
 def test_others_add_rows_with_an_archive(debias: Callable[..., Any], tmp_path: Path) -> None:
@@ -181,5 +228,5 @@ def test_a_damaged_run_is_named_and_the_others_are_rows(tmp_path: Path) -> None:
     (write_run(tmp_path / "s/b", trained(), scores(58)) / "metrics.jsonl").write_text("{")
     status, page, error = run(tmp_path, "report", "--leaderboard", ".")
     assert status == 1
-    assert page.count("| Lora") == 1
+    assert page.partition("examples, bias_bench")[2].count("| Lora") == 1
     assert "metrics.jsonl:1: not a figure" in error
