@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -164,7 +165,13 @@ def two_gpus() -> Iterator[_Places]:
         with told:  # autograd turns modes like this one off before it calls a backward pass in Python
             return backward(function, *grads)
 
-    with _Checked(places), told, patch.object(BackwardCFunction, "apply", apply):
+    def again(function: Any, *args: Any) -> Any:
+        with told:  # and before gradient checkpointing computes a layer again
+            return recompute(function, *args)
+
+    recompute = checkpoint._run_fn_with_dynamo_disabled
+    recomputes = patch.object(checkpoint, "_run_fn_with_dynamo_disabled", again)
+    with _Checked(places), told, patch.object(BackwardCFunction, "apply", apply), recomputes:
         yield places
 
 
