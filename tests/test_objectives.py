@@ -103,6 +103,15 @@ def test_preference_margin_is_what_is_missing_and_no_more() -> None:
     assert loss(objectives.PreferenceMargin(), [[-6.0, -1.0]], [[2, 1]]) == 2
     assert loss(objectives.PreferenceMargin(by=1.0), [[-6.0, -1.0]], [[2, 1]]) == 3
     assert loss(objectives.PreferenceMargin(by=1.0), [[-1.0, -6.0]], [[1, 2]]) == 0
+    assert not objectives.PreferenceMargin().needs_base
+
+
+def test_preference_margin_learns_beside_it_up_to_a_bound() -> None:
+    """Means -3 and -1, so 2 nats are missing; of 4 nats above the base's -5 per token, 2 are missing: 2 + 0.5 * 2."""
+    objective = objectives.PreferenceMargin(learn=0.5, margin=4)
+    assert objective.needs_base
+    assert loss(objective, [[-6.0, -1.0]], [[2, 1]], base=-10) == 3
+    assert loss(objective, [[-2.0, -5.0]], [[2, 1]], base=-10) == 0
 
 
 def test_npo_learns_unlearns_and_holds() -> None:

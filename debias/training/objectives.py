@@ -182,18 +182,26 @@ class PreferenceMargin(_Comparison):
 
     Args:
         by: the margin in nats per token; 0 aims for no preference either way.
+        learn: weight of learning the anti-stereotype beside it, as `Attribute` does with a margin.
+        margin: stop learning it once it is this much likelier than under the base, in nats per token.
     """
 
     contrasts = ("stereotype",)
 
-    def __init__(self, by: float = 0.0) -> None:
+    def __init__(self, by: float = 0.0, learn: NotNegative = 0, margin: Positive = 4) -> None:
         super().__init__()
-        self.by = by
+        self.by, self.learn, self.bound, self.needs_base = by, learn, margin, learn > 0
 
     def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
-        """max(0, by - (a - s)), a and s the two texts' mean log-probabilities per token."""
-        mean_BK = logprob_BK / num_tokens_BK
-        return (self.by - mean_BK[:, 0] + mean_BK[:, 1]).clamp(min=0)
+        """max(0, by - (a - s)) + learn max(0, margin - (a - a_base)).
+
+        a, s and a_base are the two texts' mean log-probabilities per token, and the first one's under the base.
+        """
+        mean_BK, base_mean_BK = logprob_BK / num_tokens_BK, base_BK / num_tokens_BK
+        loss_B = (self.by - mean_BK[:, 0] + mean_BK[:, 1]).clamp(min=0)
+        if self.learn:
+            loss_B = loss_B + self.learn * (self.bound - mean_BK[:, 0] + base_mean_BK[:, 0]).clamp(min=0)
+        return loss_B
 
 
 class NegativePreference(_Comparison):
