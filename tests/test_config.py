@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
+from debias.cli.build import make_benchmarks
 from debias.cli.config import any_model, config_dir, job_name, make, quoted, readable, run_dir
 from debias.data.mixture import Mixture
 from debias.records import UserError
@@ -70,10 +71,31 @@ def test_verbs_compose(verb: str) -> None:
 def test_defaults_are_those_of_the_design() -> None:
     cfg = composed("run")
     assert (cfg.model.path, cfg.data.bias, cfg.seed) == ("smollm2", "gender", 1)
-    assert list(cfg.eval) == ["protocols", "stereoset", "crows_pairs", "winobias", "pronoun_gap", "perplexity"]
+    witnesses = ["winobias", "pronoun_gap", "group_gap"]
+    assert list(cfg.eval) == ["protocols", "stereoset", "crows_pairs", *witnesses, "witnesses", "perplexity"]
     assert cfg.eval.protocols is None
     assert cfg.eval.stereoset.whole == "gender"
     assert cfg.eval.stereoset.protocol["_target_"].endswith("BiasBench")
+
+
+@pytest.mark.parametrize(
+    ("words", "witnesses"),
+    [
+        ("data.bias=gender", "winobias pronoun_gap"),
+        ("data.bias=profession", "winobias pronoun_gap"),
+        ("data.bias=race", "group_gap"),
+        ("data.bias=religion", "group_gap"),
+        ("data=all", "winobias pronoun_gap group_gap"),  # several
+        ("data.bias=age", "winobias pronoun_gap group_gap"),  # of which none asks
+    ],
+)
+def test_the_default_run_has_the_witnesses_of_its_bias(words: str, witnesses: str) -> None:
+    names = [benchmark.name for benchmark in make_benchmarks(composed("run", words))]
+    assert names == ["stereoset", "crows_pairs", *witnesses.split(), "perplexity"]
+
+
+def test_a_benchmark_that_is_named_is_asked_whatever_the_bias() -> None:
+    assert [b.name for b in make_benchmarks(composed("run", "data.bias=race", "eval=[winobias]"))] == ["winobias"]
 
 
 def test_a_data_source_brings_its_bias_and_may_bring_its_objective() -> None:

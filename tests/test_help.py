@@ -48,7 +48,7 @@ def test_no_value_is_cut_at_80_columns(debias: Run, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(console, "width", 80)
     shown = debias("help", "run")[1]
     assert "  eval= " in shown
-    assert "stereoset, crows_pairs, winobias, pronoun_gap, perplexity" in shown
+    assert "stereoset, crows_pairs, witnesses, perplexity" in shown
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_keys_are_read_with_their_comments() -> None:
 def test_ls_marks_what_is_taken_if_nothing_else_is_asked(debias: Run) -> None:
     shown = debias("ls", "data", "eval")[1]
     marked = [word for word in shown.split() if word.endswith("*") and len(word) > 1]
-    assert marked == ["targeted*", "crows_pairs*", "perplexity*", "pronoun_gap*", "stereoset*", "winobias*"]
+    assert marked == ["targeted*", "crows_pairs*", "perplexity*", "stereoset*", "witnesses*"]
     assert "(needs a chat server and its key (llm=))" in " ".join(shown.split())
 
 

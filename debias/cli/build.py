@@ -40,10 +40,12 @@ def make_adapter(cfg: DictConfig) -> PeftConfig:
 
 def make_benchmarks(cfg: DictConfig) -> list[Benchmark]:
     """The benchmarks of a config. Those that follow `protocol` are repeated for each of `eval.protocols`, if set."""
+    other = _of_other_biases(cfg)
+    nodes = {name: node for name, node in cfg.eval.items() if name not in ("protocols", "witnesses")}
     # A sweep file may set a key of a benchmark that eval=[...] then leaves out: such a node has no _target_.
-    chosen = [node for name, node in cfg.eval.items() if name != "protocols" and "_target_" in node]
-    for name, node in cfg.eval.items():
-        if name != "protocols" and name not in options("eval") and "_target_" not in node:
+    chosen = [node for name, node in nodes.items() if "_target_" in node and name not in other]
+    for name, node in nodes.items():
+        if name not in options("eval") and "_target_" not in node:
             hint = nearest(f"eval.{name}", [f"eval.{known}" for known in sorted(options("eval"))])
             raise UserError(f"unknown key 'eval.{name}'{hint}; see `debias ls eval`")
     for node in chosen:
@@ -64,6 +66,13 @@ def make_benchmarks(cfg: DictConfig) -> list[Benchmark]:
             else [make(node)]
         )
     ]
+
+
+def _of_other_biases(cfg: DictConfig) -> set[str]:
+    """The benchmarks among `eval.witnesses` that do not ask about the run's bias; none if no one of them does."""
+    witnesses = cfg.eval.get("witnesses") or {}
+    asked = witnesses.get(str(cfg.data.bias))
+    return {name for names in witnesses.values() for name in names} - set(asked) if asked else set()
 
 
 def benchmarks_of(config: dict[str, Any]) -> list[Benchmark]:
