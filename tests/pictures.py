@@ -28,7 +28,8 @@ from debias.records import Figure
 from debias.report import comparison
 from debias.report.one_run.report import RunReport, write_reports
 from debias.report.outcome import Bounds
-from debias.results import RunFolder, read_figures, read_likelihoods
+from debias.results import read_figures, read_likelihoods
+from debias.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVE = ROOT / "docs/default_run.parquet"

@@ -25,7 +25,9 @@ ROOMS = [
     "models",  # base and adapter
     "data",  # text in
     "assets",  # where public data and weights come from
-    "results",  # the run folder
+    "run_folder",  # claimed by one process and written
+    "results",  # what a run folder holds, read
+    "run_identity",  # what makes two runs the same
     "locks",  # between processes
     "schema",  # what a config may say
     "files",  # written whole or not at all

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from command import gets, start
 
-from debias import assets, results
+from debias import assets, results, run_folder
 from debias.cli import config
 
 Run = Callable[..., tuple[int, str, str]]
@@ -65,14 +65,14 @@ def test_checksum_mismatch(debias: Run, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_full_disk(debias: Run, tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk fills up while the figures are written: no torso, a clear line, and the same command goes on."""
-    write = results.write_text
+    write = run_folder.write_text
 
     def full(path: Path, text: str) -> None:
         if path.name == "metrics.jsonl":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, text)
 
-    monkeypatch.setattr(results, "write_text", full)
+    monkeypatch.setattr(run_folder, "write_text", full)
     said = complaint(debias("evaluate", *small[:1], "eval=[crows_pairs]", "eval.crows_pairs.limit=2", "data.bias=x"))
     assert "the disk that holds" in said
     assert "metrics.jsonl is full; free space" in said

@@ -12,7 +12,8 @@ from command import Shown
 from debias.jobs import export_plan
 from debias.jobs.generated_folder import LEDGER, DataFolder
 from debias.records import UserError
-from debias.results import RunFolder, read_status
+from debias.results import read_status
+from debias.run_folder import RunFolder
 
 Run = Callable[..., Shown]
 IDENTITY = {"config_sha256": "c", "data_sha256": "d", "code_sha256": "p"}

@@ -211,7 +211,7 @@ def test_the_first_process_decides(brief: list[str], tmp_path: Path) -> None:
     replaced = file.stat().st_mtime_ns
     assert replaced > before
     assert statuses(tmp_path, *words) == [0, 0]
-    dies = partial(gets, SIGKILL, "debias.results:RunFolder.claim")
+    dies = partial(gets, SIGKILL, "debias.run_folder:RunFolder.claim")
     assert statuses(tmp_path, *words, rank_0=dies) == [-SIGKILL, 1]
     assert "the first process is gone" in (tmp_path / "err1").read_text()
     assert file.stat().st_mtime_ns == replaced

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from debias import results
+from debias import run_folder, run_identity
 from debias.records import Figure, UserError
-from debias.results import RunFolder, read_figures
+from debias.results import read_figures
+from debias.run_folder import RunFolder
 
 IDENTITY = {"config_sha256": "c", "data_sha256": "d", "code_sha256": "p"}
 
@@ -50,7 +51,7 @@ def test_a_run_that_other_code_finished_is_taken_only_when_asked(tmp_path: Path)
     path = finished(tmp_path)
     before = (path / "status.json").read_bytes()
     expected = r"was done by other code of debias; .*accept_other_code=true, or run it again with overwrite=true"
-    with pytest.raises(results.OtherCodeError, match=expected), folder(tmp_path, code_sha256="x").claim():
+    with pytest.raises(run_folder.OtherCodeError, match=expected), folder(tmp_path, code_sha256="x").claim():
         pass
     with folder(tmp_path, code_sha256="x").claim(accept_other_code=True) as to_do:
         assert not to_do
@@ -174,8 +175,8 @@ def test_code_checksum_covers_what_makes_figures_and_no_words(tmp_path: Path, mo
         for name, content in files.items():
             (package / name).parent.mkdir(parents=True, exist_ok=True)
             (package / name).write_text(content)
-        monkeypatch.setattr(results, "PACKAGE", package)
-        return results.code_sha256.__wrapped__()
+        monkeypatch.setattr(run_identity, "PACKAGE", package)
+        return run_identity.code_sha256.__wrapped__()
 
     plain = {"scoring/a.py": "def f():\n    return 1\n", "training/b.py": "y = 2", "report/c.py": "z = 3"}
     same = [
@@ -200,6 +201,6 @@ def test_code_checksum_covers_what_makes_figures_and_no_words(tmp_path: Path, mo
 
 def test_code_checksum_is_that_of_what_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Read once: files that change under a long sweep change nothing."""
-    running = results.code_sha256()
-    monkeypatch.setattr(results, "PACKAGE", tmp_path)
-    assert results.code_sha256() == running != results.code_sha256.__wrapped__()
+    running = run_identity.code_sha256()
+    monkeypatch.setattr(run_identity, "PACKAGE", tmp_path)
+    assert run_identity.code_sha256() == running != run_identity.code_sha256.__wrapped__()

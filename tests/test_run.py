@@ -118,7 +118,7 @@ def test_evaluating_the_saved_adapter_gives_the_same_figures(
 
 # Moments of a run at which it is killed, in their order: what gets killed where, and what is on the disk by then.
 KILLED = {
-    "begun": partial(gets, SIGKILL, "debias.results:RunFolder.start", after=True),
+    "begun": partial(gets, SIGKILL, "debias.run_folder:RunFolder.start", after=True),
     "in the first epoch": partial(gets, SIGKILL, "debias.training.callbacks:LossCurve.on_train_batch_end", call=3),
     "half a checkpoint": partial(gets, SIGKILL, "pathlib:Path.replace", about="checkpoint.ckpt"),
     "in the second epoch": partial(gets, SIGKILL, "debias.training.callbacks:LossCurve.on_train_batch_end", call=8),
@@ -129,7 +129,7 @@ KILLED = {
     "scored by one model": partial(gets, SIGKILL, "debias.scoring.scorer:Scorer.score", call=4),
     "half a file of figures": partial(gets, SIGKILL, "pathlib:Path.replace", about="metrics.jsonl"),
     "half a report": partial(gets, SIGKILL, "pathlib:Path.replace", about="report.html"),
-    "all but done": partial(gets, SIGKILL, "debias.results:RunFolder.finish"),
+    "all but done": partial(gets, SIGKILL, "debias.run_folder:RunFolder.finish"),
 }
 
 

@@ -20,7 +20,8 @@ from debias.cli import sweep
 from debias.cli.config import config_dir
 from debias.models.base import BaseModel
 from debias.report.many_runs.sweep_progress import State, duration, ended, markdown, state_of, summary, time_left
-from debias.results import RunFolder, read_status, record_failure, running
+from debias.results import read_status, running
+from debias.run_folder import RunFolder, record_failure
 
 Run = Callable[..., tuple[int, str, str]]
 BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)

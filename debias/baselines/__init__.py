@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from debias.results import code_sha256
+from debias.run_identity import code_sha256
 
 if TYPE_CHECKING:
     from debias.scoring.method import Method

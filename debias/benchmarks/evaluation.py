@@ -14,7 +14,7 @@ from debias.benchmarks import Benchmark, LikelihoodBenchmark
 from debias.benchmarks.statistics import adjusted
 from debias.progress import portion, stage
 from debias.records import Candidate, Figure, Tokens, UserError
-from debias.results import RunFolder
+from debias.run_folder import RunFolder
 
 if TYPE_CHECKING:  # a report computes figures from records and needs no torch
     from debias.scoring.scorer import Scorer

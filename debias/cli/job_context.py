@@ -20,7 +20,9 @@ from debias.cli.terminal import console, logging_to, next_step, page, quieten, s
 from debias.files import files_named
 from debias.models.identity import content_sha256
 from debias.progress import on_terminal
-from debias.results import ADAPTER, Input, RunFolder, code_sha256, data_sha256, read_figures, read_status, text_sha256
+from debias.results import ADAPTER, read_figures, read_status
+from debias.run_folder import RunFolder
+from debias.run_identity import Input, code_sha256, data_sha256, text_sha256
 
 if TYPE_CHECKING:
     from debias.benchmarks.evaluation import Evaluation

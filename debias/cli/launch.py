@@ -61,7 +61,7 @@ def _check_repeated(words: Sequence[str]) -> None:
 
 def _record(output: Path, error: Exception) -> None:
     """Write the error of a sweep's job to its folder and to the terminal."""
-    from debias.results import InUseError, OtherCodeError, record_failure
+    from debias.run_folder import InUseError, OtherCodeError, record_failure
 
     if isinstance(error, InUseError):  # another launch of this sweep runs this job
         return

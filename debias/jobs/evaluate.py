@@ -24,7 +24,8 @@ from debias.models.placement import place
 from debias.progress import outlook, stage
 from debias.records import Scoring, UserError
 from debias.report.one_run.report import RunReport, write_reports
-from debias.results import RunFolder, run_of
+from debias.results import run_of
+from debias.run_folder import RunFolder
 from debias.scoring.method import Method
 from debias.scoring.scorer import Scorer
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from debias.files import write_text
 from debias.records import UserError
-from debias.results import REFUSED, RunFolder
+from debias.results import REFUSED
+from debias.run_folder import RunFolder
 
 LEDGER = "ledger.jsonl"
 # All that may be removed from the folder of a set, beside the set itself and never the ledger.

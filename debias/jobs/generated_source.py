@@ -27,7 +27,7 @@ from debias.jobs.generated_folder import LEDGER, DataFolder
 from debias.records import UserError
 from debias.report.one_run.generated_set import named
 from debias.report.templating import dollars
-from debias.results import text_sha256
+from debias.run_identity import text_sha256
 from debias.schema import checked
 
 PARTS = ("sentence", "target", "attribute", "bias")  # of a line; the rest says where it came from

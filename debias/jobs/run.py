@@ -23,7 +23,9 @@ from debias.progress import duration, outlook, stage
 from debias.records import Scoring, Triplet, UserError, Writing
 from debias.report.one_run.report import RunReport, write_reports
 from debias.report.one_run.written import Written
-from debias.results import ADAPTER, RunFolder, data_sha256
+from debias.results import ADAPTER
+from debias.run_folder import RunFolder
+from debias.run_identity import data_sha256
 from debias.scoring.scorer import Scorer
 from debias.scoring.spans import start_token
 from debias.training.balance import Nothing

@@ -26,7 +26,7 @@ from debias.models.placement import inputs_on
 from debias.models.products import fast_products, has_fast_products
 from debias.progress import bar
 from debias.records import AUTO, Candidate, Scored, Tokens, UserError
-from debias.results import code_sha256
+from debias.run_identity import code_sha256
 from debias.scoring import batched, likelihood
 from debias.scoring.layout_trial import choose_layout
 from debias.scoring.layouts import ROW, Layout, padded

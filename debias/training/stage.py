@@ -27,7 +27,7 @@ from debias.models.placement import place
 from debias.models.ranks import launched_rank
 from debias.progress import bar
 from debias.records import Masked, Recipe, Scored, Span, Triplet, UserError
-from debias.results import code_sha256, text_sha256
+from debias.run_identity import code_sha256, text_sha256
 from debias.scoring import batched, likelihood
 from debias.scoring.layout_trial import choose_layout
 from debias.scoring.layouts import ROW, Layout

@@ -16,15 +16,9 @@ from debias.records import UserError
 from debias.report.comparison import headline_cells
 from debias.report.grid import Cell, Grid, Line, number_columns, text_columns
 from debias.report.outcome import Bounds, outcome
-from debias.results import (
-    INTERRUPTED,
-    REFUSED,
-    OtherCodeError,
-    code_sha256,
-    read_figures,
-    read_status,
-    running,
-)  # fmt: skip
+from debias.results import INTERRUPTED, REFUSED, read_figures, read_status, running
+from debias.run_folder import OtherCodeError
+from debias.run_identity import code_sha256
 from debias.wording import counted
 
 OTHER_CODE = "by other code"

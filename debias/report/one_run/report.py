@@ -22,7 +22,8 @@ from debias.report.grid import Grid, number_columns, row, text_columns
 from debias.report.one_run import bias_card, data_quality, written
 from debias.report.outcome import Bounds, Outcome, outcomes
 from debias.report.templating import fill
-from debias.results import RunFolder, settled
+from debias.results import settled
+from debias.run_folder import RunFolder
 
 
 class RunReport(NamedTuple):
