@@ -140,7 +140,7 @@ def test_the_files_of_an_interrupted_set_are_named(cwd: Path, monkeypatch: pytes
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate.report, "card", interrupted)
+    monkeypatch.setattr(generate, "data_card", interrupted)
     with serving(reply=writer) as server:
         before = files_in(cwd)
         check(cwd, before, run(cwd, *words_of_generate(server, "generate.n=8")), 130)

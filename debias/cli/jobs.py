@@ -126,7 +126,7 @@ def generate_job(cfg: DictConfig) -> int:
     from debias.jobs.generate_loop import Generation
     from debias.jobs.generate_preview import estimate, preview
     from debias.jobs.generated_folder import LEDGER
-    from debias.report.one_run import generated_set
+    from debias.report.one_run import generated_set_shown
 
     settings = settings_of(cfg, Generate)
     folder = set_folder(cfg)
@@ -145,19 +145,19 @@ def generate_job(cfg: DictConfig) -> int:
     if not generation.strategy.biased and any(w.startswith("bias=") for w in HydraConfig.get().overrides.task):
         raise UserError(f"strategy={generation.strategy.name} chooses the biases by itself: leave bias out")
     if wanted.dry_run:
-        console.print(generated_set.dry_run(estimate(generation, folder.path / LEDGER)), highlight=False)
+        console.print(generated_set_shown.dry_run(estimate(generation, folder.path / LEDGER)), highlight=False)
         return 0
     generate.check(generation)
     if settings.preview is not None:
         with folder.claim():
             seen = preview(folder, generation, settings.preview)
-        console.print(generated_set.preview(seen._replace(ledger=shown(seen.ledger))), highlight=False)
+        console.print(generated_set_shown.preview(seen._replace(ledger=shown(seen.ledger))), highlight=False)
         return 0 if seen.harvest.stopped in ("preview", "patience", "filtered") else 3
     if generation.counterparts is not None and generation.counterparts.file is not None:
         source = Path(generation.counterparts.file).expanduser()
         with folder.claim(settings.overwrite), recorded(folder):
             path, named = add_counterparts(folder, generation.counterparts, source)
-        console.print(generated_set.named(named), highlight=False, soft_wrap=True)
+        console.print(generated_set_shown.named(named), highlight=False, soft_wrap=True)
         console.print(f"file: {shown(path)}", highlight=False, soft_wrap=True)
         return {"": 0, "batch": 4}.get(named.stopped, 3)
     with folder.claim(settings.overwrite), recorded(folder):
@@ -167,7 +167,7 @@ def generate_job(cfg: DictConfig) -> int:
             cost.set_threads(settings.threads)
         product = generate.generate(folder, generation)
     product = product._replace(path=shown(product.path))
-    console.print(generated_set.terminal(product), highlight=False, soft_wrap=True)
+    console.print(generated_set_shown.terminal(product), highlight=False, soft_wrap=True)
     stopped = product.harvest.stopped
     if stopped == "n" and product.counterparts is not None:
         stopped = product.counterparts.stopped or stopped

@@ -30,8 +30,9 @@ from debias.jobs.generate_loop import Generation, benchmarks_of, chats_of, make_
 from debias.jobs.generated_folder import LEDGER, DataFolder, file_name, model_name, write_lines
 from debias.progress import on_terminal, tally
 from debias.records import UserError
-from debias.report.one_run import generated_set as report
 from debias.report.one_run.data_quality import page
+from debias.report.one_run.generated_set import Product, Verdicts, cost_of
+from debias.report.one_run.generated_set_shown import data_card
 from debias.report.templating import dollars
 from debias.wording import counted
 
@@ -49,7 +50,7 @@ def check(generation: Generation) -> None:
         read_records(Path(generation.counterparts.file).expanduser())
 
 
-def generate(folder: DataFolder, generation: Generation) -> report.Product:
+def generate(folder: DataFolder, generation: Generation) -> Product:
     """Ask until there are enough triplets or it has to stop, and write everything. The ledger's answers are reused.
 
     Raises UserError or KeyboardInterrupt, after writing what was harvested so far.
@@ -61,13 +62,13 @@ def generate(folder: DataFolder, generation: Generation) -> report.Product:
     return product
 
 
-def _generated(folder: DataFolder, generation: Generation, chats: Sequence[Chat], memory: Memory) -> report.Product:
+def _generated(folder: DataFolder, generation: Generation, chats: Sequence[Chat], memory: Memory) -> Product:
     start = time.monotonic()
     indices = benchmarks_of(generation.wanted)
     with _Live(generation.wanted.n) as live:
         loop = make_loop(generation, chats, live, indices)
 
-        def write(asker: Naming | None, pairs: Replies[Pair] | None) -> report.Product:
+        def write(asker: Naming | None, pairs: Replies[Pair] | None) -> Product:
             seconds = time.monotonic() - start
             return _write(folder, generation, loop, asker, pairs, memory.spent, indices, seconds)
 
@@ -120,7 +121,7 @@ def _write(
     folder: DataFolder, generation: Generation, loop: Loop, asker: Naming | None,
     pairs: Replies[Pair] | None, spent: Spent,
     indices: Sequence[leakage.Index], seconds: float,
-) -> report.Product:  # fmt: skip
+) -> Product:  # fmt: skip
     """Write the set, the rejected triplets, the card, the cost and the quality report."""
     harvest = loop.harvest
     path = folder.path / f"{file_name(generation.name)}.jsonl"
@@ -135,26 +136,24 @@ def _write(
         write_text(folder.path / "quality.html", page(diagnosis))
     if harvest.losses:
         write_json(folder.path / "losses.json", {"rounds": harvest.losses})
-    product = report.Product(
+    product = Product(
         path, generation.strategy, generation.llms, generation.task, harvest, spent, diagnosis, len(rows), seconds,
         _verdicts(loop), None if asker is None or pairs is None else named_of(asker, pairs),
         all(isinstance(writer.server, LlamaServer) and writer.server.tries_out for writer in generation.writers),
     )  # fmt: skip
-    write_json(folder.path / "cost.json", report.cost(product))
-    write_text(folder.path / "README.md", report.card(product))
+    write_json(folder.path / "cost.json", cost_of(product))
+    write_text(folder.path / "README.md", data_card(product))
     return product
 
 
-def _verdicts(loop: Loop) -> report.Verdicts | None:
+def _verdicts(loop: Loop) -> Verdicts | None:
     """What the judge did; None if there is none."""
     if (judging := loop.judging) is None:
         return None
     every = [*(one.scores for one in loop.harvest.kept), *(one.scores for one in loop.harvest.rejected)]
     scored = [scores for scores in every if scores is not None]
     means = {name: statistics.mean(getattr(s, name) for s in scored) for name in CRITERIA} if scored else {}
-    return report.Verdicts(
-        judging.judge.llm, judging.judge.least, len(judging.used), len(scored), means, judging.dollars
-    )
+    return Verdicts(judging.judge.llm, judging.judge.least, len(judging.used), len(scored), means, judging.dollars)
 
 
 def _unread(wanted: Wanted) -> list[str]:

@@ -16,7 +16,7 @@ from debias.generation.per_triplet import Replies
 from debias.jobs.generate_loop import chats_of
 from debias.jobs.generated_folder import LEDGER, DataFolder, file_name, model_name, write_lines
 from debias.records import Triplet, UserError
-from debias.report.one_run import generated_set as report
+from debias.report.one_run.generated_set import Named
 
 
 async def ask_pairs(asker: Naming, chat: Chat, triplets: Sequence[Triplet], only_known: bool = False) -> Replies[Pair]:
@@ -25,12 +25,12 @@ async def ask_pairs(asker: Naming, chat: Chat, triplets: Sequence[Triplet], only
         return await asker.ask(triplets, only_known)
 
 
-def named_of(asker: Naming, pairs: Replies[Pair]) -> report.Named:
+def named_of(asker: Naming, pairs: Replies[Pair]) -> Named:
     """What came of asking for counterparts."""
     found = sum(reply.value is not None for reply in pairs.each)
     waiting = sum(not reply.settled for reply in pairs.each)
     refused = dict(asker.counterparts.refused)
-    return report.Named(len(pairs.each), found, waiting, pairs.stopped, pairs.reason, refused, asker.dollars)
+    return Named(len(pairs.each), found, waiting, pairs.stopped, pairs.reason, refused, asker.dollars)
 
 
 def pair_columns(pair: Pair | None) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def pair_columns(pair: Pair | None) -> dict[str, Any]:
 
 def add_counterparts(
     folder: DataFolder, counterparts: Counterparts, source: Path
-) -> tuple[Path, report.Named]:  # fmt: skip
+) -> tuple[Path, Named]:  # fmt: skip
     """Write a copy of a file of triplets with counterparts, into the folder.
 
     Records that have both keep them, records that cannot be used keep what they have, and no record is lost.

@@ -18,10 +18,10 @@ from debias.generation.writers import Turns
 from debias.jobs.generate_loop import Generation, benchmarks_of, chats_of, make_loop, run_loop
 from debias.jobs.generated_folder import LEDGER, DataFolder
 from debias.records import Triplet
-from debias.report.one_run import generated_set as report
+from debias.report.one_run.generated_set import TOKENS_A_TRIPLET, TOKENS_A_VERDICT, Estimate, Preview, costs
 
 
-def estimate(generation: Generation, ledger: Path) -> report.Estimate:
+def estimate(generation: Generation, ledger: Path) -> Estimate:
     """Likely and largest calls, tokens and dollars. Nothing is sent or written."""
     llms, wanted = generation.llms, generation.wanted
     first, typical = generation.strategy.preview(generation.task)
@@ -32,7 +32,7 @@ def estimate(generation: Generation, ledger: Path) -> report.Estimate:
     requests = [] if ended else [*(first if not memory.answers else []), *[typical] * loop.to_come()]
     sized = [(request, llms[writer[call]]) for call, request in enumerate(requests)]
     bounds = [question_of(request._replace(max_tokens=llm.max_tokens), llm).bound for request, llm in sized]
-    writing = report.costs(bounds, wanted.per_call * report.TOKENS_A_TRIPLET)
+    writing = costs(bounds, wanted.per_call * TOKENS_A_TRIPLET)
     judging = None
     if generation.judge is not None:
         scored = len(loop.harvest.kept) + sum(one.scores is not None for one in loop.harvest.rejected)
@@ -40,14 +40,14 @@ def estimate(generation: Generation, ledger: Path) -> report.Estimate:
         judged = math.ceil((wanted.n - len(loop.harvest.kept)) / max(passed, 0.1)) if not ended else 0
         sentence = " ".join(["letters"] * wanted.max_words)
         asked = generation.judge.request(Triplet(sentence, "a dozen letters", "letters", "a dozen", "", 0, 0), 0)
-        judging = report.costs([question_of(asked, generation.judge.llm).bound] * judged, report.TOKENS_A_VERDICT)
+        judging = costs([question_of(asked, generation.judge.llm).bound] * judged, TOKENS_A_VERDICT)
     naming = None
     if generation.counterparts is not None:
         sentence = " ".join(["letters"] * wanted.max_words)
         asked = generation.counterparts.request(Triplet(sentence, "a dozen letters", "letters", "a dozen", "", 0, 7), 0)
         bound = question_of(asked, generation.counterparts.model.llm).bound
-        naming = report.costs([bound] * wanted.n, report.TOKENS_A_VERDICT)
-    return report.Estimate(
+        naming = costs([bound] * wanted.n, TOKENS_A_VERDICT)
+    return Estimate(
         writing, judging, naming, len(memory.answers), len(loop.harvest.kept), wanted.n, llms[0].max_cost_usd, llms,
         loop.harvest.stopped if ended else "",
     )  # fmt: skip
@@ -90,7 +90,7 @@ class Silent:
     def paused(self, harvest: Harvest, spent: Spent) -> None: ...
 
 
-def preview(folder: DataFolder, generation: Generation, size: int) -> report.Preview:
+def preview(folder: DataFolder, generation: Generation, size: int) -> Preview:
     """What the first call for triplets brings, and what the set would cost. Only the ledger is written.
 
     The calls are those that the set begins with, so the set finds their answers in the ledger.
@@ -108,7 +108,7 @@ def preview(folder: DataFolder, generation: Generation, size: int) -> report.Pre
         replies: Replies[Scores] | None = None
         if generation.judge is not None:
             replies = asyncio.run(_scored(generation.judge, chats[len(writers)], [one.triplet for one in kept]))
-    return report.Preview(
+    return Preview(
         size, loop.harvest, loop.last_request, replies, generation.judge, ledger.memory.spent,
         estimate(generation, ledger.path), ledger.path,
     )  # fmt: skip

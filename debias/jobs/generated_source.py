@@ -25,7 +25,7 @@ from debias.jobs.generate import biases, check, generate
 from debias.jobs.generate_loop import Generation
 from debias.jobs.generated_folder import LEDGER, DataFolder
 from debias.records import UserError
-from debias.report.one_run.generated_set import named
+from debias.report.one_run.generated_set_shown import named
 from debias.report.templating import dollars
 from debias.run_identity import text_sha256
 from debias.schema import checked
