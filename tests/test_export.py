@@ -191,7 +191,12 @@ def test_several_adapters_are_written_as_one(
     assert known["base_parameters"] == alone[0]["base_parameters"]
     assert known["reached_parameters"] == max(one["reached_parameters"] for one in alone)
     assert known["trainable_parameters"] == sum(p.numel() for p in load_file(plan.folder / WEIGHTS).values())
+    weights_given = None if weights is None else list(weights)
+    assert known["made"] == {
+        "combine": combine, "weights": weights_given, "chosen_on": None, "parts": [None, None],
+    }  # fmt: skip
     card = (plan.folder / "README.md").read_text()
+    assert "Trained on: unknown. Saw sentences of StereoSet or CrowS-Pairs: unknown." in card
     for share, folder in zip(shares(2, combine, weights), folders, strict=True):
         assert f"- {share:.3g} x {Path(folder).parent.name}/adapter, SHA-256" in card
         assert sha256_of(Path(folder) / WEIGHTS) in card

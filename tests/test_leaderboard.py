@@ -141,6 +141,61 @@ def test_sums_of_the_same_adapters_with_other_weights_are_rows_of_their_own(tmp_
     assert methods[1:] == ["sum of 0.6 g + 0.25 r", "sum of 1 g + 0 r", "sum of g + r"]
 
 
+def noted(bias: str, seed: int, **more: Any) -> dict[str, Any]:
+    """What an adapter's folder says about its training."""
+    data = {"bias": bias, "sources": {"targeted": {**OURS, "bias": bias}}}
+    of = {"seed": seed, "data": data, **{key: LORA[key] for key in ("adapter", "objective")}, **more}
+    return {"config": of, "trained_on_scored": {"stereoset": 0}, "seconds": 20.0 * seed}
+
+
+def of_sum(*paths: str) -> dict[str, Any]:
+    adapter = {"path": list(paths), "combine": "sum", "weights": [0.6, 0.25]}
+    return {**config(), "model": {"path": "gpt2"}, "adapter": adapter}
+
+
+def test_sums_whose_adapters_differ_in_the_seed_are_one_row(tmp_path: Path) -> None:
+    """20 + 20 s of seed 1 and 40 + 40 s of seed 2: 60 on average. ICAT 81.9 and 78.3: 80.1."""
+    for seed, ss in ((1, 55), (2, 57)):
+        notes = [noted("gender", seed), noted("race", seed)]
+        write_run(tmp_path / f"s/{seed}", of_sum(f"o/g_s{seed}", f"o/r_s{seed}"), scores(ss), adapters=notes)
+    (found,) = rows(tmp_path)[1:]
+    assert found["method"] == "sum of 0.6 targeted (gender) + 0.25 targeted (race), each Lora, Attribute margin=4"
+    assert (found["training data"], found["saw it"]) == ("targeted (gender) + targeted (race)", "no")
+    assert (found["seconds"], found["runs"], found["ICAT"][:4]) == ("60", "2", "80.1")
+
+
+def test_what_a_note_does_not_say_stays_unknown_and_apart(tmp_path: Path) -> None:
+    """Of one adapter of each sum nothing is known; the other was trained on StereoSet, which is a fact."""
+    seen = noted("gender", 1, data={"bias": "gender", "sources": {"stereoset": STEREOSET}})
+    write_run(tmp_path / "s/a", of_sum("o/g", "o/x"), scores(55), adapters=[noted("gender", 1), None])
+    write_run(tmp_path / "s/b", of_sum("o/g", "o/y"), scores(56), adapters=[seen, None])
+    found = [(row["method"], row["training data"], row["saw it"], row["seconds"]) for row in rows(tmp_path)[1:]]
+    assert found == [
+        ("sum of 0.6 targeted (gender) + 0.25 x", "targeted (gender) + unknown", "unknown", "unknown"),
+        ("sum of 0.6 stereoset (gender) + 0.25 y", "stereoset (gender) + unknown", "yes: StereoSet dev", "unknown"),
+    ]
+
+
+def test_one_adapter_of_several_tells_of_all_and_of_weights_that_were_chosen(tmp_path: Path) -> None:
+    parts = [noted("gender", 1), noted("gender", 2), noted("race", 1)]
+    made = {"combine": "sum", "weights": [0.3, 0.3, 0.2], "chosen_on": "StereoSet dev", "parts": parts}
+    of = {**config(), "model": {"path": "gpt2"}, "adapter": {"path": "outputs/joined"}}
+    write_run(tmp_path / "s/a", of, scores(55), adapters=[made])
+    (found,) = rows(tmp_path)[1:]
+    method = "sum of 0.3 targeted (gender) (2 seeds) + 0.2 targeted (race), each Lora, Attribute margin=4"
+    assert (found["method"], found["seconds"]) == (method, "80")
+    assert found["saw it"] == "no; weights chosen on StereoSet dev"
+
+
+def test_two_runs_of_one_name_do_not_describe_an_adapter(tmp_path: Path) -> None:
+    for place in "xy":
+        write_run(tmp_path / place / "s/mine", trained(STEREOSET), scores(57))
+    of = {**config(), "model": {"path": "gpt2"}, "adapter": {"path": "outputs/s/mine/adapter"}}
+    write_run(tmp_path / "s/a", of, scores(51))
+    (found,) = [row for row in rows(tmp_path) if row["SS"].startswith("51")]
+    assert (found["method"], found["saw it"]) == ("adapter mine", "unknown")
+
+
 def test_what_does_not_compare_is_another_table(tmp_path: Path) -> None:
     """Another number of sentences, another base; a run without StereoSet is counted."""
     write_run(tmp_path / "s/a", trained(), scores(55))

@@ -18,7 +18,8 @@ import peft
 import pytest
 from command import gets, run, start, succeed
 
-from debias.results import LIKELIHOODS, read_figures
+from debias.jobs import making
+from debias.results import LIKELIHOODS, read_figures, read_status
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -111,6 +112,12 @@ def test_evaluating_the_saved_adapter_gives_the_same_figures(
     words = [w for w in small if w.startswith(("model", "eval", "threads"))]
     succeed(tmp_path, "evaluate", *words, f"adapter.path={folder / 'adapter'}", "name=again")
     assert (folder_of(tmp_path) / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+    (told,) = read_status(folder_of(tmp_path))["adapters"]
+    of_run, cost = read_status(folder), json.loads((folder / "cost.json").read_text())
+    assert told == json.loads((folder / "adapter/debias.json").read_text())["made"]
+    assert told["seconds"] == cost["stages"]["train"]["seconds"]
+    assert told["trained_on_scored"] == of_run["trained_on_scored"]
+    assert told["config"].keys() == {*making.SECTIONS}
     shown = succeed(tmp_path, "report", "outputs", str(finished[0] / "outputs")).out
     assert "outputs/tiny" in shown
     assert "outputs/again" in shown

@@ -115,6 +115,7 @@ def test_the_sum_is_chosen_scored_and_written(
         assert name == bias
         ss, lms = means.loc[bias]
         assert [float(figure) for figure in figures[-2:]] == pytest.approx([ss, icat(ss, lms)], abs=0.051)
+    assert "unknown; weights chosen on StereoSet dev" in (tmp_path / "sum/README.md").read_text()
     assert "- 0.3 x " in (tmp_path / "sum/README.md").read_text()
     assert "- 0.45 x " in (tmp_path / "sum/README.md").read_text()
 

@@ -15,6 +15,7 @@ from debias import assets
 from debias.baselines import Baseline, Nothing
 from debias.benchmarks import Benchmark, LikelihoodBenchmark
 from debias.benchmarks.evaluation import Evaluation, evaluation_of, prepared, scores_of, work_of
+from debias.jobs import making
 from debias.jobs.cost import Cost
 from debias.models import adapter as adapters
 from debias.models import adapter_folder, composition
@@ -51,6 +52,8 @@ def evaluate(
         weights: weights of the average or the sum.
     """
     cost = Cost(folder.path)
+    if adapter_paths:
+        folder.describe(adapters=[making.of_adapter(path) for path in adapter_paths])
     adapted_by: dict[str, Callable[[Base], Any]] = {
         name: partial(adapter_folder.load, folder=path) for name, path in adapter_names(adapter_paths).items()
     }

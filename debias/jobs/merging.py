@@ -15,6 +15,7 @@ from torch import nn
 
 from debias.assets import sha256_of
 from debias.files import whole_folder, write_json
+from debias.jobs import making
 from debias.jobs.export_plan import MANIFEST, Export, check_target
 from debias.models import adapter_folder, composition
 from debias.models.adapter import detach
@@ -22,6 +23,7 @@ from debias.models.base import LOADERS, Base, LanguageModel
 from debias.models.placement import release
 from debias.models.shared_weights import Ties, separate
 from debias.records import UserError
+from debias.report.many_runs.making import Making, of_note
 
 CARD = "README.md"
 
@@ -75,6 +77,7 @@ def merge(export: Export, base: Base) -> float:
             raise UserError(_not_merged(method, reason))
         if not export.combine and (export.adapter / CARD).is_file():  # a card tells of one training
             (unfinished / CARD).write_text(_merged_card(export.adapter / CARD, base), encoding="utf-8")
+        making.note(unfinished, _made(export) if export.combine else making.of_adapter(export.adapter))
         _list_files(unfinished)
     return difference
 
@@ -108,12 +111,20 @@ def join(export: Export, base: Base) -> float:
                 f"as one adapter folder they would answer otherwise (by {difference:.2g} nats): PEFT does not carry "
                 "over one of their options; set merge=true to write full weights"
             )
-        (unfinished / CARD).write_text(_joined_card(export, base), encoding="utf-8")
+        made = _made(export)
+        making.note(unfinished, made)
+        (unfinished / CARD).write_text(_joined_card(export, base, of_note(made)), encoding="utf-8")
         _list_files(unfinished)
     return difference
 
 
-def _joined_card(export: Export, base: Base) -> str:
+def _made(export: Export) -> dict[str, Any]:
+    """How the combination was made."""
+    assert export.combine
+    return making.of_several(export.adapters, export.combine, export.weights, "StereoSet dev" if export.weigh else None)
+
+
+def _joined_card(export: Export, base: Base, made: Making | None) -> str:
     """What the folder holds; figures are those of its own evaluation, which nobody has run."""
     assert export.combine
     shares = composition.shares(len(export.adapters), export.combine, export.weights)
@@ -124,8 +135,16 @@ def _joined_card(export: Export, base: Base) -> str:
     )
     return (
         f"# Debiasing adapter for {base.name}\n\nThe {export.combine} of {len(export.adapters)} LoRA adapters, as one "
-        f"(`debias export`):\n\n{parts}\nIt has not been scored: `debias evaluate adapter.path=FOLDER`.\n"
+        f"(`debias export`):\n\n{parts}\n{_training(made)}\n\n"
+        "It has not been scored: `debias evaluate adapter.path=FOLDER`.\n"
     )
+
+
+def _training(made: Making | None) -> str:
+    """What the parts were trained on, in a few sentences."""
+    assert made is not None
+    took = "" if made.seconds is None else f" ({made.seconds:,.0f} s in all)"
+    return f"Trained on: {made.data}{took}. Saw sentences of StereoSet or CrowS-Pairs: {made.saw}."
 
 
 def _list_files(folder: Path) -> None:

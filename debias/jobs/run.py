@@ -12,6 +12,7 @@ import torch
 from debias import assets
 from debias.benchmarks import Benchmark
 from debias.benchmarks.evaluation import Evaluation, Prepared, evaluate, prepared, work_of
+from debias.jobs import making
 from debias.jobs.cost import Cost
 from debias.jobs.show import written
 from debias.models import adapter as adapters
@@ -111,6 +112,7 @@ def run(
         start = start_token(base.tokenizer) if tuning.recipe.start_token else "none"
         evaluation = evaluation._replace(start_tokens={"training": start, **evaluation.start_tokens})
     evaluation.write(folder)
+    making.note(target, making.of_run(folder.path))
     texts = samples(base, adapted, writing) if writing else []
     with stage("write the report", said=True):
         write_reports(folder, evaluation, report, checked, base.name, target, texts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ from debias.report.grid import Column, Grid, Line, markdown_text, number_columns
 from debias.report.many_runs import archive
 from debias.report.many_runs.collection import Run, collect, nothing_in
 from debias.report.many_runs.configurations import LabelledRun, mean_figures
+from debias.report.many_runs.entries import Entry, base_of, entries_of
 from debias.report.many_runs.labels import differences, words
-from debias.report.outcome import Outcome, by_adapter, outcome
-from debias.results import run_of
+from debias.report.outcome import Outcome, outcome
 from debias.wording import counted
 
 TITLE = "# Leaderboard"
@@ -26,18 +26,20 @@ Methods of debiasing on StereoSet, made by `debias report --leaderboard` from ar
 the rows of one table compare: they were scored on the same sentences, under the same protocol, from
 the same base. The base comes first, then the highest ICAT; models that lost more ability than
 allowed (`broken`) come last, whatever their bias did. Runs that differ only in the seed are one row
-with their mean. Rows of the same method on the same data name the settings that differ. Where two
-headings are otherwise the same, the end of each says why the base's figures differ: other code may
-multiply in another order, and rounding moves single examples.
+with their mean; where a file does not tell the seeds of the adapters that it scored, they stay
+apart. Rows of the same method on the same data name the settings that differ. Where two headings
+are otherwise the same, the end of each says why the base's figures differ: other code may multiply
+in another order, and rounding moves single examples.
 
 - **saw it**: whether sentences of StereoSet or CrowS-Pairs were trained on; "unknown" where the
-  files do not say.
+  files do not say. Where the program chose the weights of a sum, on which sentences it did.
 - **SS**: 50 is unbiased. **LMS**, **ICAT**: 100 is best. In brackets are 95% intervals over targets
   and seeds. **verdict**: of all benchmarks that were scored and of ability, as in a report.
 - **LMS change**, **perplexity change**: the price in ability. Texts for perplexity may differ
   between rows.
-- **seconds**: training, or fitting a method, without scoring, mean over seeds. Machines and their
-  load differ. **dollars**: what the run itself paid a chat model; not what a corpus cost before.
+- **seconds**: training (of all adapters of a sum), or fitting a method, without scoring, mean over
+  seeds. Machines and their load differ. **dollars**: what the run itself paid a chat model; not
+  what a corpus cost before.
 - **runs**: how many, of different seeds. **commit**: of the code that scored.
 
 To add rows:
@@ -67,38 +69,6 @@ BEST_COLUMNS = (
     *text_columns("verdict"),
     *number_columns("n", "runs"),
 )
-MAKING = ("data", "adapter", "objective", "training", "neutral", "balance")  # sections of a config that make an adapter
-OWN_FILES = ("path", "text")  # settings of a data source that may name a file of the user's own
-SHIPPED = (None, "gap", "bold")  # their values that do not
-TESTED = {"StereoSetSentences": "StereoSet", "CrowsPairsSentences": "CrowS-Pairs"}  # data sources, and what they are
-
-
-class Entry(NamedTuple):
-    """One debiased model of one run; or the base alone, without a method."""
-
-    run: Run  # that scored it
-    figures: list[Figure]
-    bias: str  # that the method is about
-    method: str = ""
-    data: str = ""
-    saw: str = ""
-    settings: Mapping[str, Any] = {}
-    identity: str = ""  # the seed, or another name for one of several alike
-    making: Mapping[str, Any] | None = None  # the stage in which the method was trained or fitted
-
-    @property
-    def heads(self) -> dict[str, Row]:
-        """The figures that sum it up, of StereoSet only; empty if it was not scored."""
-        found = headlines(self.figures, self.bias)
-        return found if "SS" in found and found["SS"].base.benchmark == "stereoset" else {}
-
-    @property
-    def board(self) -> tuple[Any, ...]:
-        """What it was scored on and started from, in the order of the page."""
-        ss = self.heads["SS"].base
-        split = next((e["split"] for e in _evaluations(self.run) if _class(e) == "StereoSet" and "split" in e), "test")
-        values = tuple(round(self.heads[m].base.value, 6) for m in HEADLINES[:3] if m in self.heads)
-        return (split != "test", ss.bias == "overall", ss.bias, -ss.n, ss.protocol, _base(self.run), values)
 
 
 def leaderboard(paths: Sequence[Path]) -> tuple[str, list[str]]:
@@ -110,8 +80,7 @@ def leaderboard(paths: Sequence[Path]) -> tuple[str, list[str]]:
     found = collect([*places, *(file for place in places for file in _archives(place))])
     if not found.runs:
         raise UserError(nothing_in(found, places))
-    makers = {run.name: run for run in found.runs if run.config.get("objective")}
-    entries = [_entry(run, name, of, makers) for run in found.runs for name, of in by_adapter(run.figures).items()]
+    entries = entries_of(found.runs)
     boards: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in (e for e in entries if e.heads):
         boards.setdefault(entry.board, []).append(entry)
@@ -141,93 +110,6 @@ def _archives(folder: Path) -> list[Path]:
         if archive.KEY.encode() in (metadata or {}):
             found.append(path)
     return found
-
-
-# ---------------------------------------------------------------- one model
-
-
-def _entry(run: Run, name: str, figures: list[Figure], makers: Mapping[str, Run]) -> Entry:
-    """A model of a run, described by the config that made it: its own, or that of the run that trained the adapter."""
-    stages = (run.cost or {}).get("stages", {})
-    baseline = run.config.get("baseline") or {}
-    if _class(baseline) not in ("", "Nothing"):
-        method = str(run.status.get("method") or _class(baseline))
-        return Entry(run, figures, run.bias, method, "none", "no", {"baseline": baseline}, "", stages.get("fit"))
-    if run.config.get("objective"):
-        return _trained(run, figures, run)
-    paths = (run.config.get("adapter") or {}).get("path") or []
-    paths = [Path(path) for path in ([paths] if isinstance(paths, str) else paths)]
-    if not paths:
-        return Entry(run, figures, run.bias)
-    if name:
-        paths = [path for path in paths if _stem(path) == name] or [Path(name)]
-    maker = makers.get("/".join(run_of(paths[0]).parts[-2:])) if len(paths) == 1 else None
-    if maker:
-        return _trained(run, figures, maker)
-    short = max(len(_stem(path)) for path in paths) < 40  # the name of a sweep's run may fill a line
-    weights = run.config["adapter"].get("weights") or []
-    shares = [f"{weight:.3g} " for weight in weights] if len(weights) == len(paths) else [""] * len(paths)
-    if short:
-        named = " + ".join(share + _stem(path) for share, path in zip(shares, paths, strict=True))
-    else:
-        named = f"{len(paths)} adapters{' with weights ' if weights else ''}{', '.join(s.strip() for s in shares if s)}"
-    method = f"{run.config['adapter'].get('combine') or 'adapter'} of {named}" if len(paths) > 1 else f"adapter {named}"
-    return Entry(run, figures, run.bias, method, "unknown", "unknown", identity=str(paths))
-
-
-def _trained(run: Run, figures: list[Figure], maker: Run) -> Entry:
-    config = maker.config
-    objective = config["objective"]
-    chosen = [f"{key}={value}" for key, value in objective.items() if key != "_target_" and value is not None]
-    adapter = _class(config.get("adapter") or {}).removesuffix("Config")
-    method = ", ".join(filter(None, (adapter, " ".join([_class(objective), *chosen]))))
-    data = maker.sources if maker.trained_on == maker.sources else f"{maker.sources} ({maker.trained_on})"
-    settings = {key: _without_modules(config[key]) for key in MAKING if key in config}
-    making = (maker.cost or {}).get("stages", {}).get("train")
-    return Entry(run, figures, maker.bias, method, data, _saw(maker), settings, maker.seed, making)
-
-
-def _saw(maker: Run) -> str:
-    """Whether a run trained on sentences of a benchmark, from its data sources and from what it counted."""
-    sources = list((maker.config.get("data", {}).get("sources") or {}).values())
-    tested = [f"{TESTED[_class(s)]} {s.get('split', '')}".strip() for s in sources if _class(s) in TESTED]
-    scored = {name: count for name, count in maker.status.get("trained_on_scored", {}).items() if count}
-    tested += [f"{counted(count, 'sentence')} of {name}" for name, count in scored.items()]
-    if tested:
-        return f"yes: {', '.join(tested)}"
-    ours = all(
-        _target(s).startswith("debias.") and not any(s.get(key) not in SHIPPED for key in OWN_FILES) for s in sources
-    )
-    return "no" if ours or "trained_on_scored" in maker.status else "unknown"
-
-
-def _stem(path: Path) -> str:
-    return run_of(path).name
-
-
-def _base(run: Run) -> str:
-    model = run.config.get("model") or {}
-    quantization = model.get("quantization")
-    return str(model.get("path") or "base model") + (f" ({quantization})" if quantization else "")
-
-
-def _evaluations(run: Run) -> Iterable[Mapping[str, Any]]:
-    return (e for e in (run.config.get("eval") or {}).values() if isinstance(e, Mapping))
-
-
-def _target(section: Mapping[str, Any]) -> str:
-    return str(section.get("_target_") or "")
-
-
-def _class(section: Mapping[str, Any]) -> str:
-    return _target(section).rpartition(".")[2]
-
-
-def _without_modules(node: Any) -> Any:
-    """A section of a config in which classes have no module: modules move between versions."""
-    if not isinstance(node, Mapping):
-        return node
-    return {key: _class(node) if key == "_target_" else _without_modules(value) for key, value in node.items()}
 
 
 # ---------------------------------------------------------------- one table
@@ -286,19 +168,19 @@ def _line(scored: Scored) -> Line:
     group, heads = scored.group, scored.heads
     first = group[0]
     scores = [_figure(heads[metric].debiased if metric in heads else None) for metric in HEADLINES[:3]]
-    seconds = [float(e.making["seconds"]) for e in group if e.making]
+    seconds = [e.seconds for e in group if e.seconds is not None]
     dollars = [(e.run.cost or {}).get("dollars") for e in group]
     known = [float(d) for d in dollars if d is not None]
     paid = f"{sum(known) / len(known):,.2f}" if len(known) == len(dollars) else "unknown"
     took = f"{sum(seconds) / len(seconds):,.0f}" if seconds else "unknown"
     made = (took, paid, str(len(group)), _commits(group))
     verdict = scored.outcome.brief
-    return row(scored.method, _base(first.run), first.data, first.saw, *scores, *_prices(heads), verdict, *made)
+    return row(scored.method, base_of(first.run), first.data, first.saw, *scores, *_prices(heads), verdict, *made)
 
 
 def _base_line(entry: Entry) -> Line:
     scores = [_figure(entry.heads[metric].base if metric in entry.heads else None) for metric in HEADLINES[:3]]
-    return row("base model", _base(entry.run), "", "", *scores, *[""] * 7)._replace(baseline=True)
+    return row("base model", base_of(entry.run), "", "", *scores, *[""] * 7)._replace(baseline=True)
 
 
 def _figure(figure: Figure | None) -> str:
@@ -343,7 +225,7 @@ def _headings(boards: Sequence[Sequence[Entry]]) -> list[str]:
     for i, entries in enumerate(boards):
         base, split = entries[0].heads["SS"].base, "dev" if entries[0].board[0] else "test"
         sample = f"StereoSet {split}, {counted(base.n, 'example')}, {base.protocol}"
-        by_text.setdefault(f"{_base(entries[0].run)}, {base.bias}: {sample}", []).append(i)
+        by_text.setdefault(f"{base_of(entries[0].run)}, {base.bias}: {sample}", []).append(i)
     found: dict[int, str] = {}
     for text, places in by_text.items():
         reasons = _reasons([boards[i] for i in places]) if len(places) > 1 else [""]
@@ -372,7 +254,7 @@ def _best_of(tables: Sequence[Sequence[Scored]]) -> list[str]:
     for scored in (found for table in tables for found in table if found.outcome.ability == "kept"):
         base = scored.heads["SS"].base
         if not scored.group[0].board[0] and scored.icat:
-            best.setdefault((_base(scored.group[0].run), base.bias, scored.kind), scored)
+            best.setdefault((base_of(scored.group[0].run), base.bias, scored.kind), scored)
     if not best:
         return []
     lines = []
