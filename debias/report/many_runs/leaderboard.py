@@ -60,8 +60,8 @@ BEST = """\
 ## The best of each method
 
 On StereoSet test, of the rows below that are shown to have kept ability (both intervals within the
-bounds): the highest ICAT of each method, on the largest sample that it was scored on. Only rows with
-the same base, bias and number of examples (n) compare.
+bounds): the highest ICAT of each method, on the largest sample that it was scored on. Only rows
+with the same base, bias and number of examples (n) compare.
 """
 BEST_COLUMNS = (
     *text_columns("base", "bias", "method", "training data", "saw it"),
