@@ -61,7 +61,9 @@ def attach(base: Base, config: peft.PeftConfig) -> peft.PeftModel:
             raise UserError(CHANGES_BASE)
         check_base_kept(model, before)
         _check_effect(model)
-    except UserError:
+    except UserError as error:
+        if str(error) == CHANGES_BASE and getattr(base.model, "is_quantized", False):
+            raise UserError(_misfit(config, base, ValueError("it changes the quantised weights"))) from error
         raise
     except Exception as error:  # PEFT's methods raise errors of many types for a model they do not know
         raise UserError(_misfit(config, base, error)) from error
@@ -87,7 +89,9 @@ def _misfit(config: peft.PeftConfig, base: Base, error: Exception) -> str:
     remedy = "choose another method (`debias ls adapter`)"
     if "target_modules" in vars(config):
         remedy = f"name the modules with adapter.target_modules=[...], or {remedy}"
-    if base.model.dtype != torch.float32:  # the adapter's own weights are in float32
+    if getattr(base.model, "is_quantized", False):
+        remedy = "choose adapter=lora, or remove model.quantization"
+    elif base.model.dtype != torch.float32:  # the adapter's own weights are in float32
         remedy = f"set model.dtype=float32, {remedy}"
     return f"{type(config).__name__} does not fit {type(base.model).__name__} ({summary(error)}); {remedy}"
 

@@ -191,10 +191,17 @@ def check_base(base: Base, folder: Path) -> None:
     if "base_sha256" in known:  # an adapter of the first version, which hashed the float32 weights in memory
         trained_on, here = known["base_sha256"], weights_sha256(base.model)
     if trained_on not in (None, here):
+        if trained_on[:64] == here[:64]:  # the same files; behind their checksum is how they were quantised
+            raise UserError(f"adapter {folder} was trained beside {_bits(trained_on)}, this base has {_bits(here)}; "
+                            f"set model.quantization={trained_on[64:] or 'null'}")  # fmt: skip
         raise UserError(
             f"adapter {folder} was trained on {known['base_model']!r} (weights {trained_on[:12]}...), "
             f"not on {base.name!r} ({here[:12]}...); choose its base with model="
         )
+
+
+def _bits(checksum: str) -> str:
+    return f"weights in {checksum[64:]}" if checksum[64:] else "weights that are not quantised"
 
 
 @contextmanager

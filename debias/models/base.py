@@ -122,7 +122,7 @@ class BaseModel:
 
         Raises UserError if `path` holds no model, or one that cannot be scored.
         """
-        quantized = _quantized(self.quantization)  # fail before the weights are loaded
+        quantized = _quantized(self.quantization, self.dtype)  # fail before the weights are loaded
         if self.device_map:
             _check_can_spread()
         tokenizer, kind = self.tokens()
@@ -229,15 +229,27 @@ def bf16_is_native() -> bool:
     return any(name in flags for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert", " bf16"))
 
 
-def _quantized(bits: str | None) -> dict[str, Any]:
-    """Options that load quantised weights. Raises UserError without a GPU or bitsandbytes."""
+def _quantized(bits: str | None, dtype: str) -> dict[str, Any]:
+    """Options that load quantised weights. Raises UserError without bitsandbytes, or for weights beside them."""
     if bits is None:
         return {}
-    if not torch.cuda.is_available():
-        raise UserError(f"model.quantization={bits} needs a GPU, and this machine has none; remove it")
+    _check_can_quantize(bits)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"model.quantization={bits} needs bitsandbytes; install it: pip install 'debias[quantization]'")
+    if dtype == "float32":
+        raise UserError(f"model.quantization={bits} computes in 16 bits; leave out model.dtype=float32")
+    if bits == "8bit":
+        log.warning(
+            "model.quantization=8bit: bitsandbytes keeps some features in 16 bits, and which ones depends on the whole "
+            "batch, so a text's score depends on the texts beside it; with 4bit it does not"
+        )
     return {"quantization_config": BitsAndBytesConfig(**QUANTIZATIONS[bits])}
+
+
+def _check_can_quantize(bits: str) -> None:
+    """Raise UserError on a CPU, where saving unpacks the weights of bitsandbytes 0.50 wrongly: the gate would fail."""
+    if not torch.cuda.is_available():
+        raise UserError(f"model.quantization={bits} needs a GPU, and this machine has none; remove it")
 
 
 def _check_can_spread() -> None:
