@@ -234,6 +234,15 @@ def test_two_tables_of_one_sample_say_why_their_base_differs(
     assert headings == [f"## gpt2, gender: StereoSet test, 771 examples, bias_bench; {end}" for end in ends]
 
 
+def test_a_heading_names_the_first_of_many_commits(tmp_path: Path) -> None:
+    other = [f._replace(value=65.0) if (f.metric, f.model) == ("SS", "base") else f for f in scores(55)]
+    for seed, letter in enumerate("abc"):
+        write_run(tmp_path / f"s/{letter}", trained(seed=seed), scores(55), git_commit=letter * 40)
+    write_run(tmp_path / "s/d", trained(), other, git_commit="d" * 40)
+    ends = [line.partition("; ")[2] for line in leaderboard([tmp_path])[0].splitlines() if line.startswith("## gpt2")]
+    assert ends == ["commits: aaaaaaa and 2 others", "commits: ddddddd"]
+
+
 def test_the_best_of_each_method_kept_ability_on_the_largest_test_sample(tmp_path: Path) -> None:
     """SS of 50 is better than 55, but with a perplexity of 400, on dev, or on fewer examples."""
     dev = {"eval": {"stereoset": {"_target_": "debias.benchmarks.stereoset.StereoSet", "split": "dev"}}}

@@ -137,7 +137,7 @@ class Scored(NamedTuple):
     @property
     def kind(self) -> str:
         """What the method is without its settings: `Lora, Attribute`, `steering` or `sum`."""
-        return re.match(r"[^ (,]+(, \w+)?", self.group[0].method)[0]  # type: ignore[index]
+        return re.match(r"[^ (,]*(, \w+)?", self.group[0].method)[0]  # type: ignore[index]
 
 
 def _ranked(entries: Sequence[Entry]) -> list[Scored]:
@@ -244,8 +244,13 @@ def _reasons(boards: Sequence[Sequence[Entry]]) -> list[str]:
     for name, of in facts.items():
         values = [dict.fromkeys(of(entry.run) for entry in entries) for entries in boards]
         if len(set().union(*values)) == sum(map(len, values)):
-            return [f"{name}: {', '.join(of_board)}".replace("None", "unknown") for of_board in values]
+            return [f"{name}: {_listed([*of_board])}".replace("None", "unknown") for of_board in values]
     return ["base scored differently, for a reason that the files do not give"] * len(boards)
+
+
+def _listed(values: Sequence[str]) -> str:
+    """A few values, or the first of many: a heading is one line."""
+    return ", ".join(values) if len(values) < 3 else f"{values[0]} and {len(values) - 1} others"
 
 
 def _best_of(tables: Sequence[Sequence[Scored]]) -> list[str]:
