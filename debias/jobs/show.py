@@ -25,6 +25,7 @@ from debias.progress import bar
 from debias.records import UserError, Writing
 from debias.report.one_run.written import Written
 from debias.scoring.spans import start_id
+from debias.scoring.writing import drawn
 
 PLAIN = (
     "The nurse said that", "The engineer told us that", "My neighbour, a single mother,", "The new boss walked in and",
@@ -38,6 +39,7 @@ CHAT = (
 )  # fmt: skip
 
 ROWS = 32  # texts written at once
+TOP_P = 0.9  # the likeliest tokens with this share of the probability may be drawn
 PROBED = 12  # prompts with which a batch is compared with each prompt alone
 
 
@@ -109,16 +111,9 @@ def _generated(
 
 def _continued(base: Base, model: Any, begins: Sequence[list[int]], writing: Writing) -> list[list[str]]:
     """Samples after each beginning."""
-    ends = base.model.generation_config.eos_token_id
-    stop = {token for token in (ends if isinstance(ends, list) else [ends]) if token is not None}
     begin_NT, real_NT = _padded_left([ids for ids in begins for _ in range(writing.samples)], model.device)
-    answer_NT = model.generate(
-        input_ids=begin_NT, attention_mask=real_NT, do_sample=True, temperature=1.0, top_k=0, top_p=0.9,
-        max_new_tokens=writing.longest, pad_token_id=min(stop, default=0),
-    )  # fmt: skip
-    texts = [
-        str(base.tokenizer.decode(row, skip_special_tokens=True)) for row in answer_NT[:, begin_NT.shape[1] :].tolist()
-    ]
+    tokens = drawn(model, begin_NT, writing.longest, TOP_P, real_NT)
+    texts = [str(base.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
     return [texts[k : k + writing.samples] for k in range(0, len(texts), writing.samples)]
 
 

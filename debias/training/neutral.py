@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -23,6 +24,7 @@ from debias.models.placement import placed
 from debias.progress import bar
 from debias.records import Count, Masked, Scored, Seed, SomeShare, Span, UserError
 from debias.scoring.spans import after, start_id
+from debias.scoring.writing import drawn, end_tokens
 
 
 class NeutralText(Protocol):
@@ -103,16 +105,13 @@ class SelfGenerated:
         samples = cached(path, _kept, partial(self._generate, base), _keep, "generate neutral text")
         return [_unscored(tuple(ids)) for ids in samples]
 
-    @torch.inference_mode()
     def _generate(self, base: Base) -> list[list[int]]:
         """Token ids of each sample, up to the model's end token. Drops samples of fewer than two new tokens."""
-        model: Any = base.model  # transformers does not type `generate` for PreTrainedModel
         front = torch.tensor(
             [base.tokenizer.encode(self.start, add_special_tokens=False) if self.start else [start_id(base.tokenizer)]]
         )
-        ends = model.generation_config.eos_token_id
-        stop = {token for token in (ends if isinstance(ends, list) else [ends]) if token is not None}
         begins = set() if self.start else {start_id(base.tokenizer)}  # a second one begins another text
+        stop = end_tokens(base.model) | begins
         samples: list[list[int]] = []
         size = self.batch_size or (64 if base.model.device.type == "cpu" else self.n)
         room = base.max_positions  # the last token of a sample is not read
@@ -121,13 +120,9 @@ class SelfGenerated:
         with placed(base.model), torch.random.fork_rng():
             torch.manual_seed(self.seed)
             for first in bar("generating neutral text")(batches, len(batches)):
-                begin_BT = front.expand(min(size, self.n - first), -1).to(model.device)
-                # Temperature and top-k are stated because the model's own generation config may set others.
-                answer_BT = model.generate(
-                    begin_BT, attention_mask=torch.ones_like(begin_BT), do_sample=True, temperature=1.0, top_k=0,
-                    top_p=self.top_p, max_new_tokens=longest, pad_token_id=min(stop, default=0),
-                )  # fmt: skip
-                samples += [_until(ids, front.shape[1], stop | begins) for ids in answer_BT.tolist()]
+                begin_BT = front.expand(min(size, self.n - first), -1).to(base.model.device)
+                for new in drawn(base.model, begin_BT, longest, self.top_p):
+                    samples.append([*front[0].tolist(), *_until(new, stop)])
         return [ids for ids in samples if len(ids) > front.shape[1] + 1]
 
 
@@ -158,10 +153,9 @@ class ByKind:
         return self.of_kind[base.kind].spans(base, start_token)
 
 
-def _until(ids: list[int], start: int, stop: set[int]) -> list[int]:
-    """The ids before the first end token after `start`."""
-    end = next((k for k in range(start, len(ids)) if ids[k] in stop), len(ids))
-    return ids[:end]
+def _until(ids: list[int], stop: set[int]) -> list[int]:
+    """The ids before the first end token."""
+    return list(takewhile(lambda token: token not in stop, ids))
 
 
 def _unscored(ids: tuple[int, ...]) -> Span:
