@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from debias.benchmarks.writing import WrittenText
 from debias.data import leakage
 from debias.data.counterparts import COUNTERPARTS, misfits
 from debias.data.doctor import Diagnosis, examine
 from debias.data.leakage import Index, available, benchmark_index
 from debias.data.quality import NearDuplicates, opening, words
 from debias.data.triplets import CORPORA, TripletFile, corpora
-from debias.records import Triplet
+from debias.records import Tokens, Triplet
 from debias.training.pairs import stereotype, unrelated
 
 
@@ -162,3 +163,12 @@ def test_the_other_benchmarks_are_searched_too(benchmarks: dict[str, Index]) -> 
     known = {"seat": "Here is a church.", "lambada": lambada}
     for name in set(known) & set(benchmarks):
         assert benchmarks[name].sentences.find(known[name]), name
+
+
+def test_the_beginnings_of_written_text_are_new(benchmarks: dict[str, Index]) -> None:
+    """No beginning is near a sentence of a benchmark, and no sentence of a corpus begins with the same four words."""
+    openings = {opening(t.sentence) for name in corpora() for t in TripletFile(name).load().triplets}
+    for candidate in WrittenText().candidates(Tokens(None, "causal")):
+        found = [index.sentences.find(candidate.text) for index in benchmarks.values()]
+        assert not any(found), candidate.text
+        assert opening(candidate.text) not in openings

@@ -13,7 +13,8 @@ TITLES = {
     "stereoset": "StereoSet", "stereoset_intersentence": "StereoSet intersentence", "crows_pairs": "CrowS-Pairs",
     "perplexity": "Perplexity", "biastestgpt": "BiasTestGPT", "winobias": "WinoBias", "bbq": "BBQ", "seat": "SEAT",
     "pronoun_gap": "Pronoun gap", "group_gap": "Group gap", "honest": "HONEST",
-    "blimp": "BLiMP", "lambada": "LAMBADA", "glue": "GLUE", "lm_eval": "lm-evaluation-harness",
+    "blimp": "BLiMP", "lambada": "LAMBADA", "writing": "Written text", "glue": "GLUE",
+    "lm_eval": "lm-evaluation-harness",
 }  # fmt: skip
 COLUMNS = (
     *text_columns("benchmark", "bias", "metric"),

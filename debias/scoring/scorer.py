@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -88,6 +88,7 @@ class Scorer:
             log.warning("this processor has no bfloat16 instructions: scoring.precision=bf16 is far slower than 32")
         self.token_budget = batched.budget(self.model) if token_budget == AUTO else int(token_budget)
         self.active = "base" if adapted is None else name
+        self._switched = ExitStack()  # what makes the model the active one
         self.positions = 0
         self.notes: dict[str, None] = {}
         self.start_tokens: dict[str, str] = {}  # by protocol
@@ -132,18 +133,22 @@ class Scorer:
 
     @contextmanager
     def using(self, model: str) -> Iterator[None]:
-        """Score with this model inside the block."""
-        before, self.active = self.active, model
-        switched: AbstractContextManager[None] = nullcontext()
-        if model == "base" and self.adapted is not None:
-            switched = self.adapted.disable_adapter()
-        elif model != "base" and self.method is not None:
-            switched = self.method.on(self.base.model)
+        """Score with this model inside the block, which may be inside another model's."""
+        before = self.active
+        self._switch(model)
         try:
-            with switched:
-                yield
+            yield
         finally:
-            self.active = before
+            self._switch(before)
+
+    def _switch(self, model: str) -> None:
+        """Undo what the last switch did to the model before the next, so that `using` nests."""
+        self._switched.close()
+        self.active = model
+        if model == "base" and self.adapted is not None:
+            self._switched.enter_context(self.adapted.disable_adapter())
+        elif model != "base" and self.method is not None:
+            self._switched.enter_context(self.method.on(self.base.model))
 
     def score(self, candidates: Sequence[Candidate], protocol: Protocol, label: str) -> pd.DataFrame:
         """One row per candidate: example, candidate, bias, target, logprob (nats), num_tokens, score.
