@@ -64,6 +64,14 @@ def test_an_adapter_is_trained_saved_and_read_back_beside_quantised_weights(
     assert again == pytest.approx(trained)
     changed = [key for key in trained if key.endswith("delta") and trained[key]]
     assert changed
+    both = "adapter.path=[outputs/q/adapter,outputs/q/adapter]", "adapter.combine=average"
+    succeed(tmp_path, "evaluate", *scored, *quantised, *both, "name=twice")
+    twice = figures(tmp_path / "outputs/twice")  # under another name
+    shares = [[v for k, v in of.items() if not k.startswith("perplexity")] for of in (trained, twice)]
+    assert bits == "8bit" or shares[1] == pytest.approx(shares[0], abs=0.5)  # in 8 bits other sums are other scores
+    joined = run(tmp_path, "export", *quantised, *both, "folder=joined")
+    assert joined.status == 1
+    assert "combine them where they are scored" in joined.err
     refused = run(tmp_path, "evaluate", *scored, f"model={llama}", "model.dtype=bf16", adapter, "name=plain")
     assert refused.status == 1
     assert f"was trained beside weights in {bits}, this base has weights that are not quantised" in refused.err

@@ -128,7 +128,7 @@ def steps(export: Export) -> list[str]:
     words = []
     what = str(export.adapter)
     if export.weigh:
-        words.append("choose the weights of the sum on StereoSet dev, so that no bias overshoots")
+        words.append("choose the weights of the sum on StereoSet dev, so that SS is near 50")
     if export.combine:
         what = f"the {export.combine} of {' and '.join(map(str, export.adapters))}"
     if export.merge:

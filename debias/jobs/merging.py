@@ -90,7 +90,10 @@ def join(export: Export, base: Base) -> float:
     """
     assert export.combine
     if getattr(base.model, "is_quantized", False):
-        raise UserError("several adapters become one beside the plain base; leave model.quantization out")
+        raise UserError(
+            "adapters that were trained beside quantised weights do not become one folder; "
+            "combine them where they are scored: debias evaluate with adapter.combine"
+        )
     check_target(export.folder, export.adapters, export.overwrite)
     nn.Module.to(base.model, torch.float32)  # PEFT makes the new adapter in the base's type, and would round it
     how = (base, export.adapters, export.combine, export.weights)
