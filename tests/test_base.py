@@ -197,9 +197,10 @@ def test_damaged_files_are_named(damage: Callable[[Path], Any], complaint: str, 
     ],
 )
 def test_quantised_checkpoints_name_what_is_missing(
-    method: str, more: dict[str, Any], names: str, tmp_path: Path
+    method: str, more: dict[str, Any], names: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The packages are not installed here; a file of another layout would be refused by its tensors."""
+    """The packages are not there; a file of another layout would be refused by its tensors."""
+    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
     config = {"quantization_config": {"quant_method": method, **more}}
     complaint = refusal(saved(tmp_path, hf.LlamaForCausalLM(LLAMA), **config))
     assert any(name in complaint for name in names.split("|"))
@@ -304,6 +305,11 @@ def test_weights_go_straight_to_the_own_gpu_of_a_process_in_their_dtype(
     """Plain and quantised ones alike: torchrun's fourth process must not load to the first GPU."""
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())  # as if bitsandbytes were installed
+    if bits and dtype == "float32":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        with pytest.raises(UserError, match=r"computes in 16 bits; leave out model\.dtype=float32"):
+            BaseModel(str(tiny), quantization=bits, dtype=dtype).load()  # type: ignore[arg-type]
+        return
     options = asked(monkeypatch, True, tiny, quantization=bits, dtype=dtype)
     assert options["device_map"] == {"": torch.device("cuda", 3)}
     assert options["dtype"] == on_gpu
