@@ -158,3 +158,15 @@ def test_a_killed_run_keeps_the_rows_of_its_checkpoint_and_repeats_none(
     assert steps_of(tmp_path / "cut") == list(range(1, killed - 1))
     trained(tiny, tmp_path / "cut", steps=12)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_a_file_without_its_heading_is_begun_anew(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody removed the first line: of the steps before the checkpoint nothing is known, and the run goes on."""
+    with monkeypatch.context() as patch:
+        fails_at(patch, 7)
+        with pytest.raises(ZeroDivisionError):
+            trained(tiny, tmp_path, steps=12)
+    curve = tmp_path / "train.csv"
+    curve.write_text(curve.read_text().partition("\n")[2])
+    trained(tiny, tmp_path, steps=12)
+    assert steps_of(tmp_path) == list(range(6, 13))

@@ -58,7 +58,7 @@ class LossCurve(Callback):
         kept: list[dict[str, str]] = []
         if trainer.global_step and self.path.is_file():
             with self.path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if _int(row["step"]) <= trainer.global_step]
+                kept = [row for row in csv.DictReader(file) if _int(row.get("step")) <= trainer.global_step]
         with whole_file(self.path) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
@@ -284,4 +284,4 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def _int(text: str | None) -> float:
-    return int(text) if text and text.isdigit() else float("inf")  # drops a half-written last row
+    return int(text) if text and text.isdigit() else float("inf")  # drops a half-written row, and a file of others
