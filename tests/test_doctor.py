@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 from command import run
 
+from debias.benchmarks.group_gap import GroupGap
+from debias.benchmarks.pronoun_gap import PronounGap
 from debias.data import doctor, leakage
 from debias.data.doctor import cleaned, examine
 from debias.data.quality import NearDuplicates
 from debias.data.triplets import CORPORA, Checked, TripletFile, corpora, read_records
-from debias.records import UserError
+from debias.records import Tokens, UserError
 from debias.report.one_run import data_quality
+from debias.scoring.protocols import Continuation
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -342,6 +345,18 @@ def test_what_the_gaps_ask_is_found(benchmark: str, sentence: str, target: str |
     nearest = index.sentences.nearest(sentence)
     assert (nearest is not None and nearest.similarity == 1) is (target is not None)
     assert target is None or target in index.targets
+
+
+def test_the_sentences_searched_are_those_that_the_gaps_score() -> None:
+    """Each occupation is searched with the sentences of both halves, of which it is scored with one."""
+    for gap in (PronounGap, GroupGap):
+        halves = [gap(Continuation(), split).candidates(Tokens(None, "causal")) for split in ("dev", "test")]
+        scored, searched = (
+            {c.text for half in halves for c in half},
+            {text for text, *_ in leakage._READERS[gap.name]()},
+        )
+        assert scored <= searched
+        assert len(searched) == (2 if gap is PronounGap else 1) * len(scored)
 
 
 def test_the_index_of_a_benchmark_is_read_once_and_then_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

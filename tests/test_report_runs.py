@@ -16,7 +16,7 @@ from rich.console import Console
 from run_folders import Sentences, config, figure, scores, write_records, write_run
 from scipy import stats
 
-from debias.benchmarks.statistics import roughly_over_seeds
+from debias.benchmarks.seeds import roughly_over_seeds
 from debias.cli.sweep_size import planned
 from debias.records import UserError
 from debias.report.many_runs import study_files, study_plots

@@ -117,7 +117,7 @@ def test_evaluating_the_saved_adapter_gives_the_same_figures(
     assert told == json.loads((folder / "adapter/debias.json").read_text())["made"]
     assert told["seconds"] == cost["stages"]["train"]["seconds"]
     assert told["trained_on_scored"] == of_run["trained_on_scored"]
-    assert told["config"].keys() == {*making.SECTIONS}
+    assert told["config"].keys() == {"seed", *making.SECTIONS}
     shown = succeed(tmp_path, "report", "outputs", str(finished[0] / "outputs")).out
     assert "outputs/tiny" in shown
     assert "outputs/again" in shown

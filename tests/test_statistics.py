@@ -8,15 +8,14 @@ from scipy import stats
 
 from debias.benchmarks import metrics
 from debias.benchmarks.sampling import strata
+from debias.benchmarks.seeds import over_seeds, roughly_over_seeds
 from debias.benchmarks.statistics import (
     adjusted,
     adjusted_p,
     compare,
     compare_means,
-    over_seeds,
     per_cluster,
     ratio,
-    roughly_over_seeds,
     tango,
     wilson,
 )  # fmt: skip

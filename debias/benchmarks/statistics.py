@@ -1,4 +1,4 @@
-"""Intervals, paired tests, correction for many tests, detectable effects, and results over several seeds.
+"""Intervals, paired tests, correction for many tests, and detectable effects.
 
 The unit that is resampled is the independent one, which another sample of the benchmark would draw anew: a target term,
 a pair, a window of text, a template. Both models and their difference share the same resamples.
@@ -157,7 +157,7 @@ def from_resamples(
         alone = Estimate(three.value, np.nan, np.nan)
         return Comparison(bias, metric, ideal, n, one, two, alone, np.nan, None, "none", samples_3R, freedom)
     # So many resamples cannot support a smaller p-value (Davison & Hinkley 1997, section 4.2).
-    p_value = max(_two_sided(values_3[2], error_3[2], freedom), 2 / (samples_3R.shape[1] + 1))
+    p_value = max(two_sided(values_3[2], error_3[2], freedom), 2 / (samples_3R.shape[1] + 1))
     mde = _detectable(error_3[2], freedom)
     return Comparison(bias, metric, ideal, n, one, two, three, p_value, mde, "bootstrap", samples_3R, freedom)
 
@@ -212,7 +212,7 @@ def tango(won: int, lost: int, n: int) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def _two_sided(value: float, error: float, freedom: float) -> float:
+def two_sided(value: float, error: float, freedom: float) -> float:
     """Two-sided p-value of the hypothesis that the true value is zero."""
     return float(2 * stats.t.sf(abs(value) / error, freedom)) if error else 0.0
 
@@ -300,52 +300,3 @@ def adjusted_p(p_values: Sequence[float]) -> list[float]:
     adjusted_M = np.empty_like(p_M)
     adjusted_M[order_M] = np.minimum(1.0, np.minimum.accumulate(raw_M[::-1])[::-1])
     return adjusted_M.tolist()
-
-
-class Seeds(NamedTuple):
-    """A figure over several seeds: mean, standard deviation, and an interval that covers both seeds and examples."""
-
-    mean: float
-    sd: float  # between seeds; NaN for one seed
-    low: float
-    high: float
-    number: int
-    p_value: float = float("nan")  # two-sided
-
-
-def over_seeds(values_K: Sequence[float], samples_KR: Sequence[np.ndarray], freedom: float) -> Seeds:
-    """Combine K > 1 runs that differ in the seed alone.
-
-    Args:
-        values_K: the figure of each run.
-        samples_KR: the bootstrap resamples of each run (`Comparison.samples`).
-        freedom: of the examples' standard error (`Comparison.freedom`).
-    """
-    # All seeds are scored on the same examples, so redrawing the examples for each seed would treat their error as
-    # independent: the resamples are averaged over seeds, one draw of the benchmark's units for all.
-    mean_R = np.mean(samples_KR, axis=0)
-    of_examples = float(np.std(mean_R) * np.sqrt(1 + 1 / freedom)) if mean_R.size else float("nan")
-    return _combined(values_K, of_examples, freedom)
-
-
-def roughly_over_seeds(values_K: Sequence[float], lows_K: Sequence[float], highs_K: Sequence[float]) -> Seeds:
-    """Approximate `over_seeds` for K > 1 runs whose resamples are lost, from the 95% interval of each run."""
-    widths_K = np.subtract(highs_K, lows_K)
-    known_K = widths_K[np.isfinite(widths_K)]  # a seed that changed nothing has no interval
-    return _combined(values_K, float(np.mean(known_K)) / (2 * Z) if known_K.size else float("nan"), np.inf)
-
-
-def _combined(values_K: Sequence[float], of_examples: float, freedom: float) -> Seeds:
-    """Mean +- t standard errors of seeds and examples together.
-
-    More seeds lower only the variance between seeds. It is estimated from K values, so t has the degrees of freedom of
-    Satterthwaite (1946). (Resampling K seeds with replacement, as before, makes that variance too small by 1 / K.)
-    """
-    number, mean, sd = len(values_K), float(np.mean(values_K)), float(np.std(values_K, ddof=1))
-    examples, seeds = of_examples**2, sd**2 / number
-    if not examples + seeds > 0:  # nothing changed, or unknown
-        return Seeds(mean, sd, np.nan, np.nan, number)
-    effective = (examples + seeds) ** 2 / (examples**2 / freedom + seeds**2 / (number - 1)) if seeds else freedom
-    error = float(np.sqrt(examples + seeds))
-    t = stats.t.ppf(0.5 + CONFIDENCE / 2, effective)
-    return Seeds(mean, sd, mean - t * error, mean + t * error, number, _two_sided(mean, error, effective))

@@ -69,7 +69,7 @@ def make_benchmarks(cfg: DictConfig) -> list[Benchmark]:
 
 
 def _of_other_biases(cfg: DictConfig) -> set[str]:
-    """The benchmarks among `eval.witnesses` that do not ask about the run's bias; none if no one of them does."""
+    """The benchmarks among `eval.witnesses` that do not ask about the run's bias; none if no benchmark there does."""
     witnesses = cfg.eval.get("witnesses") or {}
     asked = witnesses.get(str(cfg.data.bias))
     return {name for names in witnesses.values() for name in names} - set(asked) if asked else set()

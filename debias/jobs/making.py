@@ -17,10 +17,10 @@ import yaml
 from debias.files import write_json
 from debias.jobs.machine_paths import renamed
 from debias.models.adapter_folder import PROVENANCE
+from debias.report.many_runs.making import SECTIONS
 from debias.results import ADAPTER, read_status, run_of, settled
 
 MADE = "made"  # the key of PROVENANCE
-SECTIONS = ("seed", "data", "adapter", "objective", "training", "neutral", "balance")
 
 
 def of_run(folder: Path) -> dict[str, Any] | None:
@@ -34,7 +34,7 @@ def of_run(folder: Path) -> dict[str, Any] | None:
         return None
     status = read_status(folder)
     # The note travels with the adapter, so it names nothing of the machine.
-    kept = renamed({key: value for key, value in settled(config, status).items() if key in SECTIONS}, {})
+    kept = renamed({key: value for key, value in settled(config, status).items() if key in ("seed", *SECTIONS)}, {})
     seconds = stages.get("train", {}).get("seconds")
     return {"config": kept, "trained_on_scored": status.get("trained_on_scored"), "seconds": seconds}
 

@@ -12,7 +12,8 @@ import pandas as pd
 
 from debias.benchmarks import Benchmark
 from debias.benchmarks.evaluation import records_of
-from debias.benchmarks.statistics import Seeds, adjusted, adjusted_p, over_seeds, possible, roughly_over_seeds
+from debias.benchmarks.seeds import Seeds, over_seeds, roughly_over_seeds
+from debias.benchmarks.statistics import adjusted, adjusted_p, possible
 from debias.records import Figure, UserError
 from debias.report.comparison import HEADLINES, Row, headlines
 from debias.report.many_runs.collection import Run
