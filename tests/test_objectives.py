@@ -77,6 +77,15 @@ def test_equalise_is_zero_on_equal_inputs_and_the_squared_difference_per_token_o
     assert loss(objective, [[-6.0, -6.0]], [[2, 2]]) == 0
     assert loss(objective, [[-6.0, -2.0]], [[2, 2]]) == 4
     assert loss(objective, [[-6.0, -2.0], [-1.0, -1.0]], [[2, 2], [1, 1]]) == 2
+    assert not objective.needs_base
+
+
+def test_equalise_learns_beside_it_up_to_a_bound() -> None:
+    """Means -3 and -1: (-3 + 1)^2 = 4; of 4 nats above the base's -5 per token, 2 are missing: 4 + 0.5 * 2."""
+    objective = objectives.Equalise(learn=0.5, margin=4)
+    assert objective.needs_base
+    assert loss(objective, [[-6.0, -2.0]], [[2, 2]], base=-10) == 5
+    assert loss(objective, [[-2.0, -2.0]], [[2, 2]], base=-10) == 0
 
 
 def test_preference_is_ln_2_at_the_start_and_falls_as_the_gap_grows() -> None:

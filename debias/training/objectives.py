@@ -147,14 +147,39 @@ class _Comparison(Attribute):
         return 1
 
 
-class Equalise(_Comparison):
+class _Between(_Comparison):
+    """A loss between a sentence and its counterpart, beside which the sentence's attribute can be learned.
+
+    Args:
+        learn: weight of learning the attribute, as `Attribute` does with a margin.
+        margin: stop learning it once it is this much likelier than under the base, in nats per token.
+    """
+
+    def __init__(self, learn: NotNegative = 0, margin: Positive = 4) -> None:
+        super().__init__()
+        self.learn, self.bound, self.needs_base = learn, margin, learn > 0
+
+    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
+        """The loss between both texts + learn max(0, margin - (a - a_base)), in means per token."""
+        mean_BK = logprob_BK / num_tokens_BK
+        loss_B = self.between(mean_BK)
+        if self.learn:
+            gain_B = mean_BK[:, 0] - base_BK[:, 0] / num_tokens_BK[:, 0]
+            loss_B = loss_B + self.learn * (self.bound - gain_B).clamp(min=0)
+        return loss_B
+
+    def between(self, mean_BK: Tensor) -> Tensor:
+        """Loss of each pair, from the mean log-probabilities per token of its two texts."""
+        raise NotImplementedError
+
+
+class Equalise(_Between):
     """Make the attribute equally likely for two groups: the sentence, and the same with the group's words swapped."""
 
     contrasts = ("group",)
 
-    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
-        """Squared difference between the two mean log-probabilities per token."""
-        mean_BK = logprob_BK / num_tokens_BK
+    def between(self, mean_BK: Tensor) -> Tensor:
+        """Squared difference."""
         return (mean_BK[:, 0] - mean_BK[:, 1]).square()
 
 
@@ -177,7 +202,7 @@ class Preference(_Comparison):
         return -logsigmoid(self.beta * (gain_BK[:, 0] - gain_BK[:, 1]))
 
 
-class PreferenceMargin(_Comparison):
+class PreferenceMargin(_Between):
     """Prefer the anti-stereotype to the stereotype by a margin and no further (a hinge).
 
     Args:
@@ -189,19 +214,12 @@ class PreferenceMargin(_Comparison):
     contrasts = ("stereotype",)
 
     def __init__(self, by: float = 0.0, learn: NotNegative = 0, margin: Positive = 4) -> None:
-        super().__init__()
-        self.by, self.learn, self.bound, self.needs_base = by, learn, margin, learn > 0
+        super().__init__(learn, margin)
+        self.by = by
 
-    def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
-        """max(0, by - (a - s)) + learn max(0, margin - (a - a_base)).
-
-        a, s and a_base are the two texts' mean log-probabilities per token, and the first one's under the base.
-        """
-        mean_BK, base_mean_BK = logprob_BK / num_tokens_BK, base_BK / num_tokens_BK
-        loss_B = (self.by - mean_BK[:, 0] + mean_BK[:, 1]).clamp(min=0)
-        if self.learn:
-            loss_B = loss_B + self.learn * (self.bound - mean_BK[:, 0] + base_mean_BK[:, 0]).clamp(min=0)
-        return loss_B
+    def between(self, mean_BK: Tensor) -> Tensor:
+        """max(0, by - (a - s))."""
+        return (self.by - mean_BK[:, 0] + mean_BK[:, 1]).clamp(min=0)
 
 
 class NegativePreference(_Comparison):
