@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Test processes; each takes one core and up to 3 GB.
 WORKERS ?= 2
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Python compiles a module when it is first imported; most of those installed never are, so pip need not.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
 .PHONY: demo bert-tiny test test-slow check speed format clean
 

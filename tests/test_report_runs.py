@@ -82,7 +82,7 @@ def test_a_ruined_model_is_not_a_candidate_if_its_bias_did_not_change() -> None:
     assert (kept.pareto, ruined.pareto) == (True, False)
     assert [cell.text for cell in main(study).lines[2].cells][1] == "⚠ unchanged (ability broken)"
     (told,) = answers(study)
-    assert "(1 unchanged, 1 unchanged (ability broken)). The highest ICAT is that of data=a" in told
+    assert ": 1 unchanged, 1 unchanged (ability broken). The highest ICAT is that of data=a" in told
     assert "unchanged (ability broken)" in filters(study)["verdict"]
     assert [row["ability"] for row in csv.DictReader(io.StringIO(study_files.csv(study)))] == ["kept", "broken"]
 
@@ -182,7 +182,7 @@ def test_the_first_sentence_answers_the_question() -> None:
         "within the error of both (±2.8): the order is open."
     ]
     nothing = study_of(*(Run(Path(f"s/{n}"), config(n), scores(63, p=0.5)) for n in "ab"))
-    assert answers(nothing)[0].startswith("None of 2 configurations is shown to debias (2 unchanged). The highest ICAT")
+    assert answers(nothing)[0].startswith("None of 2 configurations is shown to debias: 2 unchanged. The highest ICAT")
 
 
 def test_where_no_pair_changed_it_is_too_few_to_tell() -> None:

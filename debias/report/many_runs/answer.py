@@ -59,7 +59,7 @@ def _answer(group: Sequence[Configuration], named: bool) -> str:
         return f"{about}Best is {best.name}, {best.outcome.words}: {_change(best)}{_price(best)}. {_lead(best, group)}"
     counts = Counter(c.outcome.brief for c in group)
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    text = f"{about}None of {counted(len(group), 'configuration')} is shown to debias ({told})."
+    text = f"{about}None of {counted(len(group), 'configuration')} is shown to debias: {told}."
     usable = [c for c in group if _usable(c)]
     if usable:
         first = max(usable, key=_icat)
