@@ -136,5 +136,9 @@ def test_a_sum_of_less_than_two_is_not_written(
     assert not (tmp_path / "sum").exists()
     wrong = run(tmp_path, "export", "model=hf", *words, "adapter.combine=average", "adapter.weights=auto")
     assert "chooses the weights of a sum; set adapter.combine=sum" in wrong.err
+    names = f"adapter.path=[{adapter_folders[0]},{adapter_folders[1]},{adapter_folders[0]}/../a]"
+    auto = ["adapter.combine=sum", "adapter.weights=auto"]
+    twice = run(tmp_path, "export", "model=hf", words[0], words[2], names, *auto)
+    assert "name each adapter once" in twice.err
     said = run(tmp_path, "export", "model=hf", *words, "adapter.combine=sum", "adapter.weights=auto", "dry_run=true")
     assert said.out.startswith("would choose the weights of the sum on StereoSet dev, so that SS is near 50")

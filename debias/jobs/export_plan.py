@@ -77,6 +77,9 @@ def planned(
     if combine:
         if weigh and combine != "sum":
             raise UserError("adapter.weights=auto chooses the weights of a sum; set adapter.combine=sum")
+        again = next((p for k, p in enumerate(located) if p.resolve() in [q.resolve() for q in located[:k]]), None)
+        if weigh and again:  # half of the weight on each of two would cost half of the price
+            raise UserError(f"adapter.path names {again} twice; with adapter.weights=auto, name each adapter once")
         (composition.check if merge else composition.check_joined)(paths, combine, given)
         if not folder:
             raise UserError(f"adapter.combine={combine} needs a place for what it makes; set folder=NAME")
