@@ -10,6 +10,7 @@ from torch import Tensor
 from zoo import VOCABULARY, build
 
 from debias.records import Span
+from debias.scoring import likelihood
 from debias.scoring.layouts import prefix_tree
 from debias.scoring.likelihood import _add_token_gradient, _Against, span_logprobs
 
@@ -60,6 +61,28 @@ def test_the_gradient_beside_the_base_takes_no_memory_beyond_itself(dtype: torch
     (grad_NV,) = torch.autograd.grad(0.7 * logprob_E.sum() + 0.3 * drift, logits_NV)
     assert torch.equal(grad_NV, expected_NV)
     assert grad_NV.data_ptr() == of_drift_NV.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_rows_that_are_taken_at_once_change_no_bit(
+    dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of scores and gradients; the KL divergence is a sum, so its last digits change with the order."""
+
+    def found() -> tuple[Tensor, Tensor, Tensor]:
+        logits_NV, _, compute = against(dtype)
+        logprob_E, drift = compute()
+        (grad_NV,) = torch.autograd.grad(0.7 * logprob_E.sum() + 0.3 * drift, logits_NV)
+        return logprob_E.detach(), drift.detach(), grad_NV
+
+    whole = found()  # five rows at once
+    monkeypatch.setattr(likelihood, "PRODUCT", 1)
+    monkeypatch.setattr(likelihood, "rows_at_once", lambda _: rows)
+    logprob_E, drift, grad_NV = found()
+    assert torch.equal(logprob_E, whole[0])
+    assert torch.equal(grad_NV, whole[2])
+    assert drift.item() == pytest.approx(whole[1].item(), rel=1e-6)
 
 
 def test_a_second_backward_pass_is_refused_instead_of_wrong() -> None:

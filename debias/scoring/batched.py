@@ -24,6 +24,7 @@ from debias.scoring.likelihood import (
     in_chunks,
     logits_of,
     mean_hidden_of,
+    rows_at_once,
     rows_of,
     span_sums,
     token_logprobs,
@@ -107,7 +108,7 @@ def _of_two(
     place_2R, place_E = torch.stack([batch.source_E, other.source_E]).unique(dim=1, return_inverse=True)
     logprob_E = logits_NV.new_empty(len(place_E), dtype=torch.float32)
     missed_E = torch.zeros_like(place_E)
-    size, first = len(in_chunks(logits_NV)[0]), 0
+    size, first = rows_at_once(logits_NV), 0
     for own_R, other_R in zip(*(places.split(size) for places in place_2R), strict=True):
         logprob_RV = combine(logits_NV[own_R].float(), other_NV[other_R].float())
         here_E = (place_E >= first) & (place_E < first + size)
