@@ -113,6 +113,28 @@ def test_effect_size_and_p_by_hand() -> None:
         assert found["overall", "mean |effect|"].n == 4
 
 
+def test_chance_is_seldom_significant_and_an_interval_goes_with_every_p() -> None:
+    """Two models that differ by chance alone, 100 times: some 5 p are below 0.05, where the interval excludes 0."""
+    rng = np.random.default_rng(5)
+    significant = 0
+    for _ in range(100):
+        base, debiased = (rows(*rng.normal(size=(2, 12)).tolist()) for _ in range(2))
+        found = {c.metric: c for c in Seat(n_resamples=199).comparisons(base, debiased)}
+        for metric in ("effect religion1", "mean |effect|"):
+            _, low, high = found[metric].delta
+            assert low < high
+            assert (low > 0 or high < 0) == (found[metric].p_value < 0.05)
+        significant += found["effect religion1"].p_value < 0.05
+        assert found["effect religion1"].freedom == 22  # 24 words in two lists
+    assert 1 <= significant <= 12
+
+
+def test_one_word_a_list_has_no_interval() -> None:
+    base, debiased = (rows(*of).assign(target=lambda r: r["candidate"]) for of in (([1, 2], [0, 1]), ([3, 2], [0, 0])))
+    found = {c.metric: c for c in Seat(n_resamples=99).comparisons(base, debiased)}
+    assert np.isnan(found["effect religion1"].p_value)
+
+
 def test_effect_size_is_that_of_the_formula_whatever_the_words() -> None:
     """Sums per word give what the sentences give: Cohen's d with the pooled sample standard deviation."""
     rng = np.random.default_rng(1)

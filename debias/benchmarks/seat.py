@@ -98,21 +98,23 @@ class Seat:
         p is the published one-sided permutation test over sentences. It is small if the first group is associated with
         the first attributes.
         """
-        overall = []
+        overall, all_words = [], []
         for bias, of_bias in base.groupby("bias", sort=False):
-            magnitudes, of_tests = [], []
+            magnitudes, of_tests, num_words = [], [], []
             for test, before in of_bias.groupby(of_bias["example"].str.split().str[0], sort=False):
                 short = str(test).removeprefix("sent-")
                 pair = (before, debiased[debiased["example"].isin(before["example"])])
                 effect_2R = np.stack([_effects(scores, self.n_resamples) for scores in pair])
                 p_2 = np.array([permutation_p(*_lists(scores), self.n_resamples) for scores in pair])
                 magnitudes.append(np.abs(effect_2R))
-                of_tests.append(_comparison(str(bias), f"effect {short}", 0.0, len(before), effect_2R))
-                of_tests.append(_comparison(str(bias), f"p {short}", None, len(before), p_2[:, None]))
-            yield _comparison(str(bias), "mean |effect|", 0.0, len(of_bias), np.mean(magnitudes, axis=0))
+                num_words.append(metrics.seat_words(before)[0].shape[1])
+                of_tests.append(_comparison(str(bias), f"effect {short}", 0.0, len(before), effect_2R, num_words[-1:]))
+                of_tests.append(_comparison(str(bias), f"p {short}", None, len(before), p_2[:, None], num_words[-1:]))
+            yield _comparison(str(bias), "mean |effect|", 0.0, len(of_bias), np.mean(magnitudes, axis=0), num_words)
             yield from of_tests
             overall.extend(magnitudes)
-        yield _comparison("overall", "mean |effect|", 0.0, len(base), np.mean(overall, axis=0))
+            all_words.extend(num_words)
+        yield _comparison("overall", "mean |effect|", 0.0, len(base), np.mean(overall, axis=0), all_words)
 
     def _vectors(self, scorer: Scorer, ids: Sequence[tuple[int, ...]]) -> np.ndarray:
         """Mean hidden states of texts, of length 1."""
@@ -175,7 +177,10 @@ def _effects(scores: pd.DataFrame, n_resamples: int) -> np.ndarray:
     return np.concatenate([[metrics.effect_size(words_3W, first)], resampled])
 
 
-def _comparison(bias: str, metric: str, ideal: float | None, n: int, value_2R: np.ndarray) -> Comparison:
-    """A comparison of two models, each given as its value followed by its resamples."""
+def _comparison(
+    bias: str, metric: str, ideal: float | None, n: int, value_2R: np.ndarray, num_words: Sequence[int]
+) -> Comparison:
+    """A comparison of two models, each given as its value followed by its resamples; the words of each test in it."""
     value_3R = np.stack([*value_2R, value_2R[1] - value_2R[0]])
-    return from_resamples(bias, metric, ideal, n, value_3R[:, 0], value_3R[:, 1:])
+    units, lists = sum(num_words), 2 * len(num_words)
+    return from_resamples(bias, metric, ideal, n, value_3R[:, 0], value_3R[:, 1:], units, lists)

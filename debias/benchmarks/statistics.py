@@ -112,7 +112,7 @@ def compare(
         sizes = np.unique(strata.labels_N, return_counts=True)[1].tolist()
     values, units = both(*columns), len(columns[0])
     if min(sizes) < 2:  # a group with one unit does not tell how much its units differ, and it stands for many
-        return from_resamples(bias, metric, ideal, n, values, np.empty((3, 0)))
+        return from_resamples(bias, metric, ideal, n, values, np.empty((3, 0)), units, len(sizes))
     rng = np.random.default_rng(SEED)
     batch = max(1, 2_000_000 // units)  # bounds the memory of the resamples
     samples = [
@@ -130,15 +130,17 @@ def from_resamples(
     n: int,
     values_3: np.ndarray,
     samples_3R: np.ndarray,
-    units: int = 0,
-    groups: int = 1,
+    units: int,
+    groups: int,
 ) -> Comparison:
-    """Build a comparison from base, debiased and delta and their resamples; without resamples all intervals are NaN.
+    """Build a comparison from base, debiased and delta and their resamples.
+
+    Without resamples, or with one unit a group, all intervals are NaN.
 
     Args:
         units, groups: what was resampled: so many units within so many groups.
     """
-    if not samples_3R.size:
+    if not samples_3R.size or units <= groups:
         one, two, three = (Estimate(float(value), np.nan, np.nan) for value in values_3)
         return Comparison(bias, metric, ideal, n, one, two, three, np.nan, None, "none", samples_3R)
     # The value +- t standard errors, which the spread of the resamples estimates. It is too small by
