@@ -14,6 +14,7 @@ from debias.benchmarks.statistics import (
     adjusted_p,
     compare,
     compare_means,
+    from_resamples,
     per_cluster,
     ratio,
     tango,
@@ -157,6 +158,16 @@ def test_smallest_detectable_difference() -> None:
 
 def figure(p: float | None, model: str = "delta") -> Figure:
     return Figure("b", "p", "g", "SS", model, 1.0, 0.0, 2.0, 5, None, p)
+
+
+def test_a_p_without_an_interval_is_refused() -> None:
+    """Whatever made it is wrong: both come from one standard error."""
+    samples_3R = np.random.default_rng(0).normal(size=(3, 99))
+    good = from_resamples("all", "SS", 50.0, 9, np.zeros(3), samples_3R, 9, 1)
+    assert len(list(good.figures("b", "p"))) == 3
+    bad = good._replace(delta=good.delta._replace(low=np.nan, high=np.nan))
+    with pytest.raises(AssertionError, match="b, SS: p without interval"):
+        list(bad.figures("b", "p"))
 
 
 def test_p_values_are_adjusted_for_their_number() -> None:

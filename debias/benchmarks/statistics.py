@@ -63,6 +63,7 @@ class Comparison(NamedTuple):
 
     def figures(self, benchmark: str, protocol: str, model: str = "debiased") -> Iterator[Figure]:
         """Three lines of `metrics.jsonl`: base, debiased and delta. The delta of `debiased:NAME` is `delta:NAME`."""
+        assert np.isnan(self.p_value) or np.isfinite(self.delta.low), f"{benchmark}, {self.metric}: p without interval"
         delta = model.replace("debiased", "delta", 1)
         for name, e in (("base", self.base), (model, self.debiased)):
             yield Figure(benchmark, protocol, self.bias, self.metric, name, *e, self.n, self.ideal)
