@@ -164,9 +164,9 @@ class _Against(torch.autograd.Function):
         drift = logz_N.new_zeros(())
         size = rows_at_once(logits_NV)
         product = max(PRODUCT, size)
-        for several in zip(row_M.split(product), weight_M.split(product), hidden_MD.split(product), strict=True):
-            logits_MV = torch.nn.functional.linear(several[2].to(head_VD.dtype), head_VD, bias_V)
-            for rows, weight, chunk_MV in zip(*(x.split(size) for x in (*several[:2], logits_MV)), strict=True):
+        for rows_M, weights_M, hidden in zip(*(x.split(product) for x in (row_M, weight_M, hidden_MD)), strict=True):
+            logits_MV = torch.nn.functional.linear(hidden.to(head_VD.dtype), head_VD, bias_V)
+            for rows, weight, chunk_MV in zip(*(x.split(size) for x in (rows_M, weights_M, logits_MV)), strict=True):
                 base_MV = chunk_MV.float().log_softmax(-1)
                 model_MV = logits_NV[rows].float().sub_(logz_N[rows, None])
                 base_p_MV = base_MV.exp()
