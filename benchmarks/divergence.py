@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, linear
 
-from debias.scoring import likelihood
+from debias.scoring import softmax
 
 POSITIONS, SCORED, WORDS, WIDTH = 360, 60, 49_152, 576
 ROWS = (1, 5, 20, 64)
@@ -36,7 +36,7 @@ def main() -> None:
     row_M, weight_M = torch.arange(POSITIONS), torch.ones(POSITIONS)
 
     def ours(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-        return likelihood._Against.apply(logits_NV, row_E, token_E, row_M, weight_M, hidden_MD, head_VD, None)
+        return softmax.Against.apply(logits_NV, row_E, token_E, row_M, weight_M, hidden_MD, head_VD, None)
 
     def plain(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         base_NV, model_NV = (x.float().log_softmax(-1) for x in (linear(hidden_MD, head_VD), logits_NV))
@@ -44,13 +44,13 @@ def main() -> None:
 
     def with_rows(rows: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         def way(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-            with patch.object(likelihood, "rows_at_once", lambda _: rows):
+            with patch.object(softmax, "rows_at_once", lambda _: rows):
                 return ours(logits_NV)
 
         return way
 
     ways: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {PLAIN: plain}
-    ways |= {f"training, {likelihood.rows_at_once(logits_NV)} rows at a time": ours}
+    ways |= {f"training, {softmax.rows_at_once(logits_NV)} rows at a time": ours}
     ways |= {f"{rows} rows at a time": with_rows(rows) for rows in ROWS}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(REPEATS):

@@ -97,7 +97,7 @@ def test_an_adapter_is_exported_by_modules_in_one_order() -> None:
 
 def test_scoring_is_built_in_one_order() -> None:
     """The forward pass of one batch knows neither the layout's trial nor the scoring of many spans."""
-    order = ["layouts", "likelihood", "layout_trial", "batched", "method", "reference", "scorer"]
+    order = ["layouts", "softmax", "likelihood", "layout_trial", "batched", "method", "reference", "scorer"]
     assert uses_only_what_comes_before("scoring", order)
     assert not uses_only_what_comes_before("scoring", order[::-1])
 

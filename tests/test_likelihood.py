@@ -10,9 +10,10 @@ from torch import Tensor
 from zoo import VOCABULARY, build
 
 from debias.records import Span
-from debias.scoring import likelihood
+from debias.scoring import softmax
 from debias.scoring.layouts import prefix_tree
-from debias.scoring.likelihood import _add_token_gradient, _Against, span_logprobs
+from debias.scoring.likelihood import span_logprobs
+from debias.scoring.softmax import Against, _add_token_gradient
 
 
 def test_logits_are_computed_only_where_a_token_is_scored() -> None:
@@ -40,7 +41,7 @@ def against(dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, ...], Callable[[]
     logits_NV.requires_grad_()
     row_E, token_E, row_M = torch.tensor([0, 2, 2]), torch.tensor([6, 1, 3]), torch.tensor([2, 4])
     parts = (row_E, token_E, row_M, torch.tensor([1.0, 3.0]), hidden_MD, head_VD, None)
-    return logits_NV, (row_E, token_E), lambda: _Against.apply(logits_NV, *parts)
+    return logits_NV, (row_E, token_E), lambda: Against.apply(logits_NV, *parts)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -77,8 +78,8 @@ def test_the_rows_that_are_taken_at_once_change_no_bit(
         return logprob_E.detach(), drift.detach(), grad_NV
 
     whole = found()  # five rows at once
-    monkeypatch.setattr(likelihood, "PRODUCT", 1)
-    monkeypatch.setattr(likelihood, "rows_at_once", lambda _: rows)
+    monkeypatch.setattr(softmax, "PRODUCT", 1)
+    monkeypatch.setattr(softmax, "rows_at_once", lambda _: rows)
     logprob_E, drift, grad_NV = found()
     assert torch.equal(logprob_E, whole[0])
     assert torch.equal(grad_NV, whole[2])

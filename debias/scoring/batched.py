@@ -21,15 +21,14 @@ from debias.scoring.layouts import ROW, Batch, Layout, masked_rows, prefix_tree
 from debias.scoring.likelihood import (
     dtype,
     evaluating,
-    in_chunks,
     logits_of,
     mean_hidden_of,
-    rows_at_once,
     rows_of,
     span_sums,
     token_logprobs,
     vocabulary,
 )
+from debias.scoring.softmax import in_chunks, rows_at_once
 
 Progress = Callable[[Iterable[list[int]], int], Iterable[list[int]]]
 
