@@ -27,8 +27,6 @@ from debias.records import UserError
 from debias.scoring import batched
 from debias.scoring.batched import score
 from debias.scoring.layout_trial import choose_layout
-from debias.scoring.layouts import ROW
-from debias.training import stage
 from debias.training.module import Debiaser, check_spread, make_trainer
 
 
@@ -103,7 +101,6 @@ def test_a_run_gives_the_figures_of_one_device(
     words = [*small, "data.bias=gender", "data.n=8", "neutral=own", "neutral.n=8", "neutral.longest=6",
              "training.epochs=2", "training.noise=5", "scoring.precision=32", "scoring.token_budget=512",
              "trainer.gradient_clip_val=1", *more]  # fmt: skip
-    monkeypatch.setattr(stage, "CPU_ROW", ROW)  # noise is drawn for whole rows
     succeed(tmp_path, "run", *words, "name=one")
     load = BaseModel.load
     found: list[Base] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ import peft
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from transformers import get_scheduler
 
 from debias.data.triplets import TripletFile
@@ -22,7 +24,7 @@ from debias.models.checksums import weights_sha256
 from debias.records import Recipe, Schedule, Span, UserError
 from debias.scoring.batched import score
 from debias.scoring.encoding import encode
-from debias.scoring.layouts import padded, prefix_tree
+from debias.scoring.layouts import Batch, padded, prefix_tree
 from debias.scoring.likelihood import beside_base
 from debias.training import fitting, objectives
 from debias.training.batches import SpanData
@@ -181,13 +183,13 @@ def test_tokens_per_step_by_hand() -> None:
 def test_parts_of_a_step_by_hand() -> None:
     """Five examples of 1 + 2 scored tokens and four neutral texts on two devices, two batches each: four parts.
 
-    Every fourth text goes to the same part. All parts know 5 x 2 scored tokens, no pairs, and 5 x 0 + 4 x 2 unscored
-    positions.
+    Every fourth text goes to the same part. All parts know 5 x 2 scored tokens, no pairs, 5 x 0 + 4 x 2 unscored
+    positions, and three tokens a text.
     """
     data = SpanData([(Span((1, 2, 3), 1),)] * 5, prefix_tree, 2, 1, [Span((1, 2, 3), 3)], num_neutral=1)
     parts = data.divided([0, 1, 2, 3, 4, 5, 5, 5, 5], devices=2, accumulated=2)
     assert [part.texts for part in parts] == [[0, 4, 5], [1, 5], [2, 5], [3, 5]]
-    assert {part[1:] for part in parts} == {(10, 0, 8, 4)}
+    assert {part[1:] for part in parts} == {(10, 0, 8, 3, 4)}
     assert len(data.divided([0, 1, 2], devices=1, accumulated=4)) == 3  # no part without an example
     layout = data.lay(parts[0]).batch
     assert layout.num_tokens_S.tolist() == [2, 2, 0]
@@ -292,15 +294,39 @@ def test_every_schedule_needs_no_settings_of_its_own(name: str) -> None:
 
 
 def test_noise_is_within_its_bound_and_the_base_answers_without_it(tiny: Path) -> None:
-    """alpha / sqrt(mean length * width): each text reads two tokens and predicts its third. Then the hook is gone."""
+    """alpha / sqrt(mean length * width). Then the hook is gone."""
     base = BaseModel(str(tiny)).load()
     model, embeddings = adapters.attach(base, peft.LoraConfig(r=2)), base.model.get_input_embeddings()
     batch = padded([Span((1, 2, 3), 1), Span((4, 5, 6), 1)])
     plain = embeddings(batch.input_ids_BT)
-    with noisy_embeddings(model, batch, alpha=2.0):
+    with noisy_embeddings(model, batch, alpha=2.0, length=torch.tensor(3.0), seed=(1, 0)):
         noise = (embeddings(batch.input_ids_BT) - plain).abs()
         with torch.no_grad():
             assert torch.equal(embeddings(batch.input_ids_BT), plain)
-    most = 2.0 / (2 * plain.shape[-1]) ** 0.5
+    most = 2.0 / (3 * plain.shape[-1]) ** 0.5
     assert 0.9 * most < noise.max() <= most * (1 + 1e-5)
     assert torch.equal(embeddings(batch.input_ids_BT), plain)
+
+
+def test_a_token_at_a_place_gets_the_same_noise_however_a_step_is_laid_out(tiny: Path) -> None:
+    """In a tree, in padded rows, or alone; another place, another token, another step or another seed: other noise."""
+    base = BaseModel(str(tiny)).load()
+    model, embeddings = adapters.attach(base, peft.LoraConfig(r=2)), base.model.get_input_embeddings()
+
+    def noise(batch: Batch, seed: tuple[int, int] = (1, 0)) -> dict[tuple[int, int], Tensor]:
+        """By token and place."""
+        plain = embeddings(batch.input_ids_BT)
+        with noisy_embeddings(model, batch, 2.0, torch.tensor(3.0), seed):
+            added = embeddings(batch.input_ids_BT) - plain
+        real = batch.real_BT
+        keys = zip(batch.input_ids_BT[real].tolist(), batch.position_ids_BT[real].tolist(), strict=True)
+        return dict(zip(keys, added[real].detach(), strict=True))
+
+    texts = [Span((1, 2, 3), 1), Span((1, 2, 4), 1), Span((2, 1), 1)]
+    rows, tree, alone = noise(padded(texts)), noise(prefix_tree(texts)), noise(padded(texts[2:]))
+    assert rows.keys() == tree.keys() == {(1, 0), (2, 1), (2, 0)}
+    assert all(torch.allclose(tree[key], rows[key], atol=1e-6) for key in rows)
+    assert torch.allclose(alone[2, 0], rows[2, 0], atol=1e-6)
+    others = [noise(padded(texts), seed)[1, 0] for seed in ((1, 1), (2, 0))]
+    for one, other in itertools.combinations([*rows.values(), *others], 2):
+        assert (one - other).abs().max() > 0.1 * one.abs().max()

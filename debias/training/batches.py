@@ -33,6 +33,7 @@ class Part(NamedTuple):
     weight: int  # of the step's examples, as the objective weights them
     num_pairs: int  # of the step
     num_context: int  # unscored positions, where the KL term applies
+    length: float  # mean tokens of the step's texts
     parts: int
 
 
@@ -44,6 +45,7 @@ class Step(NamedTuple):
     target: Target | None  # the base's side of the texts, where it was asked beforehand
     weight: Tensor
     num_context: Tensor
+    length: Tensor
     parts: int
     aim_P: Tensor  # log-odds to aim for, of this part's pairs: the last scored spans of the batch, two each
     num_pairs: Tensor  # of the step
@@ -171,10 +173,14 @@ class SpanData(pl.LightningDataModule):
         # A step has an example for each part, except an epoch's only step, which then has fewer batches.
         parts = devices * max(1, min(accumulated, len(examples) // devices))
         weight = sum(self.weight(self.examples[i]) for i in examples)
-        num_context = sum(self.spans[number].num_context for i in step for number in self.numbers[i])
+        spans = [self.spans[number] for i in step for number in self.numbers[i]]
+        num_context = sum(span.num_context for span in spans)
+        length = sum(len(span.ids) for span in spans) / len(spans)
         # Examples, pairs and neutral texts are dealt out separately, so that every part gets its share of each.
         return [
-            Part(examples[k::parts] + pairs[k::parts] + neutral[k::parts], weight, len(pairs), num_context, parts)
+            Part(
+                examples[k::parts] + pairs[k::parts] + neutral[k::parts], weight, len(pairs), num_context, length, parts
+            )
             for k in range(parts)
         ]
 
@@ -185,12 +191,12 @@ class SpanData(pl.LightningDataModule):
         told = None
         if self.ask is not None:
             batch, told = target(batch, [self.said[number] for number in numbers], kl=self.kl)
-        weight, num_context, num_pairs = (
-            torch.tensor(float(total)) for total in (part.weight, part.num_context, part.num_pairs)
+        weight, num_context, length, num_pairs = (
+            torch.tensor(float(total)) for total in (part.weight, part.num_context, part.length, part.num_pairs)
         )
         aim_P = torch.tensor([self.aims[index - self.first_pair] for index in part.texts if index >= self.first_pair])
         scored_I = (batch.num_tokens_S > 0).nonzero()[:, 0]
-        return Step(batch, scored_I, told, weight, num_context, part.parts, aim_P, num_pairs)
+        return Step(batch, scored_I, told, weight, num_context, length, part.parts, aim_P, num_pairs)
 
     def _ask_all(self, chosen: Iterable[int]) -> None:
         """Ask the base about chosen texts that it has not been asked about.

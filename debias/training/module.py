@@ -115,7 +115,8 @@ class Debiaser(pl.LightningModule):
         """Loss of one part of a step, such that the mean over the parts is the step's loss."""
         if is_spread(self.model):  # Lightning has brought the step to the first GPU
             step = move_data_to_device(step, inputs_on(self.model))
-        with noisy_embeddings(self.model, step.batch, self.recipe.noise):
+        seed = (self.seed, self.global_step)
+        with noisy_embeddings(self.model, step.batch, self.recipe.noise, step.length, seed):
             return self._loss(step)
 
     def _loss(self, step: Step) -> Tensor:
