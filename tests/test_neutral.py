@@ -14,7 +14,15 @@ from debias.cli.config import config_dir, make
 from debias.models.base import Base, BaseModel
 from debias.models.identity import tensors_sha256
 from debias.records import UserError
-from debias.training.neutral import SHIPPED, ByKind, SelfGenerated, Wikipedia, _shipped
+from debias.training.neutral import (
+    SHIPPED,
+    SHIPPED_FOLDER,
+    ByKind,
+    SelfGenerated,
+    Settings,
+    Wikipedia,
+    _shipped,
+)
 
 START = [1, 284, 253]
 
@@ -31,6 +39,17 @@ def test_self_generated_text_scores_nothing_and_is_as_long_as_asked(base: Base) 
     spans = SelfGenerated(n=10, longest=6, batch_size=4).spans(base, start_token=False)
     assert 0 < len(spans) <= 10
     assert all(span.ids[0] == 1 and 3 <= len(span.ids) <= 7 and span.start == len(span.ids) for span in spans)
+
+
+def test_beginnings_share_the_samples_and_do_not_depend_on_each_other(base: Base) -> None:
+    """Six samples of two beginnings are three of each, those that each gives by itself; each has the start token."""
+    both = SelfGenerated(n=6, longest=4, start=[None, "1 9"], batch_size=2).spans(base, start_token=True)
+    none = SelfGenerated(n=3, longest=4, batch_size=2).spans(base, start_token=True)
+    text = SelfGenerated(n=3, longest=4, start="1 9", batch_size=2).spans(base, start_token=True)
+    assert both == [*none, *text]
+    front = (1, *base.tokenizer.encode("1 9", add_special_tokens=False))
+    assert len(none) == len(text) == 3
+    assert all(span.ids[: len(front)] == front and len(front) < len(span.ids) <= len(front) + 4 for span in text)
 
 
 def test_self_generated_text_is_written_once_and_the_draw_leaves_no_trace(
@@ -85,21 +104,28 @@ def shipped_for(sha256: str) -> Base:
     return Base(None, None, "", sha256, "causal")  # type: ignore[arg-type]
 
 
-def test_the_embedded_models_text_comes_with_the_program(smollm2: Path) -> None:
-    """By its checksum, and as conf/neutral/own.yaml is written; no model generates anything."""
-    neutral = make(DictConfig(OmegaConf.load(config_dir() / "neutral" / "own.yaml")), "neutral")
+@pytest.mark.parametrize(("name", "number", "front"), [("own", 640, ()), ("stories", 128, (6403, 1980, 253, 655))])
+def test_the_embedded_models_text_comes_with_the_program(
+    name: str, number: int, front: tuple[int, ...], smollm2: Path
+) -> None:
+    """By its checksum, and as the config file is written; no model generates anything. Stories begin as they should."""
+    neutral = make(DictConfig(OmegaConf.load(config_dir() / "neutral" / f"{name}.yaml")), "neutral")
     spans = neutral.spans(shipped_for(tensors_sha256(smollm2)), start_token=True)
-    assert len(spans) == 640
-    assert {(span.ids[0], span.num_tokens) for span in spans} == {(1, 0)}
+    assert len(spans) == number
+    assert {(span.ids[: 1 + len(front)], span.num_tokens) for span in spans} == {((1, *front), 0)}
 
 
-def test_text_that_was_changed_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("settings", SHIPPED)
+def test_text_that_was_changed_is_not_used(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A base that it was not made for generates its own, but not from a folder in which a file was changed."""
-    assert _shipped(shipped_for("of another base")) is None
-    monkeypatch.setattr("debias.training.neutral.SHIPPED", tmp_path / "smollm2.json")
-    (tmp_path / "smollm2.json").write_bytes(SHIPPED.read_bytes().replace(b"[[1,29,", b"[[1,30,", 1))
-    with pytest.raises(UserError, match=r"smollm2\.json was changed; install debias again, or set neutral\.seed=2"):
-        _shipped(shipped_for("of another base"))
+    name, _ = SHIPPED[settings]
+    assert _shipped(shipped_for("of another base"), settings) is None
+    assert _shipped(shipped_for("of another base"), (1, *settings[1:])) is None  # other settings
+    content = (SHIPPED_FOLDER / name).read_bytes()
+    monkeypatch.setattr("debias.training.neutral.SHIPPED_FOLDER", tmp_path)
+    (tmp_path / name).write_bytes(content.replace(b"[[1,", b"[[2,", 1))
+    with pytest.raises(UserError, match=rf"{name} was changed; install debias again, or set neutral\.seed=2"):
+        _shipped(shipped_for("of another base"), settings)
 
 
 def test_masked_models_write_nothing(tiny_masked: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -25,6 +26,8 @@ from debias.progress import bar
 from debias.records import Count, Masked, Scored, Seed, SomeShare, Span, UserError
 from debias.scoring.spans import after, start_id
 from debias.scoring.writing import drawn, end_tokens
+
+Settings = tuple[int, int, tuple[str | None, ...], float, int]  # n, longest, starts, top_p and seed of samples
 
 
 class NeutralText(Protocol):
@@ -62,43 +65,45 @@ class Wikipedia:
 
 
 class SelfGenerated:
-    """Self-generated text: samples from the base model itself, without a prompt.
+    """Self-generated text: samples from the base model itself, with no prompt or with beginnings of a kind.
 
     For whole texts, KL(base || model) is the mean over x ~ base of sum_t KL(base(. | x_<t) || model(. | x_<t)). So the
     base's own samples are the texts to take the KL term on: they cover whatever the base would say, and need no other
-    data (self-synthesised rehearsal, Huang et al. 2024). They are generated once per model and kept in the cache.
+    data (self-synthesised rehearsal, Huang et al. 2024). A kind that is rare among them, such as stories, needs
+    beginnings of its own. The samples are generated once per model and kept in the cache.
 
     Args:
-        n: number of samples.
+        n: number of samples, rounded up to the same for each beginning.
         longest: most new tokens of a sample, within the model's context.
-        start: text that every sample begins with; None uses the model's start token.
+        start: text that samples begin with, behind the model's start token; of several, each begins as many. None:
+            nothing but the start token.
         top_p: nucleus sampling: draw from the likeliest tokens that hold this share of the probability. 1 samples from
             the model's full distribution; less cuts the noise of its tail.
         seed: of the sampling.
-        batch_size: samples generated at a time; None: 64 on a CPU, all at once on a GPU.
+        batch_size: samples generated at a time; None: 64 on a CPU, all of a beginning at once on a GPU.
     """
 
     def __init__(
         self,
         n: Count = 640,
         longest: Count = 48,
-        start: str | None = None,
+        start: str | Sequence[str | None] | None = None,
         top_p: SomeShare = 1.0,
         seed: Seed = 1,
         batch_size: Count | None = None,
     ) -> None:
-        self.n, self.longest, self.start, self.top_p = n, longest, start, top_p
-        self.seed, self.batch_size = seed, batch_size
+        self.starts = (start,) if start is None or isinstance(start, str) else tuple(start)
+        self.n, self.longest, self.top_p, self.seed, self.batch_size = n, longest, top_p, seed, batch_size
 
     def spans(self, base: Base, start_token: bool) -> list[Scored]:
-        """The samples, with no scored tokens. They begin with `start` whatever `start_token` is.
+        """The samples, with no scored tokens. They begin with the start token whatever `start_token` is.
 
         Raises UserError for a masked model, which cannot generate.
         """
         if base.kind == "masked":
             raise UserError("a masked model cannot generate text; choose neutral=wikipedia")
-        settings = (self.n, self.longest, self.start, self.top_p, self.seed)
-        if settings == SHIPPED_SETTINGS and (shipped := _shipped(base)):
+        settings = (self.n, self.longest, self.starts, self.top_p, self.seed)
+        if shipped := _shipped(base, settings):
             return [_unscored(tuple(ids)) for ids in shipped]
         key = repr((base.sha256, *settings, base.model.device.type, self.batch_size))
         path = assets.cache_dir() / "self_generated" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
@@ -107,37 +112,53 @@ class SelfGenerated:
 
     def _generate(self, base: Base) -> list[list[int]]:
         """Token ids of each sample, up to the model's end token. Drops samples of fewer than two new tokens."""
-        front = torch.tensor(
-            [base.tokenizer.encode(self.start, add_special_tokens=False) if self.start else [start_id(base.tokenizer)]]
-        )
-        begins = set() if self.start else {start_id(base.tokenizer)}  # a second one begins another text
-        stop = end_tokens(base.model) | begins
-        samples: list[list[int]] = []
+        start = start_id(base.tokenizer)
+        texts = [base.tokenizer.encode(text or "", add_special_tokens=False) for text in self.starts]
+        fronts = [(start, *after(start, ids)) for ids in texts]
+        stop = end_tokens(base.model) | {start}  # a second start token begins another text
         size = self.batch_size or (64 if base.model.device.type == "cpu" else self.n)
-        room = base.max_positions  # the last token of a sample is not read
-        longest = self.longest if room is None else max(1, min(self.longest, room + 1 - front.shape[1]))
-        batches = range(0, self.n, size)
+        number = -(-self.n // len(fronts))  # of each beginning
+        batches = [(front, first) for front in fronts for first in range(0, number, size)]
+        samples: list[list[int]] = []
         with placed(base.model), torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            for first in bar("generating neutral text")(batches, len(batches)):
-                begin_BT = front.expand(min(size, self.n - first), -1).to(base.model.device)
-                for new in drawn(base.model, begin_BT, longest, self.top_p):
-                    samples.append([*front[0].tolist(), *_until(new, stop)])
-        return [ids for ids in samples if len(ids) > front.shape[1] + 1]
+            for front, first in bar("generating neutral text")(batches, len(batches)):
+                if first == 0:  # the samples of a beginning do not depend on the other ones
+                    torch.manual_seed(self.seed)
+                begin_BT = torch.tensor([front]).expand(min(size, number - first), -1).to(base.model.device)
+                # The last token of a sample is not read.
+                room = self.longest if base.max_positions is None else base.max_positions + 1 - len(front)
+                for new in drawn(base.model, begin_BT, max(1, min(self.longest, room)), self.top_p):
+                    text = _until(new, stop)
+                    if len(text) > 1:
+                        samples.append([*front, *text])
+        return samples
 
 
 # The embedded model's samples come with the program: generating them takes minutes on a CPU. They were made by
-# `neutral=own` as its config file stands, in batches of 64, in float32.
-SHIPPED = Path(__file__).parent / "self_generated" / "smollm2.json"
-SHIPPED_SHA256 = "36ec24f6ae0c09fa2a585d75e66ffe6e2134cd0e9ea983e5962025a6e8bf8697"
-SHIPPED_SETTINGS = (640, 48, None, 0.95, 1)
+# `neutral=own` and `neutral=stories` as their config files stand, in batches of 64, in float32.
+SHIPPED_FOLDER = Path(__file__).parent / "self_generated"
+SHIPPED = {  # settings -> file and its checksum
+    (640, 48, (None,), 0.95, 1): (
+        "smollm2.json", "36ec24f6ae0c09fa2a585d75e66ffe6e2134cd0e9ea983e5962025a6e8bf8697"
+    ),
+    (128, 96, ("Once upon a time",), 0.95, 1): (
+        "smollm2_stories.json", "716e9dcc2ce3f50794b85581cf9a910af085144c098870d852c087208b52e1f3"
+    ),
+}  # fmt: skip
 
 
-def _shipped(base: Base) -> list[list[int]] | None:
-    """The samples that come with the program, if they are this base's. Raises UserError if the file was changed."""
-    content = SHIPPED.read_bytes()
-    if hashlib.sha256(content).hexdigest() != SHIPPED_SHA256:
-        raise UserError(f"{SHIPPED} was changed; install debias again, or set neutral.seed=2 to generate other text")
+def _shipped(base: Base, settings: Settings) -> list[list[int]] | None:
+    """The samples of these settings that come with the program, if they are this base's.
+
+    Raises UserError if their file was changed.
+    """
+    if settings not in SHIPPED:
+        return None
+    name, sha256 = SHIPPED[settings]
+    content = (SHIPPED_FOLDER / name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        path = SHIPPED_FOLDER / name
+        raise UserError(f"{path} was changed; install debias again, or set neutral.seed=2 to generate other text")
     shipped = json.loads(content)
     return shipped["samples"] if shipped["base_tensors_sha256"] == base.sha256 else None
 
