@@ -102,6 +102,8 @@ run training.weight_decay=-1 -> must be a number of 0 or more
 run training.start_token=yes -> training.start_token='yes' must be true or false
 run training.retention=-1 -> must be a number of 0 or more
 run training.num_neutral=-1 -> must be a whole number of 0 or more
+run neutral=own neutral.start=[1,2] -> neutral.start
+run neutral=own neutral.start=[] -> has no beginnings; name some, or set it to null for none
 run training.gradient_checkpointing=maybe -> must be true or false
 run training.watch=3 -> must be a section with every, limit
 run training.watch.every=0 -> must be a whole number of 1 or more, or null

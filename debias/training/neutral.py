@@ -76,7 +76,7 @@ class SelfGenerated:
         n: number of samples, rounded up to the same for each beginning.
         longest: most new tokens of a sample, within the model's context.
         start: text that samples begin with, behind the model's start token; of several, each begins as many. None:
-            nothing but the start token.
+            nothing but the start token. Raises UserError for an empty list.
         top_p: nucleus sampling: draw from the likeliest tokens that hold this share of the probability. 1 samples from
             the model's full distribution; less cuts the noise of its tail.
         seed: of the sampling.
@@ -93,6 +93,8 @@ class SelfGenerated:
         batch_size: Count | None = None,
     ) -> None:
         self.starts = (start,) if start is None or isinstance(start, str) else tuple(start)
+        if not self.starts:
+            raise UserError("neutral.start=[] has no beginnings; name some, or set it to null for none")
         self.n, self.longest, self.top_p, self.seed, self.batch_size = n, longest, top_p, seed, batch_size
 
     def spans(self, base: Base, start_token: bool) -> list[Scored]:
