@@ -40,8 +40,8 @@ def noisy_embeddings(
         if not torch.is_grad_enabled():  # the base's answers are without noise
             return embedded_BTD
         device, width = embedded_BTD.device, embedded_BTD.shape[-1]
-        generator = torch.Generator(device).manual_seed(seed[0] * 1_000_003 + seed[1])
-        drawn_ND = 2 * torch.rand(DRAWN, width, generator=generator, device=device) - 1
+        generator = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])  # the same numbers for every device
+        drawn_ND = 2 * torch.rand(DRAWN, width, generator=generator).to(device) - 1
         which_BT = (read[0] * STRIDE + batch.position_ids_BT.to(device)) % DRAWN
         most = alpha / (length.to(device) * width).sqrt()
         return embedded_BTD + (most * drawn_ND[which_BT]).to(embedded_BTD.dtype)
