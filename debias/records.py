@@ -209,7 +209,7 @@ class Recipe:
     weight_decay: NotNegative
     start_token: bool
     retention: NotNegative
-    num_neutral: Natural
+    num_neutral: Natural | None = None
     balance: NotNegative = 1.0
     num_pairs: Natural = 4
     noise: NotNegative = 0.0

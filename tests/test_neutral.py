@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from hydra import compose, initialize_config_dir
 
 from debias.cli.config import config_dir, make
 from debias.models.base import Base, BaseModel
@@ -18,6 +18,7 @@ from debias.training.neutral import (
     SHIPPED,
     SHIPPED_FOLDER,
     ByKind,
+    NeutralText,
     SelfGenerated,
     Settings,
     Wikipedia,
@@ -32,6 +33,12 @@ def base(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
     """A tiny model, and a cache of its own."""
     monkeypatch.setenv("DEBIAS_CACHE", str(tmp_path))
     return BaseModel(str(tiny)).load()
+
+
+def configured(name: str) -> NeutralText:
+    """The source of a config file."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return make(compose(f"neutral/{name}").neutral, "neutral")
 
 
 def test_self_generated_text_scores_nothing_and_is_as_long_as_asked(base: Base) -> None:
@@ -109,8 +116,7 @@ def test_the_embedded_models_text_comes_with_the_program(
     name: str, number: int, front: tuple[int, ...], smollm2: Path
 ) -> None:
     """By its checksum, and as the config file is written; no model generates anything. Stories begin as they should."""
-    neutral = make(DictConfig(OmegaConf.load(config_dir() / "neutral" / f"{name}.yaml")), "neutral")
-    spans = neutral.spans(shipped_for(tensors_sha256(smollm2)), start_token=True)
+    spans = configured(name).spans(shipped_for(tensors_sha256(smollm2)), start_token=True)
     assert len(spans) == number
     assert {(span.ids[: 1 + len(front)], span.num_tokens) for span in spans} == {((1, *front), 0)}
 
@@ -126,6 +132,15 @@ def test_text_that_was_changed_is_not_used(settings: Settings, tmp_path: Path, m
     (tmp_path / name).write_bytes(content.replace(b"[[1,", b"[[2,", 1))
     with pytest.raises(UserError, match=rf"{name} was changed; install debias again, or set neutral\.seed=2"):
         _shipped(shipped_for("of another base"), settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "causal", "masked"), [("own", 4, 4), ("stories", 2, 2), ("wikipedia", 4, 4), ("auto", 4, 4)]
+)
+def test_a_step_takes_fewer_of_longer_texts(name: str, causal: int, masked: int) -> None:
+    """Four of up to 48 tokens are as much work as two of 96."""
+    neutral = configured(name)
+    assert (neutral.texts_per_step("causal"), neutral.texts_per_step("masked")) == (causal, masked)
 
 
 def test_masked_models_write_nothing(tiny_masked: Path) -> None:

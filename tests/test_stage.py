@@ -56,6 +56,9 @@ class FewTexts:
     def spans(self, base: Base, start_token: bool) -> list[Scored]:
         return [Span((1, *range(100 + k, 104 + 2 * k)), 5 + k) for k in range(10)]
 
+    def texts_per_step(self, kind: str) -> int:
+        return 3
+
 
 @cache
 def twenty() -> list[Triplet]:
@@ -94,6 +97,14 @@ def attached(tiny: Path) -> tuple[Base, Any]:
 
 def nudge(model: Any, part: str, by: float = 0.1) -> None:
     next(p for name, p in model.named_parameters() if part in name).data.add_(by)
+
+
+def test_a_step_takes_as_many_neutral_texts_as_suit_them_unless_the_recipe_says() -> None:
+    """Three, as their source says; two, as the recipe says; none where no KL term reads them."""
+    assert tuning(num_neutral=None).num_neutral("causal") == 3
+    assert tuning(num_neutral=2).num_neutral("causal") == 2
+    assert tuning(num_neutral=0).num_neutral("causal") == 0
+    assert tuning(num_neutral=None, retention=0.0).num_neutral("causal") == 0
 
 
 # ---------------------------------------------------------------- the gate

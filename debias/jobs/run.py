@@ -36,7 +36,7 @@ from debias.wording import counted
 
 log = logging.getLogger(__name__)
 
-NEUTRAL = 190  # characters of a neutral text, most of which have 48 tokens
+NEUTRAL = 760  # characters of the neutral texts that a step takes by itself: about 190 tokens
 ROUNDED = 0.45  # time of a character beside a base in bfloat16, relative to one in float32
 
 
@@ -85,7 +85,7 @@ def run(
     for note in checked.notes:
         log.info("note: %s", note)
 
-    with outlook(_work(tuning, checked.triplets, to_score, rounds_base(tuning, base.model))):
+    with outlook(_work(tuning, base, checked.triplets, to_score)):
         if target.is_dir():
             log.info("adapter: already trained")
             adapted = adapter_folder.load(base, target)
@@ -130,7 +130,7 @@ def samples(base: Base, adapted: peft.PeftModel, writing: Writing) -> list[Writt
         return []
 
 
-def _work(tuning: Tuning, triplets: Sequence[Triplet], to_score: Sequence[Prepared], rounded: bool) -> dict[str, float]:
+def _work(tuning: Tuning, base: Base, triplets: Sequence[Triplet], to_score: Sequence[Prepared]) -> dict[str, float]:
     """Characters that the model reads in each part of a run, weighed by the time that one takes in scoring.
 
     A training step reads forwards and backwards, and training beside a rounded base is faster than scoring.
@@ -138,13 +138,13 @@ def _work(tuning: Tuning, triplets: Sequence[Triplet], to_score: Sequence[Prepar
     data, recipe = tuning.data, tuning.recipe
     length = sum(len(triplet.sentence) for triplet in triplets) / len(triplets)
     number = len(triplets) if data.match is None else data.match_to
-    others = recipe.num_neutral * NEUTRAL if recipe.retention else 0.0
+    others = NEUTRAL * tuning.num_neutral(base.kind) / tuning.neutral.texts_per_step(base.kind)
     if recipe.balance and not isinstance(tuning.balance, Nothing):
         others += 2 * recipe.num_pairs * length
     read = number * (length + others / recipe.batch_size)  # in an epoch
     distinct = 1.0 if data.match is None else min(len(triplets), number * recipe.epochs) / number
     scored = sum(work_of(candidates) for _, candidates in to_score)
-    if rounded:
+    if rounds_base(tuning, base.model):
         read *= ROUNDED
     return {"ask": distinct * read, "train": 3.0 * read * recipe.epochs, "score base": scored, "score debiased": scored}
 

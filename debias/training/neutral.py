@@ -40,16 +40,20 @@ class NeutralText(Protocol):
             start_token: whether training sentences begin with the model's start token; sources may follow them.
         """
 
+    def texts_per_step(self, kind: str) -> int:
+        """How many of the texts a step takes unless `training.num_neutral` says otherwise: fewer of longer ones."""
+
 
 class Wikipedia:
     """Wikipedia sentences about professions (BOLD, Dhamala et al. 2021).
 
     Args:
         longest: sentences are cut after this many tokens.
+        per_step: sentences that a training step takes.
     """
 
-    def __init__(self, longest: Count = 32) -> None:
-        self.longest = longest
+    def __init__(self, longest: Count = 32, per_step: Count = 4) -> None:
+        self.longest, self.per_step = longest, per_step
 
     def spans(self, base: Base, start_token: bool) -> list[Scored]:
         """The sentences, with no scored tokens."""
@@ -62,6 +66,10 @@ class Wikipedia:
         texts = base.tokenizer(sentences, add_special_tokens=False).input_ids
         texts = texts if start is None else [after(start, ids) for ids in texts]
         return [_unscored((*front, *ids[: self.longest])) for ids in texts if len(ids) > 1]
+
+    def texts_per_step(self, kind: str) -> int:
+        """As set, for both kinds of model."""
+        return self.per_step
 
 
 class SelfGenerated:
@@ -81,6 +89,7 @@ class SelfGenerated:
             the model's full distribution; less cuts the noise of its tail.
         seed: of the sampling.
         batch_size: samples generated at a time; None: 64 on a CPU, all of a beginning at once on a GPU.
+        per_step: samples that a training step takes.
     """
 
     def __init__(
@@ -91,7 +100,9 @@ class SelfGenerated:
         top_p: SomeShare = 1.0,
         seed: Seed = 1,
         batch_size: Count | None = None,
+        per_step: Count = 4,
     ) -> None:
+        self.per_step = per_step
         self.starts = (start,) if start is None or isinstance(start, str) else tuple(start)
         if not self.starts:
             raise UserError("neutral.start=[] has no beginnings; name some, or set it to null for none")
@@ -111,6 +122,10 @@ class SelfGenerated:
         path = assets.cache_dir() / "self_generated" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         samples = cached(path, _kept, partial(self._generate, base), _keep, "generate neutral text")
         return [_unscored(tuple(ids)) for ids in samples]
+
+    def texts_per_step(self, kind: str) -> int:
+        """As set."""
+        return self.per_step
 
     def _generate(self, base: Base) -> list[list[int]]:
         """Token ids of each sample, up to the model's end token. Drops samples of fewer than two new tokens."""
@@ -174,6 +189,10 @@ class ByKind:
     def spans(self, base: Base, start_token: bool) -> list[Scored]:
         """The texts of the source for this kind of model."""
         return self.of_kind[base.kind].spans(base, start_token)
+
+    def texts_per_step(self, kind: str) -> int:
+        """As the source for this kind of model says."""
+        return self.of_kind[kind].texts_per_step(kind)
 
 
 def _until(ids: list[int], stop: set[int]) -> list[int]:

@@ -76,6 +76,13 @@ class Tuning(NamedTuple):
         chosen = choices(self._asdict(), triplets)
         return self._replace(**{key: getattr(getattr(self, key), name) for key, name in chosen.items()}), chosen
 
+    def num_neutral(self, kind: str) -> int:
+        """Neutral texts in a step of this kind of model; none without the KL term, on which alone they have effect."""
+        if not self.recipe.retention:
+            return 0
+        wanted = self.recipe.num_neutral
+        return self.neutral.texts_per_step(kind) if wanted is None else wanted
+
 
 def train(
     tuning: Tuning, triplets: Sequence[Triplet], base: Base, folder: Path, target: Path
@@ -95,7 +102,7 @@ def train(
     place(base.model, torch.device("cpu") if _option(tuning, "accelerator") == "cpu" else None)
     trained_on = _examples(tuning, base, triplets)
     adapted = adapters.attach(base, tuning.adapter)
-    num_neutral = recipe.num_neutral if recipe.retention else 0  # without retention they would have no effect
+    num_neutral = tuning.num_neutral(base.kind)
     neutral = _neutral(tuning, base) if num_neutral else []
     pairs = tuning.balance.pairs(base.tokens) if recipe.balance and recipe.num_pairs else []
     longest = max(
