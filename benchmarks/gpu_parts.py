@@ -347,12 +347,11 @@ def _debias(
     """debias as `debias run` trains, without the gate and without checkpoints."""
     trained_on = _examples(base, triplets, objective)
     # Made beforehand: the part `run` says how long that takes.
-    number = 640 if len(triplets) > TINY else TINY  # a rehearsal needs few
-    neutral = SelfGenerated(number, top_p=0.95).spans(base, True) if retention else []
+    number = 128 if len(triplets) > TINY else TINY  # a rehearsal needs few
+    stories = SelfGenerated(number, 96, "Once upon a time", top_p=0.95, per_step=2)
+    neutral = stories.spans(base, True) if retention else []
     pairs = balance.pairs(base.tokens)
-    recipe = Recipe(
-        2e-3, 1, batch, "linear", 0.05, 0.0, True, retention, num_neutral=4, balance=0.3 if pairs else 0.0, num_pairs=4
-    )
+    recipe = Recipe(2e-3, 1, batch, "linear", 0.05, 0.0, True, retention, balance=0.3 if pairs else 0.0, num_pairs=4)
     several = [*trained_on, tuple(neutral), *(pair[:2] for pair in pairs)]
     longest = max(span.num_positions for texts in several for span in texts)
     row = ROW if CUDA else stage.CPU_ROW
@@ -368,7 +367,7 @@ def _debias(
 
     def work() -> None:
         data = SpanData(
-            trained_on, layout, batch, 1, neutral, recipe.num_neutral if retention else 0,
+            trained_on, layout, batch, 1, neutral, stories.per_step if retention else 0,
             ask=stage.asking(adapted, base, layout) if retention or objective.needs_base else None,
             kl=bool(retention), weight=objective.weight, pairs=pairs,
             aims=stage._aims(adapted, base.sha256, layout, pairs, kernels), num_pairs=recipe.num_pairs,

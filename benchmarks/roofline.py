@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 STEPS = {  # mean of a step: positions read, those with the model's logits, those with the base's for the KL term
     "attribute loss": (131, 20, 0),  # 16 sentences
-    "default recipe": (354, 354, 315),  # 16 sentences with two counterparts each, 4 self-generated texts, 4 pairs
+    "default recipe": (360, 360, 321),  # 16 sentences with two counterparts each, 2 stories of the base, 4 pairs
 }
-POSITIONS = {"StereoSet": 81_365, "CrowS-Pairs": 47_000, "self-generated text": 29_576}
+POSITIONS = {"StereoSet": 81_365, "CrowS-Pairs": 47_000, "stories": 12_612}
 # Numbers written and read for each logit, by the size of one: the logit, twice for the sum of the softmax, once for the
 # likeliest token; and, below float32, its copy in float32, which counts twice as much.
 PASSES = {2: 1 + (1 + 2) + 2 * 2 + 1, 4: 1 + 2 + 1}
@@ -120,7 +120,7 @@ def large() -> list[tuple[str, str]]:
     unpacked = (nf4 + 2 * 2 * model.body) / H200.bandwidth  # read packed, write bf16, read bf16
     operations, _ = step(model, H200, "default recipe", passes=3)
     a_position = 2 * (model.body + model.head) / H200.operations
-    written = 48 * (640 * a_position + unpacked)
+    written = 96 * (128 * a_position + unpacked)
     file = 2 * (model.body + 2 * model.head)
     gigabytes = [
         ("linear layers in nf4, 0.5625 bytes a weight", nf4), ("embeddings and output layer in bf16", ends),
@@ -134,7 +134,7 @@ def large() -> list[tuple[str, str]]:
         ("a step's products", operations),
         ("unpacking the weights, three times a step", 3 * unpacked),
         ("64 steps of both", 64 * (operations + 3 * unpacked)),
-        ("640 self-generated texts of 48 tokens, all at once", written),
+        ("128 stories of 96 tokens, all at once", written),
         *((f"{name}, a model", positions * a_position) for name, positions in POSITIONS.items()),
         ("reading the file at 2 GB/s", file / 2e9),
     ]

@@ -51,8 +51,8 @@ from debias.wording import counted, plural
 log = logging.getLogger(__name__)
 
 PROBE = 8  # examples that the gate scores
-# Positions of a tree's row in training on a CPU. Training texts share little, so one long row is mostly a mask; three
-# self-generated texts fit into this one.
+# Positions of a tree's row in training on a CPU. Training texts share little, so one long row is mostly a mask; a story
+# of 96 tokens and some sentences fit into this one.
 CPU_ROW = 160
 
 Kernels = Callable[[], AbstractContextManager[None]]
