@@ -77,7 +77,7 @@ class Tuning(NamedTuple):
         return self._replace(**{key: getattr(getattr(self, key), name) for key, name in chosen.items()}), chosen
 
     def num_neutral(self, kind: str) -> int:
-        """Neutral texts in a step of this kind of model; none without the KL term, on which alone they have effect."""
+        """Neutral texts in a step of this kind of model; none without the KL term, which alone reads them."""
         if not self.recipe.retention:
             return 0
         wanted = self.recipe.num_neutral
