@@ -16,7 +16,7 @@ from debias.training.objectives import Attribute, NegativePreference
 
 WHOLE = Triplet("The nurse fixed cars.", "nurse", "cars", "gender", "ours", 16, 20, "scarves", "clouds")
 BARE = WHOLE._replace(stereotype=None, unrelated=None)
-OBJECTIVE = ObjectiveOfData(NegativePreference(), Attribute(margin=4), share=0.9)
+OBJECTIVE = ObjectiveOfData(NegativePreference(), Attribute(margin=4), share=0.9, gender=0.1)
 BALANCE = BalanceOfData(Pronouns(), Nothing(), share=0.1)
 
 
@@ -28,7 +28,7 @@ BALANCE = BalanceOfData(Pronouns(), Nothing(), share=0.1)
         ([WHOLE] * 8 + [WHOLE._replace(unrelated=None)] * 2, "alone", "gender"),
         ([BARE] * 10, "alone", "other"),  # plain sentences and the shuffled control
         ([WHOLE] + [WHOLE._replace(bias="race")] * 9, "compared", "gender"),  # a tenth is about gender
-        ([WHOLE] + [WHOLE._replace(bias="race")] * 10, "compared", "other"),
+        ([WHOLE] + [WHOLE._replace(bias="race")] * 10, "alone", "other"),
     ],
 )
 def test_the_sentences_decide(sentences: list[Triplet], objective: str, balance: str) -> None:
@@ -40,7 +40,7 @@ def test_the_sentences_decide(sentences: list[Triplet], objective: str, balance:
     ("data", "objective", "balance"),
     [
         (["data=targeted", "data.bias=gender"], NegativePreference, Pronouns),
-        (["data=targeted", "data.bias=race"], NegativePreference, Nothing),
+        *((["data=targeted", f"data.bias={bias}"], Attribute, Nothing) for bias in ("race", "religion", "profession")),
         (["data=general"], NegativePreference, Pronouns),
         (["data=all"], NegativePreference, Pronouns),
         (["data=shuffled", "data.bias=gender"], Attribute, Nothing),

@@ -16,21 +16,23 @@ from debias.training.pairs import has_counterparts
 
 
 class ObjectiveOfData:
-    """One objective for sentences with counterparts, another for data without them.
+    """One objective for sentences about gender that have counterparts, another for all other data.
 
     Args:
         compared: needs counterparts, and leaves out sentences that lack one.
         alone: needs only the sentences.
-        share: `compared` is chosen if at least this share of the sentences has all its counterparts.
+        share: `compared` needs at least this share of the sentences with all its counterparts,
+        gender: and at least this share about gender, with a stereotype.
     """
 
-    def __init__(self, compared: Objective, alone: Objective, share: SomeShare = 0.9) -> None:
-        self.compared, self.alone, self.share = compared, alone, share
+    def __init__(self, compared: Objective, alone: Objective, share: SomeShare = 0.9, gender: SomeShare = 0.1) -> None:
+        self.compared, self.alone, self.share, self.gender = compared, alone, share, gender
 
     def choice(self, triplets: Sequence[Triplet]) -> str:
         """`compared` or `alone`."""
         number = sum(has_counterparts(triplet, self.compared.contrasts) for triplet in triplets)
-        return "compared" if number >= self.share * len(triplets) else "alone"
+        whole = number >= self.share * len(triplets)
+        return "compared" if whole and about_gender(triplets, self.gender) else "alone"
 
 
 class BalanceOfData:
@@ -47,8 +49,13 @@ class BalanceOfData:
 
     def choice(self, triplets: Sequence[Triplet]) -> str:
         """`gender` or `other`."""
-        number = sum(t.bias == "gender" and has_counterparts(t, ("stereotype",)) for t in triplets)
-        return "gender" if number >= self.share * len(triplets) else "other"
+        return "gender" if about_gender(triplets, self.share) else "other"
+
+
+def about_gender(triplets: Sequence[Triplet], share: float) -> bool:
+    """Whether at least this share of the sentences is about gender and names a stereotype."""
+    number = sum(t.bias == "gender" and has_counterparts(t, ("stereotype",)) for t in triplets)
+    return number >= share * len(triplets)
 
 
 def choices(parts: Mapping[str, Any], triplets: Sequence[Triplet]) -> dict[str, str]:
