@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -80,49 +79,6 @@ def test_a_longer_sum_must_gain_something(monkeypatch: pytest.MonkeyPatch) -> No
         assert of.best() == pytest.approx([best])
 
 
-def test_what_a_scored_sum_misses_mends_the_prediction() -> None:
-    """By hand: weights 1 and 2 have a squared length of 5, and all anti-stereotypes are 0.5 nats below the expected.
-
-    So that sum is exact afterwards, and half of it (squared length 1.25) is expected to be 0.125 nats below.
-    """
-    of, sum_B, half_B = predictor(ONE, BOTH), np.array([1.0, 2.0]), np.array([0.5, 1.0])
-    linear = of.predicted(half_B)
-    found = scores(*(one + 2 * both - 0.5 for one, both in zip(ONE, BOTH, strict=True)))
-    of.learn(sum_B, found)
-    assert of.predicted(sum_B)[:, 1] == pytest.approx([2.5, 2.5, 2.5, 2.5, 3.5, 3.5])
-    assert of.predicted(half_B)[:, 1] == pytest.approx(linear[:, 1] - 0.125)
-    assert of.predicted(half_B)[:, 0] == pytest.approx(linear[:, 0])  # the stereotypes were not missed
-
-
-def test_of_the_scored_sums_the_best_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An adapter of power p and weight w moves the margins of term x by p (w - w^2 / 4), where 1 brings SS to 50.
-
-    Half of it moves them by 0.4375 p, so 0.875 p is expected of a unit.
-
-    p = 1.2: 1.0 is expected to move by 1.05, and moves by 0.9. So 0.15 w^2 are taken off: 1.15 is expected to move by
-    1.009, and moves by 0.983. So 0.17 w^2 are taken off: 1.2 is expected to move by 1.016, and moves by 1.008.
-    p = 1: 1.15 is expected to move by 1.006, and moves by 0.819. With 0.142 w^2 taken off, the heaviest sum, of 1.5, is
-    expected to move by 0.993. So no other sum is worth scoring, and the one that was is worth less than the base.
-    """
-    monkeypatch.setattr(weighing, "PRICE", 1.0)
-    scored: list[list[float]] = []
-
-    def sums(power: float) -> Callable[[str, list[float]], pd.DataFrame]:
-        def of_weights(_: str, weights_J: list[float]) -> pd.DataFrame:
-            scored.append(weights_J)
-            (weight,) = weights_J
-            return scores(*(power * (weight - weight**2 / 4) * more for more in UNEVEN))
-
-        return of_weights
-
-    for power, tried, taken in ((1.2, [[1.0], [1.15], [1.2]], [1.2]), (1.0, [[1.15]], [0.0])):
-        scored.clear()
-        alone = [scores(*(power * (0.5 - 0.25 / 4) * more for more in UNEVEN))]
-        found = weighing.chosen(scores(), alone, sums(power))
-        assert scored == tried
-        assert found.weights == taken
-
-
 @pytest.fixture
 def adapter_folders(tiny: Path, tmp_path: Path) -> list[str]:
     """Two LoRA adapters of the tiny model with numbers drawn at random."""
@@ -143,7 +99,6 @@ def test_the_sum_is_chosen_scored_and_written(
 ) -> None:
     """The table's last column is what the written adapter scores, and the card names the weights."""
     monkeypatch.setattr(weighing, "StereoSet", partial(StereoSet, limit=8))
-    monkeypatch.setattr(weighing, "PRICE", -1000.0)  # random adapters: any sum is to be better than none
     monkeypatch.setattr(Predictor, "best", lambda _: np.array([0.3, 0.45]))
     words = [f"model.path={tiny}", f"adapter.path=[{','.join(adapter_folders)}]", "adapter.combine=sum"]
     shown = succeed(tmp_path, "export", "model=hf", *words, "adapter.weights=auto", f"folder={tmp_path / 'sum'}")
@@ -171,7 +126,6 @@ def test_a_sum_of_less_than_two_is_not_written(
     chosen: list[float], told: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(weighing, "StereoSet", partial(StereoSet, limit=1))
-    monkeypatch.setattr(weighing, "PRICE", -1000.0)
     monkeypatch.setattr(Predictor, "best", lambda _: np.array(chosen))
     words = [f"model.path={tiny}", f"adapter.path=[{','.join(adapter_folders)}]", f"folder={tmp_path / 'sum'}"]
     shown = run(tmp_path, "export", "model=hf", *words, "adapter.combine=sum", "adapter.weights=auto")
