@@ -16,7 +16,8 @@ from debias.training.objectives import Attribute, NegativePreference
 
 WHOLE = Triplet("The nurse fixed cars.", "nurse", "cars", "gender", "ours", 16, 20, "scarves", "clouds")
 BARE = WHOLE._replace(stereotype=None, unrelated=None)
-OBJECTIVE = ObjectiveOfData(NegativePreference(), Attribute(margin=4), share=0.9, gender=0.1)
+OTHER = BARE._replace(bias="race")
+OBJECTIVE = ObjectiveOfData(NegativePreference(biases=["gender"]), Attribute(margin=4), share=0.9, gender=0.1)
 BALANCE = BalanceOfData(Pronouns(), Nothing(), share=0.1)
 
 
@@ -27,8 +28,9 @@ BALANCE = BalanceOfData(Pronouns(), Nothing(), share=0.1)
         ([WHOLE] * 8 + [BARE] * 2, "alone", "gender"),
         ([WHOLE] * 8 + [WHOLE._replace(unrelated=None)] * 2, "alone", "gender"),
         ([BARE] * 10, "alone", "other"),  # plain sentences and the shuffled control
-        ([WHOLE] + [WHOLE._replace(bias="race")] * 9, "compared", "gender"),  # a tenth is about gender
-        ([WHOLE] + [WHOLE._replace(bias="race")] * 10, "alone", "other"),
+        ([WHOLE] + [OTHER] * 9, "compared", "gender"),  # a tenth is about gender; the others need no words
+        ([WHOLE] + [OTHER] * 10, "alone", "other"),
+        ([WHOLE] * 9 + [BARE] + [OTHER] * 80, "compared", "gender"),  # nine tenths of those about gender have both
     ],
 )
 def test_the_sentences_decide(sentences: list[Triplet], objective: str, balance: str) -> None:

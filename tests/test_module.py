@@ -27,6 +27,7 @@ from debias.scoring.encoding import encode
 from debias.scoring.layouts import Batch, padded, prefix_tree
 from debias.scoring.likelihood import beside_base
 from debias.training import fitting, objectives
+from debias.training.balance import Pair
 from debias.training.batches import SpanData
 from debias.training.fitting import fit
 from debias.training.matching import steps_of_tokens
@@ -194,6 +195,25 @@ def test_parts_of_a_step_by_hand() -> None:
     layout = data.lay(parts[0]).batch
     assert layout.num_tokens_S.tolist() == [2, 2, 0]
     assert len(layout.context_R) == 2
+
+
+def test_examples_with_and_without_counterparts_share_a_step() -> None:
+    """Texts of 1, 3 and 1 spans, with 2, 1 + 2 + 1 and 1 scored tokens, and a pair behind them.
+
+    The spans are numbered 0, 1 2 3 and 4; an example that comes alone has its own number thrice, and no tokens there.
+    """
+    alone, counterparts = (Span((1, 2, 3), 1),), (Span((4, 5), 1), Span((4, 6, 7), 1), Span((4, 8), 1))
+    pair = Pair(Span((9, 1), 1), Span((9, 2), 1), 0)
+    data = SpanData(
+        [alone, counterparts, (Span((7, 1), 1),)], prefix_tree, 3, 1, [Span((2, 2), 2)], 1,
+        pairs=[pair], aims=[0.5], num_pairs=1,
+    )  # fmt: skip
+    (part,) = data.divided([0, 1, 2, 3, 4], devices=1, accumulated=1)
+    step = data.lay(part)
+    assert step.text_BK.tolist() == [[0, 0, 0], [1, 2, 3], [4, 4, 4]]
+    assert step.num_tokens_BK.tolist() == [[2, 0, 0], [1, 2, 1], [1, 0, 0]]
+    assert step.scored_I.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert step.aim_P.tolist() == [0.5]
 
 
 def test_checkpoint_holds_the_adapter_alone(tiny: Path, tmp_path: Path) -> None:

@@ -147,6 +147,21 @@ def test_npo_learns_unlearns_and_holds() -> None:
         assert logprob_BK.grad[0, 2] == 0
 
 
+def test_npo_only_learns_what_comes_alone() -> None:
+    """Gains of 1 nat a token in both, with a margin of 3: the first has counterparts as at the base, 2 ln 2 more.
+
+    What stands in the place of counterparts that a sentence lacks is not in its loss, nor in the gradient.
+    """
+    objective = objectives.NegativePreference(margin=3, biases=["gender"])
+    logprob_BK = torch.tensor([[-7.0, -8.0, -8.0], [-6.0, -6.0, -6.0]], requires_grad=True)
+    num_tokens_BK = torch.tensor([[1, 1, 1], [2, 0, 0]])
+    loss_B = objective.losses(logprob_BK, torch.full((2, 3), -8.0), num_tokens_BK)
+    assert loss_B.tolist() == pytest.approx([2 + 2 * math.log(2), 2])
+    loss_B.sum().backward()
+    assert logprob_BK.grad is not None
+    assert logprob_BK.grad[1].tolist() == [-0.5, 0, 0]
+
+
 def test_a_masked_model_learns_the_true_tokens_at_masked_places_and_refuses_plain_text() -> None:
     """Attribute 7 8 of [2] 5 7 8 3: both are masked (9), the labels are 7 and 8; plain text would be all masks."""
     text = Encoded((2, 5, 7, 8, 3), 2, 4, mask=9)
@@ -246,6 +261,16 @@ def test_a_sentence_has_as_many_counterparts_as_the_objective_asks_for(tmp_path:
     assert dropped == {"no unrelated word in the record": 1, "no stereotype in the record": 1}
     with pytest.raises(UserError, match="counterparts=FILE"):
         paired([lacking], both)
+
+
+def test_sentences_of_other_biases_come_alone_and_need_no_counterparts() -> None:
+    about = triplet("She was stoic.", "She", "stoic")._replace(stereotype="moody", unrelated="wooden")
+    other = triplet("The imam sang.", "imam", "sang", "religion")
+    objective = objectives.NegativePreference(biases=["gender"])
+    texts, dropped = paired([other, about, other._replace(bias="race")], objective.contrasts, objective.compares)
+    assert [len(several) for several in texts] == [1, 3, 1]
+    assert not dropped
+    assert all(objectives.NegativePreference().compares(t) for t in (about, other))
 
 
 def test_without_a_contrast_sentences_stand_alone() -> None:

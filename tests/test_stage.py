@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -105,6 +106,21 @@ def test_a_step_takes_as_many_neutral_texts_as_suit_them_unless_the_recipe_says(
     assert tuning(num_neutral=2).num_neutral("causal") == 2
     assert tuning(num_neutral=0).num_neutral("causal") == 0
     assert tuning(num_neutral=None, retention=0.0).num_neutral("causal") == 0
+
+
+def test_some_sentences_are_unlearned_from_and_the_others_only_learned(tiny: Path, tmp_path: Path) -> None:
+    """Every fifth sentence is about race and lacks a stereotype; the others have both words.
+
+    Before the first update no likelihood has changed: a sentence with counterparts costs the margin of 4 and 2 ln 2,
+    one without costs 4. All twenty are one step.
+    """
+    bare = {"bias": "race", "stereotype": None, "unrelated": None}
+    mixed = [triplet._replace(**bare) if k % 5 == 0 else triplet for k, triplet in enumerate(twenty())]
+    plan = tuning(objective=objectives.NegativePreference(biases=["gender"]), batch_size=20, retention=0.0)
+    train(plan, mixed, BaseModel(str(tiny)).load(), tmp_path, tmp_path / "adapter")
+    assert float(losses(tmp_path)[0][1]) == pytest.approx(4 + 16 / 20 * 2 * math.log(2), abs=1e-4)
+    with pytest.raises(UserError, match=r"no sentence is about one of objective\.biases"):
+        train(plan, mixed[::5], BaseModel(str(tiny)).load(), tmp_path, tmp_path / "other")
 
 
 # ---------------------------------------------------------------- the gate

@@ -42,6 +42,8 @@ class Step(NamedTuple):
 
     batch: Batch
     scored_I: Tensor  # which of the batch's spans are scored; found here, because a device would be waited for
+    text_BK: Tensor  # which of these are an example's texts; where it lacks a counterpart, the sentence again
+    num_tokens_BK: Tensor  # 0 for a counterpart that an example lacks
     target: Target | None  # the base's side of the texts, where it was asked beforehand
     weight: Tensor
     num_context: Tensor
@@ -60,7 +62,7 @@ class SpanData(pl.LightningDataModule):
     """Training data as batches of spans.
 
     Args:
-        examples: spans of each example; all examples have the same number of them.
+        examples: spans of each example: as many for all, or the sentence's alone.
         layout: turns spans into a batch.
         batch_size: examples per step and device.
         seed: of the order.
@@ -100,12 +102,14 @@ class SpanData(pl.LightningDataModule):
         self.pairs, self.aims, self.num_pairs = list(pairs), list(aims), num_pairs if pairs else 0
         self.steps: int | None = None  # optimiser steps of the whole training, where they end it within an epoch
         self.said: dict[int, Said] = {}  # by number of the span
-        width = len(self.examples[0]) if self.examples else 1
+        self.width = max(map(len, self.examples), default=1)
         # Spans of all texts one after another, and the numbers of each text's spans.
         self.spans = [span for texts in self.examples for span in texts] + self.neutral
         self.spans += [span for pair in self.pairs for span in (pair.first, pair.second)]
-        self.numbers = [tuple(range(k * width, (k + 1) * width)) for k in range(len(self.examples))]
-        first = len(self.examples) * width
+        self.numbers, first = [], 0
+        for texts in self.examples:
+            self.numbers.append(tuple(range(first, first + len(texts))))
+            first += len(texts)
         self.numbers += [(first + k,) for k in range(len(self.neutral))]
         first += len(self.neutral)
         self.numbers += [(first + 2 * k, first + 2 * k + 1) for k in range(len(self.pairs))]
@@ -196,7 +200,14 @@ class SpanData(pl.LightningDataModule):
         )
         aim_P = torch.tensor([self.aims[index - self.first_pair] for index in part.texts if index >= self.first_pair])
         scored_I = (batch.num_tokens_S > 0).nonzero()[:, 0]
-        return Step(batch, scored_I, told, weight, num_context, length, part.parts, aim_P, num_pairs)
+        sizes = [len(self.numbers[index]) for index in part.texts if index < len(self.examples)]
+        there_BK = torch.arange(self.width) < torch.tensor(sizes)[:, None]
+        # The number of the last text so far: where a counterpart lacks, that is the sentence itself.
+        text_BK = there_BK.flatten().cumsum(0).view_as(there_BK) - 1
+        num_tokens_BK = batch.num_tokens_S[scored_I][text_BK] * there_BK
+        return Step(
+            batch, scored_I, text_BK, num_tokens_BK, told, weight, num_context, length, part.parts, aim_P, num_pairs
+        )
 
     def _ask_all(self, chosen: Iterable[int]) -> None:
         """Ask the base about chosen texts that it has not been asked about.

@@ -19,10 +19,10 @@ class ObjectiveOfData:
     """One objective for sentences about gender that have counterparts, another for all other data.
 
     Args:
-        compared: needs counterparts, and leaves out sentences that lack one.
+        compared: needs counterparts of the sentences that it compares, and leaves out those that lack one.
         alone: needs only the sentences.
-        share: `compared` needs at least this share of the sentences with all its counterparts,
-        gender: and at least this share about gender, with a stereotype.
+        share: `compared` needs all its counterparts for at least this share of the sentences that it compares,
+        gender: and at least this share of all sentences about gender, with a stereotype.
     """
 
     def __init__(self, compared: Objective, alone: Objective, share: SomeShare = 0.9, gender: SomeShare = 0.1) -> None:
@@ -30,8 +30,9 @@ class ObjectiveOfData:
 
     def choice(self, triplets: Sequence[Triplet]) -> str:
         """`compared` or `alone`."""
-        number = sum(has_counterparts(triplet, self.compared.contrasts) for triplet in triplets)
-        whole = number >= self.share * len(triplets)
+        compared = [triplet for triplet in triplets if self.compared.compares(triplet)]
+        number = sum(has_counterparts(triplet, self.compared.contrasts) for triplet in compared)
+        whole = number >= self.share * len(compared)
         return "compared" if whole and about_gender(triplets, self.gender) else "alone"
 
 

@@ -156,10 +156,8 @@ class Debiaser(pl.LightningModule):
 
     def _losses(self, step: Step, logprob_S: Tensor, base_S: Tensor) -> Tensor:
         """Loss of each example. Neutral texts have no scored tokens and belong to no example; pairs come last."""
-        scored_I = step.scored_I[: len(step.scored_I) - 2 * len(step.aim_P)]
-        texts = 1 + len(self.objective.contrasts)
-        of_examples = (t[scored_I].view(-1, texts) for t in (logprob_S, base_S, step.batch.num_tokens_S))
-        return self.objective.losses(*of_examples)
+        logprob_BK, base_BK = (t[step.scored_I][step.text_BK] for t in (logprob_S, base_S))
+        return self.objective.losses(logprob_BK, base_BK, step.num_tokens_BK)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch."""

@@ -1,11 +1,13 @@
 """Objectives: log-probabilities of spans -> loss.
 
-An objective decides what a training sentence is compared with (`contrasts`), which tokens are scored (`span`), how
-log-probabilities become losses (`losses`), and how much an example counts (`weight`). The loss of a step is the sum of
+An objective decides what a training sentence is compared with (`contrasts`) and which sentences are (`compares`),
+which tokens are scored (`span`), how log-probabilities become losses (`losses`), and how much an example counts
+(`weight`). The loss of a step is the sum of
 its examples' losses divided by the sum of their weights, in nats. Retention, the KL term that keeps the model close to
 its base, is not part of an objective: the training module adds it to any of them.
 
-Shapes: B examples, K texts per example (the training sentence, then its counterparts in the order of `contrasts`).
+Shapes: B examples, K texts per example (the training sentence, then its counterparts in the order of `contrasts`). A
+sentence that is not compared has no counterparts: their `num_tokens_BK` is 0, and their log-probabilities mean nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from debias.records import Encoded, Masked, NotNegative, Positive, Scored, SomeShare, Span, UserError
+from debias.records import Encoded, Masked, NotNegative, Positive, Scored, SomeShare, Span, Triplet, UserError
 
 
 class Objective(Protocol):
@@ -26,6 +28,9 @@ class Objective(Protocol):
 
     contrasts: tuple[str, ...]  # what a sentence is compared with, keys of `pairs.CONTRASTS`
     needs_base: bool  # whether the loss depends on the base's log-probabilities
+
+    def compares(self, triplet: Triplet) -> bool:
+        """Whether this sentence is compared with its counterparts; otherwise it comes alone."""
 
     def span(self, text: Encoded) -> Scored:
         """The tokens of a text whose log-probability enters the loss."""
@@ -53,6 +58,10 @@ class Attribute:
     def __init__(self, margin: Positive | None = None) -> None:
         self.margin = margin
         self.needs_base = margin is not None
+
+    def compares(self, triplet: Triplet) -> bool:
+        """Every sentence."""
+        return True
 
     def span(self, text: Encoded) -> Scored:
         """The attribute's tokens and the context that they are predicted from."""
@@ -234,15 +243,27 @@ class NegativePreference(_Comparison):
             per token below.
         unlearn: weight of the second term.
         hold: weight of the third term.
+        biases: biases whose stereotypes are unlearned; a sentence about another one gets the first term alone. None:
+            all.
     """
 
     contrasts = ("stereotype", "unrelated")
 
     def __init__(
-        self, margin: Positive = 4, beta: Positive = 1, unlearn: NotNegative = 1, hold: NotNegative = 1
+        self,
+        margin: Positive = 4,
+        beta: Positive = 1,
+        unlearn: NotNegative = 1,
+        hold: NotNegative = 1,
+        biases: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.bound, self.beta, self.unlearn, self.hold, self.needs_base = margin, beta, unlearn, hold, True
+        self.biases = biases
+
+    def compares(self, triplet: Triplet) -> bool:
+        """Sentences about `biases`."""
+        return self.biases is None or triplet.bias in self.biases
 
     def losses(self, logprob_BK: Tensor, base_BK: Tensor, num_tokens_BK: Tensor) -> Tensor:
         """max(0, margin - a) + unlearn (2 / beta) log(1 + exp(beta s)) + hold u^2.
@@ -250,10 +271,11 @@ class NegativePreference(_Comparison):
         a, s and u are the gains of the anti-stereotype, the stereotype and the unrelated word over the base, in nats
         per token.
         """
-        gain_BK = (logprob_BK - base_BK) / num_tokens_BK
+        gain_BK = (logprob_BK - base_BK) / num_tokens_BK.clamp(min=1)
         learn_B = (self.bound - gain_BK[:, 0]).clamp(min=0)
         unlearn_B = 2 / self.beta * softplus(self.beta * gain_BK[:, 1])
-        return learn_B + self.unlearn * unlearn_B + self.hold * gain_BK[:, 2].square()
+        counterparts_B = self.unlearn * unlearn_B + self.hold * gain_BK[:, 2].square()
+        return learn_B + counterparts_B.where(num_tokens_BK[:, 1] > 0, 0.0)
 
 
 class EqualChance(_Comparison):

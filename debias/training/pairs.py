@@ -18,12 +18,15 @@ _ADD_WORDS = (
 Texts = tuple[Triplet, ...]  # the training sentence, then its counterparts
 
 
-def paired(triplets: Sequence[Triplet], contrasts: Sequence[str]) -> tuple[list[Texts], Counter[str]]:
+def paired(
+    triplets: Sequence[Triplet], contrasts: Sequence[str], compares: Callable[[Triplet], bool] = lambda _: True
+) -> tuple[list[Texts], Counter[str]]:
     """Each sentence with its counterparts, and how many sentences lack one, by reason.
 
     Args:
         contrasts: the counterparts: `group` (the sentence with words for one group swapped for another's),
             `stereotype` or `unrelated` (the sentence with the word that its record names in the attribute's place).
+        compares: whether a sentence gets counterparts; otherwise it comes alone.
 
     Raises UserError if no sentence has all of them.
     """
@@ -32,7 +35,7 @@ def paired(triplets: Sequence[Triplet], contrasts: Sequence[str]) -> tuple[list[
     remedies: dict[str, None] = {}  # of the contrasts that sentences lack
     for triplet in triplets:
         others: list[Triplet] = []
-        for contrast in contrasts:
+        for contrast in contrasts if compares(triplet) else ():
             counterpart, remedy = CONTRASTS[contrast]
             other = counterpart(triplet)
             if isinstance(other, str):

@@ -217,7 +217,7 @@ def _keep(adapted: peft.PeftModel, base: Base, folder: Path) -> Path:
 
 def _examples(tuning: Tuning, base: Base, triplets: Sequence[Triplet]) -> list[Texts]:
     """The spans that the objective scores in each sentence and in its counterparts."""
-    pairs, dropped = paired(triplets, tuning.objective.contrasts)
+    pairs, dropped = paired(triplets, tuning.objective.contrasts, tuning.objective.compares)
     limit = _max_positions(tuning, base)
     found = examples(pairs, tuning.objective, base.tokens, limit, tuning.recipe.start_token)
     dropped.update(texts for texts in found if isinstance(texts, str))
@@ -229,6 +229,12 @@ def _examples(tuning: Tuning, base: Base, triplets: Sequence[Triplet]) -> list[T
         raise UserError(
             f"none of {counted(len(triplets), 'sentence')} can be trained on ({', '.join(dropped)}); choose other data"
         )
+    if alone := sum(len(texts) == 1 for texts in kept) if tuning.objective.contrasts else 0:
+        if alone == len(kept):
+            reason = "no sentence is about one of objective.biases, so none would be compared"
+            raise UserError(f"{reason}; choose objective=bounded")
+        of, are = counted(len(triplets), "sentence"), plural(alone, "is", "are")
+        log.info("note: %d of %s %s learned alone, without counterparts: of other biases", alone, of, are)
     return kept
 
 
