@@ -44,6 +44,9 @@ clean:  ## remove the environment, caches and products
 	$(PIP) --no-deps --require-hashes --requirement assets.txt
 	touch $@
 
-.venv/developer: .venv/installed
+# One pip for all: after that of `installed` it would work out the same versions again.
+.venv/developer: pyproject.toml constraints.txt assets.txt
+	test -d .venv || $(PYTHON) -m venv .venv
 	$(PIP) --constraint constraints.txt --editable ".[dev]"
-	touch $@
+	$(PIP) --no-deps --require-hashes --requirement assets.txt
+	touch .venv/installed $@

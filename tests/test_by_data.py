@@ -45,6 +45,8 @@ def test_the_sentences_decide(sentences: list[Triplet], objective: str, balance:
         *((["data=targeted", f"data.bias={bias}"], Attribute, Nothing) for bias in ("race", "religion", "profession")),
         (["data=general"], NegativePreference, Pronouns),
         (["data=all"], NegativePreference, Pronouns),
+        (["data=[all,counterweight]"], NegativePreference, Pronouns),
+        (["data=counterweight"], Attribute, Nothing),
         (["data=shuffled", "data.bias=gender"], Attribute, Nothing),
         (["data=targeted", "data.bias=gender", "data.counterparts=false"], Attribute, Nothing),
         (["data=[targeted,wikitext]", "data.bias=gender"], Attribute, Pronouns),

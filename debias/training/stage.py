@@ -223,7 +223,7 @@ def _examples(tuning: Tuning, base: Base, triplets: Sequence[Triplet]) -> list[T
     dropped.update(texts for texts in found if isinstance(texts, str))
     for reason, count in dropped.items():
         of, are = counted(len(triplets), "sentence"), plural(count, "is", "are")
-        log.info("note: %d of %s %s not trained on: %s", count, of, are, reason)
+        log.info("note: %s of %s %s not trained on: %s", f"{count:,}", of, are, reason)
     kept = [texts for texts in found if not isinstance(texts, str)]
     if not kept:
         raise UserError(
@@ -234,7 +234,7 @@ def _examples(tuning: Tuning, base: Base, triplets: Sequence[Triplet]) -> list[T
             reason = "no sentence is about one of objective.biases, so none would be compared"
             raise UserError(f"{reason}; choose objective=bounded")
         of, are = counted(len(triplets), "sentence"), plural(alone, "is", "are")
-        log.info("note: %d of %s %s learned alone, without counterparts: of other biases", alone, of, are)
+        log.info("note: %s of %s %s learned without counterparts: not about objective.biases", f"{alone:,}", of, are)
     return kept
 
 
