@@ -108,7 +108,7 @@ def test_a_step_takes_as_many_neutral_texts_as_suit_them_unless_the_recipe_says(
     assert tuning(num_neutral=None, retention=0.0).num_neutral("causal") == 0
 
 
-def test_some_sentences_are_unlearned_from_and_the_others_only_learned(tiny: Path, tmp_path: Path) -> None:
+def test_stereotypes_of_some_biases_are_unlearned_beside_sentences_that_are_learned(tiny: Path, tmp_path: Path) -> None:
     """Every fifth sentence is about race and lacks a stereotype; the others have both words.
 
     Before the first update no likelihood has changed: a sentence with counterparts costs the margin of 4 and 2 ln 2,

@@ -42,8 +42,8 @@ class Step(NamedTuple):
 
     batch: Batch
     scored_I: Tensor  # which of the batch's spans are scored; found here, because a device would be waited for
-    text_BK: Tensor  # which of these are an example's texts; where it lacks a counterpart, the sentence again
-    num_tokens_BK: Tensor  # 0 for a counterpart that an example lacks
+    text_BK: Tensor  # which of these are an example's texts; for a counterpart that it lacks, the sentence again
+    num_tokens_BK: Tensor  # of these texts; 0 for a counterpart that an example lacks
     target: Target | None  # the base's side of the texts, where it was asked beforehand
     weight: Tensor
     num_context: Tensor
@@ -202,7 +202,7 @@ class SpanData(pl.LightningDataModule):
         scored_I = (batch.num_tokens_S > 0).nonzero()[:, 0]
         sizes = [len(self.numbers[index]) for index in part.texts if index < len(self.examples)]
         there_BK = torch.arange(self.width) < torch.tensor(sizes)[:, None]
-        # The number of the last text so far: where a counterpart lacks, that is the sentence itself.
+        # The number of the last text so far: where counterparts are missing, that is the sentence itself.
         text_BK = there_BK.flatten().cumsum(0).view_as(there_BK) - 1
         num_tokens_BK = batch.num_tokens_S[scored_I][text_BK] * there_BK
         return Step(

@@ -1,10 +1,9 @@
 """Objectives: log-probabilities of spans -> loss.
 
-An objective decides what a training sentence is compared with (`contrasts`) and which sentences are (`compares`),
-which tokens are scored (`span`), how log-probabilities become losses (`losses`), and how much an example counts
-(`weight`). The loss of a step is the sum of
-its examples' losses divided by the sum of their weights, in nats. Retention, the KL term that keeps the model close to
-its base, is not part of an objective: the training module adds it to any of them.
+An objective decides what a training sentence is compared with (`contrasts`) and which sentences are (`compares`), which
+tokens are scored (`span`), how log-probabilities become losses (`losses`), and how much an example counts (`weight`).
+The loss of a step is the sum of its examples' losses divided by the sum of their weights, in nats. Retention, the KL
+term that keeps the model close to its base, is not part of an objective: the training module adds it to any of them.
 
 Shapes: B examples, K texts per example (the training sentence, then its counterparts in the order of `contrasts`). A
 sentence that is not compared has no counterparts: their `num_tokens_BK` is 0, and their log-probabilities mean nothing.
