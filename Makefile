@@ -46,7 +46,7 @@ clean:  ## remove the environment, caches and products
 
 # One pip for all: after that of `installed` it would work out the same versions again.
 .venv/developer: pyproject.toml constraints.txt assets.txt
-	test -d .venv || $(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv
 	$(PIP) --constraint constraints.txt --editable ".[dev]"
 	$(PIP) --no-deps --require-hashes --requirement assets.txt
 	touch .venv/installed $@

@@ -16,7 +16,7 @@ from debias.training.pairs import has_counterparts
 
 
 class ObjectiveOfData:
-    """One objective for sentences about gender that have counterparts, another for all other data.
+    """One objective for data with sentences about gender that have counterparts, another for all other data.
 
     Args:
         compared: needs counterparts of the sentences that it compares, and leaves out those that lack one.

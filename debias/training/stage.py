@@ -231,10 +231,10 @@ def _examples(tuning: Tuning, base: Base, triplets: Sequence[Triplet]) -> list[T
         )
     if alone := sum(len(texts) == 1 for texts in kept) if tuning.objective.contrasts else 0:
         if alone == len(kept):
-            reason = "no sentence is about one of objective.biases, so none would be compared"
+            reason = "no sentence is about a bias whose stereotypes are unlearned (objective.biases)"
             raise UserError(f"{reason}; choose objective=bounded")
         of, are = counted(len(triplets), "sentence"), plural(alone, "is", "are")
-        log.info("note: %s of %s %s learned without counterparts: not about objective.biases", f"{alone:,}", of, are)
+        log.info("note: %s of %s %s learned without counterparts: about other biases", f"{alone:,}", of, are)
     return kept
 
 
