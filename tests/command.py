@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
+
 # Its processes are forked from one that has imported the program and has done nothing yet: no start-up, no threads.
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload([
@@ -38,12 +41,32 @@ class _Terminal(StringIO):
         return True
 
 
+_get_mode = Hydra.get_mode
+_modes: dict[tuple[str, ...], RunMode | None] = {}
+
+
+def _mode(hydra: Hydra, config_name: str, overrides: list[str]) -> RunMode | None:
+    """Whether Hydra starts one job or several. It composes the whole config to find out, for every command.
+
+    Here once for each config file and what the command tells Hydra itself: a third of the time of a test without a
+    model. Commands in processes of their own (`start`) find out as users' do.
+    """
+    deciding = [word for word in overrides if word.lstrip("+~").startswith("hydra")]
+    key = (str(hydra.config_loader.get_search_path()), config_name, *deciding)
+    if key not in _modes:
+        _modes[key] = _get_mode(hydra, config_name, deciding)
+    return _modes[key]
+
+
 def run(cwd: Path, *words: str, terminal: bool = False) -> Shown:
     """Run `debias WORDS` in this process, in a folder; its error output may be a terminal."""
     from debias import cli
 
     out, err = StringIO(), _Terminal() if terminal else StringIO()
-    with chdir(cwd), redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", ["debias", *words]):
+    with (
+        chdir(cwd), redirect_stdout(out), redirect_stderr(err),
+        patch.object(sys, "argv", ["debias", *words]), patch.object(Hydra, "get_mode", _mode),
+    ):  # fmt: skip
         try:
             cli.main()
             status = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +29,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(exist_ok=True)
     os.environ["DEBIAS_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_what_is_new() -> None:
+    """Let Python's garbage collector leave alone what stands before a file's tests, such as all of torch."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +103,8 @@ def small(tiny: Path) -> list[str]:
     """Overrides that make a run take seconds: the tiny model, few sentences, few examples."""
     return [
         f"model={tiny}", "data.n=24", "training.batch_size=4", "training.epochs=2", "training.lr=1e-2", "threads=1",
-        "eval=[stereoset,crows_pairs,perplexity]", "training.num_neutral=2", "neutral=wikipedia",
+        "eval=[stereoset,crows_pairs,perplexity]", "training.num_neutral=2",
+        "neutral=own", "neutral.n=4", "neutral.longest=8",
         "show.samples=1", "show.longest=3",
         "eval.stereoset.limit=8", "eval.stereoset.whole=[]", "eval.crows_pairs.limit=4", "eval.crows_pairs.whole=[]",
         "eval.perplexity.limit=6", "eval.perplexity.window=100",

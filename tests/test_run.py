@@ -190,8 +190,9 @@ def test_killed_at_random_it_ends_with_the_same_figures(
 def test_real_model_learns_in_a_short_run(tmp_path: Path, smollm2: Path) -> None:
     """SmolLM2 on 48 sentences, scored on StereoSet dev: the loss falls, and less of what it says is a stereotype."""
     words = ["data.n=48", "training.epochs=2", "training.batch_size=8", "training.retention=0.5",
-             "training.num_neutral=2", "neutral=wikipedia", "eval=[stereoset]", "eval.stereoset.split=dev",
-             "eval.stereoset.limit=1", "threads=1", "name=real"]  # fmt: skip
+             "training.num_neutral=2", "neutral=wikipedia", "balance=none", "eval=[stereoset]",
+             "eval.stereoset.split=dev", "eval.stereoset.limit=1", "show.samples=0", "threads=1",
+             "name=real"]  # fmt: skip
     succeed(tmp_path, "run", *words)
     folder = folder_of(tmp_path)
     figures = {(f.bias, f.metric, f.model): f for f in read_figures(folder)}

@@ -6,7 +6,7 @@ import json
 import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -108,7 +108,8 @@ class StereoSet(LikelihoodBenchmark):
 
     @cached_property
     def _file(self) -> ExampleFile:
-        return read_examples(self.path or assets.locate(f"stereoset-{self.split}"), self.task)
+        read = read_examples if self.path else _read_once
+        return read(self.path or assets.locate(f"stereoset-{self.split}"), self.task)
 
 
 def read_examples(path: Path, task: str) -> ExampleFile:
@@ -136,6 +137,9 @@ def read_examples(path: Path, task: str) -> ExampleFile:
         why = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "it is empty"
         raise UserError(f"{path} has no example to score ({why}); check eval.stereoset.path")
     return ExampleFile(kept, reasons, len(examples))
+
+
+_read_once = cache(read_examples)  # the published files do not change while the jobs of a sweep read them
 
 
 def _check(example: dict[str, Any]) -> None:

@@ -124,7 +124,8 @@ def samples(base: Base, adapted: peft.PeftModel, writing: Writing) -> list[Writt
     if base.kind == "masked" or not writing.samples:
         return []
     try:
-        return written(base, adapted, (), writing)
+        with stage("write samples", said=True):
+            return written(base, adapted, (), writing)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:  # some adapters cannot
         log.warning("no samples for the report: %s: %s", type(error).__name__, " ".join(str(error).split())[:200])
         return []

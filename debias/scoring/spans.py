@@ -15,10 +15,10 @@ BLANK = "BLANK"  # how StereoSet marks a blank
 
 def start_id(tokenizer: Any, wanted: str | None = None, *first: str) -> int:
     """Id of the start token: `wanted`, or the first of `first`, BOS and EOS in the vocabulary. Raises UserError."""
-    vocabulary = tokenizer.get_vocab()
-    for token in (wanted,) if wanted else (*first, tokenizer.bos_token, tokenizer.eos_token):
-        if token in vocabulary:
-            return vocabulary[token]
+    for token in filter(None, (wanted,) if wanted else (*first, tokenizer.bos_token, tokenizer.eos_token)):
+        found = tokenizer.convert_tokens_to_ids(token)  # the unknown token's id, or None, for a token it does not have
+        if found is not None and tokenizer.convert_ids_to_tokens(found) == token:
+            return int(found)
     missing = repr(wanted) if wanted else "(BOS or EOS)"
     raise UserError(f"start token {missing} is not in the vocabulary; choose one with protocol.start_token=TOKEN")
 
