@@ -52,8 +52,8 @@ FEW = [
     "eval=[crows_pairs]", "eval.crows_pairs.limit=4", "eval.crows_pairs.whole=[]", "threads=1", "name=told",
 ]  # fmt: skip
 TRAIN = [
-    "data.n=8", "training.batch_size=4", "training.epochs=1", "training.num_neutral=2", "neutral=wikipedia",
-    "show.samples=1", "show.longest=3",
+    "data.n=8", "training.batch_size=4", "training.epochs=1", "training.num_neutral=2", "neutral=own", "neutral.n=4",
+    "neutral.longest=8", "show.samples=1", "show.longest=3",
 ]  # fmt: skip
 
 
