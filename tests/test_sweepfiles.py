@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_every_question_says_what_it_asks_costs_and_expects(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_question_composes_with_each_of_its_choices(path: Path) -> None:
     """The first choices of all keys together, then the second ones, and so on."""
-    sweepfiles.check(path)
+    assert sweepfiles.grid_of(path)
     words = sweepfiles.words_for([])
     assert len(plan(path.stem, path.parent, words).jobs) >= 2
     params = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"]
@@ -74,6 +75,18 @@ def test_the_listing_and_the_dry_run_start_nothing(debias: Run, tmp_path: Path) 
         "next: the same command without --dry-run",
     ]
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "paths"), [("smollm2", ["smollm2"]), ("smollm2,bert_tiny", ["bert-tiny", "smollm2"])]
+)
+def test_a_model_that_is_asked_for_replaces_those_of_the_file(debias: Run, asked: str, paths: list[str]) -> None:
+    """Also one with a config of its own: the paths of the file's grid must not replace its own."""
+    status, shown, _ = debias("sweep", "paper", f"model={asked}", "--dry-run")
+    assert status == 0
+    jobs = [line for line in shown.splitlines() if line.startswith("data.bias=")]
+    assert len(jobs) == 4 * 3 * len(paths)  # biases x files x models
+    assert sorted({re.findall(r"model\S*=(\S+)", job)[0] for job in jobs}) == paths
 
 
 def test_the_estimate_is_taken_from_finished_runs(debias: Run, tmp_path: Path) -> None:

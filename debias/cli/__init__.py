@@ -222,9 +222,9 @@ def _sweep(words: list[str]) -> int:
         sweepfiles.listing(console)
         return 0
     path = sweepfiles.find(words[0])
-    sweepfiles.check(path)
+    grid = sweepfiles.grid_of(path)
     given = [word for word in words[1:] if word != "--dry-run"]
-    told = sweepfiles.words_for(readable(shorthands(given), several=True))
+    told = sweepfiles.words_for(readable(shorthands(given, grid), several=True))
     check_words(told)
     try:
         if sweep.looks(told):

@@ -55,8 +55,11 @@ def words_for(overrides: Sequence[str]) -> list[str]:
     return [*([] if looks(overrides) else ["--multirun"]), f"hydra.searchpath=[file://{config_dir()}]", *overrides]
 
 
-def check(path: Path) -> None:
-    """Raise UserError for keys that a run does not have; Hydra accepts any key in a primary config."""
+def grid_of(path: Path) -> set[str]:
+    """The keys of a sweep file's grid.
+
+    Raises UserError for keys that a run does not have; Hydra accepts any key in a primary config.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -72,6 +75,7 @@ def check(path: Path) -> None:
         bare = str(key).lstrip("+~").partition("@")[0]
         if bare not in known and not str(key).startswith(("+", "hydra.", "hydra/")):
             raise UserError(f"{path}: unknown key {bare!r}{nearest(bare, known)}; see `debias run --cfg job`")
+    return set(map(str, params))
 
 
 def _known(path: Path, content: Mapping[str, Any]) -> list[str]:
