@@ -140,17 +140,27 @@ KILLED = {
 }
 
 
-def test_killed_at_every_stage_it_ends_with_the_same_figures(
-    finished: tuple[Path, str], small: list[str], tmp_path: Path
+FEWER = (
+    "half a checkpoint",
+    "in the second epoch",
+    "trained, not checked",
+    "half of the base's scores",
+    "all but done",
+)
+
+
+@pytest.mark.parametrize("stages", [FEWER, pytest.param(tuple(KILLED), marks=pytest.mark.slow)], ids=["five", "every"])
+def test_killed_at_one_stage_after_the_other_it_ends_with_the_same_figures(
+    finished: tuple[Path, str], small: list[str], tmp_path: Path, stages: tuple[str, ...]
 ) -> None:
-    """kill -9 at one stage after the other, then the same command: metrics.jsonl is the same, byte for byte.
+    """kill -9, the same command and kill -9 at a later stage, and so on: metrics.jsonl is the same, byte for byte.
 
     The score cache of these runs is their own, so that nothing comes from the undisturbed run.
     """
     environment = {"DEBIAS_CACHE": str(tmp_path / "cache")}
     words = ["run", *small, "name=tiny"]
-    for stage, first in KILLED.items():
-        process = start(tmp_path, *words, first=first, environment=environment)
+    for stage in stages:
+        process = start(tmp_path, *words, first=KILLED[stage], environment=environment)
         process.join()
         assert process.exitcode == -SIGKILL, stage
     process = start(tmp_path, *words, environment=environment)

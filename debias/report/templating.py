@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ def dollars(amount: float | None) -> str:
 
 def fill(name: str, facts: dict[str, Any]) -> str:
     """Fill a template. HTML templates escape every value, because values come from data."""
+    return _environment().get_template(name).render(**facts)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """The same for all pages, so that a process compiles each template once."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -35,4 +42,4 @@ def fill(name: str, facts: dict[str, Any]) -> str:
     environment.filters["counted"] = counted
     environment.filters["moment"] = moment
     environment.filters["block"] = lambda text: str(text).replace("```", "'''")  # text inside a fenced block
-    return environment.get_template(name).render(**facts)
+    return environment
