@@ -46,10 +46,10 @@ _modes: dict[tuple[str, ...], RunMode | None] = {}
 
 
 def _mode(hydra: Hydra, config_name: str, overrides: list[str]) -> RunMode | None:
-    """Whether Hydra starts one job or several. It composes the whole config to find out, for every command.
+    """Whether Hydra starts one job or several, for which it composes the whole config a second time.
 
-    Here once for each config file and what the command tells Hydra itself: a third of the time of a test without a
-    model. Commands in processes of their own (`start`) find out as users' do.
+    Here it does so once for each config file and each set of words to Hydra itself, which saves about a third of a test
+    without a model. Commands in processes of their own (`start`) find out as those of users do.
     """
     deciding = [word for word in overrides if word.lstrip("+~").startswith("hydra")]
     key = (str(hydra.config_loader.get_search_path()), config_name, *deciding)

@@ -89,6 +89,19 @@ def test_a_model_that_is_asked_for_replaces_those_of_the_file(debias: Run, asked
     assert sorted({re.findall(r"model\S*=(\S+)", job)[0] for job in jobs}) == paths
 
 
+@pytest.mark.parametrize(
+    "words", [["sweep", "models", "model.path=gpt2"], ["run", "-m", "model=smollm2,bert_tiny", "model.path=a,b"]]
+)
+def test_a_path_for_several_models_is_refused(debias: Run, words: list[str]) -> None:
+    """Each run would have the name of one model and the weights of another."""
+    status, shown, told = debias(*words, "--dry-run")
+    assert (status, shown) == (1, "")
+    assert (
+        told
+        == "error: model.path=... replaces the path of each model of model=A,B; name all models by model=... alone\n"
+    )
+
+
 def test_the_estimate_is_taken_from_finished_runs(debias: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(GOOD)
     done = tmp_path / "outputs/mine/seed-1"

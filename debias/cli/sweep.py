@@ -70,6 +70,10 @@ def plan(config: str, folder: Path, words: Sequence[str]) -> Plan:
         cfg = compose(config, single, return_hydra_config=True)
     params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
     swept, constants = _divided(params, given)
+    if "model" in swept and "model.path" in {*swept, *map(key_of, constants)}:  # runs would have the names of others
+        raise UserError(
+            "model.path=... replaces the path of each model of model=A,B; name all models by model=... alone"
+        )
     left_out = sorted({key_of(word) for word in constants}) if swept else []
     keys = f"[{','.join(map(quoted, left_out))}]"
     telling = [*words, *([f"hydra.job.config.override_dirname.exclude_keys={keys}"] if left_out else [])]
