@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable
 from functools import partial
@@ -29,13 +28,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(exist_ok=True)
     os.environ["DEBIAS_CACHE"] = str(folder)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def only_what_is_new() -> None:
-    """Let Python's garbage collector leave alone what stands before a file's tests, such as all of torch."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
