@@ -214,6 +214,34 @@ def test_groups_of_people_are_witnesses_too() -> None:
     told = outcome([*stereoset, *spread, *favoured], "race")
     assert told.verdict == "mixed"
     assert "over-correction: Arab people are favoured now (-3.00 to +3.00 nats, p = .001)" in told.text
+    # Every such group is named, and a group of another bias is no witness.
+    asian = figures("group_gap", "favour of Asian", -2, 4, 5, 7, "race")
+    muslim = figures("group_gap", "favour of Muslim", -2, 4, 5, 7, "religion")
+    told = outcome([*stereoset, *spread, *favoured, *asian, *muslim], "race")
+    assert "Arab people are favoured now (-3.00 to +3.00 nats, p = .001) and Asian people are favoured" in told.text
+    assert "Muslim" not in told.text
+
+
+def test_an_association_that_turned_round_is_over_correction() -> None:
+    """The mean size of SEAT's effects hides that one of them has the other sign. ± 2: from -6 wholly, from -1 not."""
+    size = figures("seat", "mean |effect|", 7, 6, -3, 1, p=0.4)
+    turned, within = (figures("seat", "effect weat8", 7, after, -15, -6) for after in (-6, -1))
+    told = outcome([*size, *turned], "gender")
+    assert told.words == "overshot on SEAT"
+    assert "with over-correction: weat8 turned round (+7.00 to -6.00, p = .001)" in told.text
+    assert outcome([*size, *within], "gender").words == "unchanged"
+    assert outcome([*size, *turned], "race").words == "scored"  # another bias
+
+
+@pytest.mark.parametrize("bias", ["general", "overall"])
+def test_a_run_without_a_target_asks_every_benchmark(bias: str) -> None:
+    """StereoSet speaks as a whole, and the pronoun gap, which knows no whole, for gender."""
+    whole, part = (figures("stereoset", "SS", 61, 54, -10, -4, of) for of in ("overall", "race"))
+    told = outcome([*whole, *part, *GAP_FELL, *story()[3:]], bias)
+    assert told.words.startswith("debiased on StereoSet, Pronoun gap")
+    assert "Pronoun gap gender fell (3.12 to 0.04, p = .001). Both bias benchmarks show a fall." in told.text
+    rose = figures("group_gap", "spread, group first", 3, 9, 4, 8, "race")
+    assert outcome([*whole, *GAP_FELL, *rose, *story()[3:]], bias).verdict == "mixed"
 
 
 def test_a_fall_by_an_uncorrected_p_is_not_a_fall() -> None:
