@@ -105,6 +105,9 @@ def test_one_seed_twice_is_not_two_seeds() -> None:
     assert notes == ["s/old is left out: s/new has the same config and seed"]
     other = Run(Path("s/x"), config(extra={"key": 1}), scores(58))
     assert [c.name for c in study_of(first, other).configurations] == ["run=s/old", "run=s/x"]
+    # A key that is null is as good as none: older versions did not have it.
+    later = Run(Path("s/y"), config(seed=2, extra=None), scores(58))
+    assert [c.name for c in study_of(first, later).configurations] == [""]
 
 
 def test_tables_are_the_same_figures_in_every_format(tmp_path: Path) -> None:

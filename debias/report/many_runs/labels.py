@@ -33,9 +33,16 @@ def _size(value: str) -> tuple[float, str]:
 
 
 def content(config: Mapping[str, Any]) -> str:
-    """Everything in a config that influences the result, except the seed, as JSON."""
+    """Everything in a config that influences the result, except the seed, as JSON.
+
+    A key without a value counts as absent: configs of older versions lack keys that are null since.
+    """
     kept = {key: value for key, value in config.items() if key not in (*IRRELEVANT, "seed")}
-    return json.dumps(kept, sort_keys=True, default=str)
+    return json.dumps(_without_null(kept), sort_keys=True, default=str)
+
+
+def _without_null(node: Any) -> Any:
+    return {k: _without_null(v) for k, v in node.items() if v is not None} if isinstance(node, Mapping) else node
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[Label]:

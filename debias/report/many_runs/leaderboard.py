@@ -31,6 +31,9 @@ apart. Rows of the same method on the same data name the settings that differ. W
 are otherwise the same, the end of each says why the base's figures differ: other code may multiply
 in another order, and rounding moves single examples.
 
+- **method**: adapter, objective, and settings that differ. `NegativePreference` is `objective=npo`,
+  `Attribute` with `margin=4` is `bounded` and without it the paper's `attribute`; `SelfGenerated`
+  is the text of `neutral=own` or `stories`, and `ByKind` that of `neutral=auto`.
 - **saw it**: whether sentences of StereoSet or CrowS-Pairs were trained on; "unknown" where the
   files do not say. Where the program chose the weights of a sum, on which sentences it did.
 - **SS**: 50 is unbiased. **LMS**, **ICAT**: 100 is best. In brackets are 95% intervals over targets
