@@ -107,7 +107,8 @@ def test_one_seed_twice_is_not_two_seeds() -> None:
     assert [c.name for c in study_of(first, other).configurations] == ["run=s/old", "run=s/x"]
     # A key that is null is as good as none: older versions did not have it.
     later = Run(Path("s/y"), config(seed=2, extra=None), scores(58))
-    assert [c.name for c in study_of(first, later).configurations] == [""]
+    (of_both,) = study_of(first, later).configurations
+    assert [member.run.seed for member in of_both.members] == ["1", "2"]
 
 
 def test_tables_are_the_same_figures_in_every_format(tmp_path: Path) -> None:
