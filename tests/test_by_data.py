@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from test_config import composed
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from debias.cli.config import make
 from debias.data.mixture import Mixture
 from debias.data.triplets import CORPORA, TripletFile
-from debias.records import Triplet
+from debias.records import Tokens, Triplet
 from debias.results import settled
 from debias.training.balance import Nothing, Pronouns
 from debias.training.by_data import BalanceOfData, ObjectiveOfData, choices
@@ -19,6 +23,11 @@ BARE = WHOLE._replace(stereotype=None, unrelated=None)
 OTHER = BARE._replace(bias="race")
 OBJECTIVE = ObjectiveOfData(NegativePreference(biases=["gender"]), Attribute(margin=4), share=0.9, gender=0.1)
 BALANCE = BalanceOfData(Pronouns(), Nothing(), share=0.1)
+
+
+@pytest.fixture(scope="module")
+def tokens(smollm2_tokenizer: Path) -> Tokens:
+    return Tokens(AutoTokenizer.from_pretrained(smollm2_tokenizer), "causal")
 
 
 @pytest.mark.parametrize(
@@ -33,9 +42,19 @@ BALANCE = BalanceOfData(Pronouns(), Nothing(), share=0.1)
         ([WHOLE] * 9 + [BARE] + [OTHER] * 80, "compared", "gender"),  # nine tenths of those about gender have both
     ],
 )
-def test_the_sentences_decide(sentences: list[Triplet], objective: str, balance: str) -> None:
-    found = choices({"objective": OBJECTIVE, "balance": BALANCE, "neutral": object()}, sentences)
+def test_the_sentences_decide(sentences: list[Triplet], objective: str, balance: str, tokens: Tokens) -> None:
+    found = choices({"objective": OBJECTIVE, "balance": BALANCE, "neutral": object()}, sentences, tokens)
     assert found == {"objective": objective, "balance": balance}
+
+
+def test_a_model_that_splits_every_pronoun_is_trained_without_pairs(caplog: pytest.LogCaptureFixture) -> None:
+    """The user did not ask for pairs, so the run goes on and says so; `balance=pronouns` would be refused."""
+    vocabulary = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bytewise = Tokenizer(models.BPE(vocabulary, []))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only = Tokens(PreTrainedTokenizerFast(tokenizer_object=bytewise, bos_token="!"), "causal")
+    assert choices({"balance": BALANCE}, [WHOLE], bytes_only) == {"balance": "other"}
+    assert "trained without pairs: no two words of pronoun_pairs.json are one token each" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -52,11 +71,11 @@ def test_the_sentences_decide(sentences: list[Triplet], objective: str, balance:
         (["data=[targeted,shuffled]", "data.bias=gender"], Attribute, Pronouns),
     ],
 )
-def test_what_our_data_gets(data: list[str], objective: type, balance: type) -> None:
+def test_what_our_data_gets(data: list[str], objective: type, balance: type, tokens: Tokens) -> None:
     """Our corpora have both words; controls and `data.counterparts=false` do not."""
     cfg = composed("run", *data)
     parts = {key: make(cfg[key]) for key in ("objective", "balance")}
-    chosen = choices(parts, make(cfg.data).load(seed=1).triplets)
+    chosen = choices(parts, make(cfg.data).load(seed=1).triplets, tokens)
     assert [type(getattr(parts[key], chosen[key])) for key in parts] == [objective, balance]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from command import Shown
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, get_method
@@ -76,6 +78,17 @@ def test_defaults_are_those_of_the_design() -> None:
     assert cfg.eval.protocols is None
     assert cfg.eval.stereoset.whole == "gender"
     assert cfg.eval.stereoset.protocol["_target_"].endswith("BiasBench")
+
+
+def test_a_benchmark_that_is_named_is_scored_or_refused(debias: Callable[..., Shown]) -> None:
+    """`witnesses` leaves WinoBias out of a run about race."""
+    for verb in ("run", "evaluate"):
+        status, _, error = debias(verb, "data.bias=race", "eval=[witnesses,winobias]", "model=gone")
+        assert status == 1
+        assert "eval=[...] names winobias, which witnesses leaves out of a run about race; in place of" in error
+        assert error.rstrip().endswith("group_gap, winobias")
+    status, _, error = debias("evaluate", "data.bias=gender", "eval=[witnesses,winobias]", "model=gone")
+    assert "error: model 'gone' is neither a local folder" in error
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,16 @@ def test_bad_rows_are_counted_with_their_lines(tmp_path: Path) -> None:
     ]
 
 
+def test_no_bias_is_called_as_all_pairs_together_are(tmp_path: Path) -> None:
+    """Its pairs alone would be reported as the whole file."""
+    path = tmp_path / "mine.csv"
+    path.write_text("more,less,bias\nA,B,age\nC,D,overall\n")
+    benchmark = pairs(path)
+    assert texts(benchmark) == ["A", "B"]
+    (note,) = benchmark.notes
+    assert note.endswith("mine.csv:3: a bias called 'overall', which is the name of all pairs together")
+
+
 def test_nothing_is_left_out_unless_asked(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("more,less\n" + "".join(f"a{i},b{i}\n" for i in range(200)))
@@ -133,6 +143,16 @@ def test_one_command_scores_a_file_under_its_own_name(debias: Run, tiny: Path, t
     assert "acme gender preference: 50.0" in shown
     (metrics,) = tmp_path.rglob("metrics.jsonl")
     assert {f.benchmark for f in read_figures(metrics.parent)} == {"acme"}
+
+
+@pytest.mark.parametrize("name", ["crows_pairs", "stereoset", "perplexity"])
+def test_pairs_do_not_take_the_name_of_a_benchmark(debias: Run, tiny: Path, tmp_path: Path, name: str) -> None:
+    """Their records would be counted as that benchmark's."""
+    words = [f"eval=[{name},pairs]", f"eval.pairs.path={written(tmp_path, 'csv')}", f"eval.pairs.name={name}"]
+    status, _, error = debias("evaluate", f"model={tiny}", *words)
+    assert (status, error) == (
+        1, f"error: eval.pairs.name={name}: a benchmark has this name; give your pairs another\n"
+    )  # fmt: skip
 
 
 def test_the_headline_of_many_groups_is_the_whole(debias: Run, tiny: Path, tmp_path: Path) -> None:

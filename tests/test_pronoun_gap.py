@@ -83,6 +83,7 @@ def test_scores_models_of_both_kinds(kind: str, tiny: Path, tiny_masked: Path) -
         ("occupation,women\nnurse,many\n", "line 2 needs the columns"),
         ("occupation,women\nnurse,101\n", "line 2 needs the columns"),
         ("occupation,women\nnurse,88\ncook,40\n", "has 2 occupations and a slope needs 3"),
+        ("occupation,women\nnurse,50\ncook,50\npilot,50\n", "all occupations have the same share of women"),
     ],
 )
 def test_odd_files(tmp_path: Path, text: str, said: str) -> None:

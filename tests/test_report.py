@@ -201,6 +201,11 @@ def test_a_stronger_association_is_worse_also_if_all_occupations_moved() -> None
     assert 'Pronoun gap rose (1.40 to 2.70, p = .001), and all occupations moved 0.60 nats towards "he"' in told.text
 
 
+def test_an_unknown_interval_is_called_unknown() -> None:
+    alone = [f._replace(ci_low=NAN, ci_high=NAN) for f in story()[:1]]
+    assert "61.0 (interval unknown; 50 is unbiased)" in outcome(alone, "gender").text
+
+
 def test_groups_of_people_are_witnesses_too() -> None:
     """Two orders of one benchmark count once. A spread below 0 is chance; a group that is favoured now is a finding."""
     spread = [f for order in ("group first", "attribute first")

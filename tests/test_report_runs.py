@@ -6,17 +6,21 @@ import csv
 import io
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from filelock import FileLock
 from rich.console import Console
 from run_folders import Sentences, config, figure, scores, write_records, write_run
 from scipy import stats
 
+from debias.benchmarks.metrics import mean_of_first
 from debias.benchmarks.seeds import roughly_over_seeds
+from debias.benchmarks.statistics import Comparison, compare
 from debias.cli.sweep_size import planned
 from debias.records import UserError
 from debias.report.many_runs import study_files, study_plots
@@ -28,7 +32,7 @@ from debias.report.many_runs.provenance import notes_on
 from debias.report.many_runs.report import report
 from debias.report.many_runs.study_page import filters, write_page
 from debias.report.many_runs.study_plots import pictures, thinned
-from debias.report.many_runs.study_tables import Study, cost, main, protocols, transfer
+from debias.report.many_runs.study_tables import Study, cost, main, others, protocols, transfer
 
 EVIL = "<script>alert(1)</script>"
 
@@ -52,6 +56,74 @@ def test_seeds_without_records_are_put_together_roughly() -> None:
     assert (seeds.low, seeds.high) == (pytest.approx(-7 - 2.776 * 2**0.5, abs=1e-3), pytest.approx(-3.074, abs=1e-3))
     assert seeds.p_value == pytest.approx(2 * stats.t.sf(7 / 2**0.5, 4), rel=1e-3)
     assert np.isnan(roughly_over_seeds([0, 0], [0, 0], [0, 0]).p_value)
+
+
+class Crows:
+    """A stand-in for CrowS-Pairs: SS overall and of race, which it calls race-color."""
+
+    name, protocol_name = "crows_pairs", "p"
+
+    def __init__(self, pairs: bool) -> None:
+        self.pairs = pairs
+
+    def comparisons(self, base: pd.DataFrame, debiased: pd.DataFrame) -> Iterator[Comparison]:
+        """As in the benchmark: first the whole, then each bias."""
+        for bias in ("overall", *sorted(set(base["bias"]))):
+            before, after = (
+                100.0 * (rows["score"].to_numpy() > 0)[(rows["bias"] == bias) | (bias == "overall")]
+                for rows in (base, debiased)
+            )
+            yield compare(
+                bias, "SS", 50.0, len(before), mean_of_first, (before,), (after,), n_resamples=99, pairs=self.pairs
+            )
+
+
+def test_other_figures_are_of_the_targeted_bias_under_any_name(tmp_path: Path) -> None:
+    """CrowS-Pairs calls race race-color; its figure of all biases comes first in the file."""
+    place = {"benchmark": "crows_pairs", "protocol": "p"}
+    whole, race = (figure("SS", 60, after, bias=bias, **place) for after, bias in ((59, "overall"), (55, "race-color")))
+    stereoset = [f._replace(bias="race") for f in scores(55)]
+    study = study_of(Run(tmp_path, {**config(), "data": {"bias": "race"}}, [*stereoset, *whole, *race]))
+    assert [line.cells[-1].text for line in others(study).lines] == ["60.0 → 55.0*"]
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["resamples", "independent pairs"])
+def test_seeds_and_examples_are_of_the_figure_that_is_shown(tmp_path: Path, pairs: bool) -> None:
+    """Race: 8 of 10 pairs, then 5 and 4. The whole, 10 pairs of gender that do not move, would change by half of it."""
+    names = [
+        "benchmark",
+        "protocol",
+        "example",
+        "candidate",
+        "bias",
+        "target",
+        "model",
+        "logprob",
+        "num_tokens",
+        "score",
+    ]
+    for seed, after in ((1, 5), (2, 4)):
+        rows = [
+            ("crows_pairs", "p", f"{bias} {i}", "more", bias, "", model, 0.0, 1, 1.0 if i < liked else -1.0)
+            for bias in ("gender", "race-color")
+            for model, liked in (("base", 8), ("debiased", after if bias == "race-color" else 8))
+            for i in range(10)
+        ]
+        records = pd.DataFrame(rows, columns=names)
+        of_model = [records[records["model"] == model] for model in ("base", "debiased")]
+        figures = [f for c in Crows(pairs).comparisons(*of_model) for f in c.figures("crows_pairs", "p")]
+        folder = write_run(tmp_path / f"s/{seed}", {**config(seed=seed), "data": {"bias": "race"}}, figures)
+        records.to_parquet(folder / "likelihoods.parquet", index=False)
+    benchmark: Any = Crows(pairs)
+    (found,) = grouped(labelled(collect([tmp_path]).runs)[0], lambda _: [benchmark])
+    assert (found.change.mean, found.trouble, found.exact) == (pytest.approx(-35), "", not pairs)
+    assert found.change.low < -35 < found.change.high
+    assert found.change.p_value < 0.1
+    # Records that do not give the run's figures, such as those of an older evaluation, are not used.
+    records.assign(score=1.0).to_parquet(folder / "likelihoods.parquet", index=False)
+    (found,) = grouped(labelled(collect([tmp_path]).runs)[0], lambda _: [benchmark])
+    assert (found.change.mean, found.exact) == (pytest.approx(-35), False)
+    assert found.trouble.startswith("s/2: its records are not of the crows_pairs of its config, or its figures")
 
 
 def test_choices_have_means_and_adjusted_p_values(tmp_path: Path) -> None:

@@ -91,13 +91,15 @@ def test_what_cannot_be_scored_is_counted(tmp_path: Path) -> None:
     same["sentences"][2]["sentence"] = same["sentences"][0]["sentence"].replace("è", "e\u0300")
     empty = example("e5")
     empty["sentences"][0]["sentence"] = " "
-    others = [example("e2", target=None), example("e3", "Ma mère est ____."), same, empty, example("e6", bias_type="")]
+    others = [example("e2", target=None), example("e3", "Ma mère est ____."), same, empty, example("e6", bias_type=""),
+              example("e7", bias_type="overall")]  # fmt: skip
     others[1]["sentences"] = example()["sentences"]
     benchmark = stereoset(tmp_path / "a.json", example(), *others)
     assert {c.example for c in benchmark.candidates(CAUSAL)} == {"e1"}
     assert benchmark.notes == [
-        "stereoset: 5 of 6 examples are left out: 1 without a target; 1 without a blank (BLANK); "
-        "1 with two identical sentences; 1 without a sentence; 1 without a bias"
+        "stereoset: 6 of 7 examples are left out: 1 without a target; 1 without a blank (BLANK); "
+        "1 with two identical sentences; 1 without a sentence; 1 without a bias; "
+        "1 with a bias called 'overall', which is the name of all together"
     ]
 
 
@@ -184,10 +186,12 @@ def test_rows_are_numbered_where_ids_are_missing_or_repeat(tmp_path: Path) -> No
 def test_rows_that_are_no_evidence_are_counted(tmp_path: Path) -> None:
     same = ["3", "Elle est douce.", " Elle est douce. ", "stereo", "gender", "[]"]
     blank = ["4", "   ", "Il est doux.", "stereo", "gender", "[]"]
-    benchmark = crows_pairs(tmp_path / "a.csv", table(HEADER, *PAIRS, same, blank, ["5", "Elle est douce."]))
+    whole = ["6", "Elle dort.", "Il dort.", "stereo", "overall", "[]"]
+    benchmark = crows_pairs(tmp_path / "a.csv", table(HEADER, *PAIRS, same, blank, ["5", "Elle est douce."], whole))
     assert texts(benchmark) == EXPECTED
     assert benchmark.notes == [
-        "crows_pairs: 3 of 6 examples are left out: 1 with two identical sentences (line 5); 2 incomplete (lines 6, 7)"
+        "crows_pairs: 4 of 7 examples are left out: 1 with two identical sentences (line 5); "
+        "2 incomplete (lines 6, 7); 1 with a bias called 'overall', which is the name of all together (line 8)"
     ]
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
-from debias.benchmarks.sampling import check_biases, left_out, same_texts, strata
+from debias.benchmarks.sampling import WHOLE, check_biases, left_out, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare, ratio
 from debias.data.rows import read_table
 from debias.records import Candidate, Count, Tokens, UserError
@@ -138,6 +138,8 @@ def read_pairs(path: Path) -> PairFile:
         more, less, bias = (cells.get(name, "") for name in COLUMNS)
         if not (more.strip() and less.strip() and bias.strip()):
             reasons.setdefault("incomplete", []).append(row.place)
+        elif bias == WHOLE:
+            reasons.setdefault(f"with a bias called {WHOLE!r}, which is the name of all together", []).append(row.place)
         elif same_texts((more, less)):
             reasons.setdefault("with two identical sentences", []).append(row.place)
         else:

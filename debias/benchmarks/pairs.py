@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from debias.benchmarks import LikelihoodBenchmark, metrics
+from debias.benchmarks.sampling import WHOLE
 from debias.benchmarks.statistics import Comparison, compare, compare_means
 from debias.data.rows import rows
 from debias.records import Candidate, Count, Tokens, UserError
@@ -159,4 +160,6 @@ def _fault(texts: dict[str, str]) -> str:
     """Why a row is not a pair; empty if it is one."""
     if not texts["more"] or not texts["less"]:
         return "an empty sentence"
+    if texts["bias"] == WHOLE:
+        return f"a bias called {WHOLE!r}, which is the name of all pairs together"
     return "the same sentence twice" if texts["more"] == texts["less"] else ""

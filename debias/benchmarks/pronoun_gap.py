@@ -95,5 +95,7 @@ class PronounGap(LikelihoodBenchmark):
         if len(found) < 3:
             number = counted(len(found), "occupation")
             raise UserError(f"{path} has {number} and a slope needs 3; check eval.pronoun_gap.path")
+        if len(set(found.values())) == 1:
+            raise UserError(f"{path}: all occupations have the same share of women, so no slope can be told")
         by_share = sorted(found.items(), key=lambda item: (item[1], item[0]))
         return by_share if self.path else by_share[("dev", "test").index(self.split) :: 2]

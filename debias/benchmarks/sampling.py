@@ -15,6 +15,8 @@ from debias.records import UserError
 from debias.schema import nearest
 from debias.wording import counted, plural
 
+WHOLE = "overall"  # the bias under which all examples together are reported; no bias of a file may be called so
+
 Example = TypeVar("Example")
 
 

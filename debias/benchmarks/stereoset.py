@@ -15,7 +15,7 @@ import pandas as pd
 from debias import assets
 from debias.benchmarks import LikelihoodBenchmark, metrics
 from debias.benchmarks.filling import filling
-from debias.benchmarks.sampling import check_biases, left_out, same_texts, strata
+from debias.benchmarks.sampling import WHOLE, check_biases, left_out, same_texts, strata
 from debias.benchmarks.statistics import Comparison, compare
 from debias.data.rows import read_text
 from debias.records import Candidate, Cloze, Count, Tokens, UserError
@@ -164,6 +164,8 @@ def _useless(example: dict[str, Any], task: str) -> str | None:
     ):  # fmt: skip
         if not all(isinstance(value, str) and value.strip() for value in values):
             return f"without a {name}"
+    if example["bias_type"] == WHOLE:
+        return f"with a bias called {WHOLE!r}, which is the name of all together"
     if task == "intrasentence" and BLANK not in example["context"]:
         return f"without a blank ({BLANK})"
     if same_texts(texts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -54,18 +55,32 @@ def make_benchmarks(cfg: DictConfig) -> list[Benchmark]:
             node.whole = [node.whole]
     if not chosen:
         raise UserError("eval is empty: name at least one benchmark, as in eval=[stereoset]")
-    if not cfg.eval.get("protocols"):
-        return [make(node) for node in chosen]
-    protocols = _protocols(cfg)
-    return [
+    protocols = _protocols(cfg) if cfg.eval.get("protocols") else []
+    made: list[Benchmark] = [
         benchmark
         for node in chosen
         for benchmark in (
             [make(node, protocol=protocol) for protocol in protocols]
-            if node.get("protocol") == cfg.protocol
+            if protocols and node.get("protocol") == cfg.protocol
             else [make(node)]
         )
     ]
+    name = cfg.eval.pairs.get("name") if "pairs" in cfg.eval else None
+    if name != "pairs" and name in options("eval"):
+        raise UserError(f"eval.pairs.name={name}: a benchmark has this name; give your pairs another")
+    return made
+
+
+def check_witnesses(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Raise UserError for a benchmark that the user names and `eval.witnesses` leaves out: it would not be scored."""
+    lists = [word.partition("=")[2].strip("[]") for word in words if word.startswith("eval=[")]
+    named = {name.strip() for names in lists for name in names.split(",")}
+    if left_out := sorted(named & _of_other_biases(cfg)):
+        asked = cfg.eval.witnesses[str(cfg.data.bias)]
+        raise UserError(
+            f"eval=[...] names {left_out[0]}, which witnesses leaves out of a run about {cfg.data.bias}; "
+            f"in place of witnesses, name what you want: {', '.join([*asked, *left_out])}"
+        )
 
 
 def _of_other_biases(cfg: DictConfig) -> set[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from debias.cli.build import make_adapter, make_benchmarks, make_tracker
+from debias.cli.build import check_witnesses, make_adapter, make_benchmarks, make_tracker
 from debias.cli.config import make
 from debias.cli.job_context import claimed, logged, recorded, run_folder, set_folder, tracked
 from debias.cli.settings import Doctor, Evaluate, Export, Generate, Run, Show, settings_of
@@ -31,6 +31,7 @@ def run_job(cfg: DictConfig) -> None:
     """Train and score. If a launcher started several processes, the first runs the job and the others help to train."""
     settings = settings_of(cfg, Run)
     _check_bias_is_named()
+    check_witnesses(cfg, HydraConfig.get().overrides.task)
     if launched_rank() > 0:  # it looks at no folder: what there is to do is decided once, by the first process
         from debias.jobs import cost, run
 
@@ -88,6 +89,7 @@ def _check_bias_is_named() -> None:
 def evaluate_job(cfg: DictConfig) -> None:
     """Score a base model, alone, with adapters or with another debiasing method."""
     settings = settings_of(cfg, Evaluate)
+    check_witnesses(cfg, HydraConfig.get().overrides.task)
     benchmarks, baseline = make_benchmarks(cfg), make(cfg.baseline)
     adapter_paths = [path] if isinstance(path := settings.adapter.path, str) else path or []
     if adapter_paths and HydraConfig.get().runtime.choices["baseline"] != "none":

@@ -72,7 +72,7 @@ def run(
     dropped = "".join(f"; {count} dropped: {reason}" for reason, count in checked.dropped.items())
     of = ", ".join(tuning.data.sources)
     log.info("data: %s from %s%s", counted(len(checked.triplets), "sentence"), of, dropped)
-    tuning, chosen = tuning.settled(checked.triplets)
+    tuning, chosen = tuning.settled(checked.triplets, base.tokens)
     for key in chosen:
         log.info("%s: %s, which suits the data", key, type(getattr(tuning, key)).__name__)
     with stage("read the benchmarks", said=True):
@@ -171,7 +171,7 @@ def assist(tuning: Tuning, model: BaseModel) -> None:
             f"{folder}: {one} process sees a checkpoint here, but {other} one does not; "
             "put the run folder on a disk that all machines share"
         )
-    train(tuning.settled(triplets)[0], triplets, base, folder, folder / ADAPTER)
+    train(tuning.settled(triplets, base.tokens)[0], triplets, base, folder, folder / ADAPTER)
 
 
 def check_unseen(sentences: Sequence[str], benchmarks: Sequence[Prepared]) -> dict[str, int]:

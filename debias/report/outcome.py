@@ -182,7 +182,9 @@ def _name(row: Row, bias: str, first: bool = True) -> str:
 
 def _alone(row: Row, bias: str) -> str:
     base = row.base
-    interval = f"95% interval {number(base.ci_low, base.metric)} to {number(base.ci_high, base.metric)}"
+    interval = "interval unknown"
+    if base.ci_low == base.ci_low:
+        interval = f"95% interval {number(base.ci_low, base.metric)} to {number(base.ci_high, base.metric)}"
     return f"{_name(row, bias)}: {number(base.value, base.metric)} ({interval}; {base.ideal:g} is unbiased)"
 
 

@@ -6,13 +6,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from debias.records import SomeShare, Triplet
+from debias.records import SomeShare, Tokens, Triplet, UserError
 from debias.training.balance import Balance
 from debias.training.objectives import Objective
 from debias.training.pairs import has_counterparts
+
+log = logging.getLogger(__name__)
 
 
 class ObjectiveOfData:
@@ -52,6 +55,15 @@ class BalanceOfData:
         """`gender` or `other`."""
         return "gender" if about_gender(triplets, self.share) else "other"
 
+    def usable(self, tokens: Tokens) -> bool:
+        """Whether the pairs can be asked of this model; if not, the log says why."""
+        try:
+            self.gender.pairs(tokens)
+        except UserError as error:
+            log.warning("trained without pairs: %s", error)
+            return False
+        return True
+
 
 def about_gender(triplets: Sequence[Triplet], share: float) -> bool:
     """Whether at least this share of the sentences is about gender and names a stereotype."""
@@ -59,7 +71,11 @@ def about_gender(triplets: Sequence[Triplet], share: float) -> bool:
     return number >= share * len(triplets)
 
 
-def choices(parts: Mapping[str, Any], triplets: Sequence[Triplet]) -> dict[str, str]:
+def choices(parts: Mapping[str, Any], triplets: Sequence[Triplet], tokens: Tokens) -> dict[str, str]:
     """What each part of the recipe that depends on the data chooses, by its name in the config."""
     of_data = {key: part for key, part in parts.items() if isinstance(part, ObjectiveOfData | BalanceOfData)}
-    return {key: part.choice(triplets) for key, part in of_data.items()}
+    chosen = {key: part.choice(triplets) for key, part in of_data.items()}
+    for key, part in of_data.items():
+        if isinstance(part, BalanceOfData) and chosen[key] == "gender" and not part.usable(tokens):
+            chosen[key] = "other"
+    return chosen

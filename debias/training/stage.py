@@ -26,7 +26,7 @@ from debias.models.base import Base, LanguageModel
 from debias.models.placement import place
 from debias.models.ranks import launched_rank
 from debias.progress import bar
-from debias.records import Masked, Recipe, Scored, Span, Triplet, UserError
+from debias.records import Masked, Recipe, Scored, Span, Tokens, Triplet, UserError
 from debias.run_identity import code_sha256, text_sha256
 from debias.scoring import batched, likelihood
 from debias.scoring.layout_trial import choose_layout
@@ -71,9 +71,9 @@ class Tuning(NamedTuple):
     logger: Logger | bool = False
     balance: Balance = Nothing()  # or a BalanceOfData, until `settled`
 
-    def settled(self, triplets: Sequence[Triplet]) -> tuple[Tuning, dict[str, str]]:
+    def settled(self, triplets: Sequence[Triplet], tokens: Tokens) -> tuple[Tuning, dict[str, str]]:
         """The same with the objective and the pairs that suit these sentences, and the names of what was chosen."""
-        chosen = choices(self._asdict(), triplets)
+        chosen = choices(self._asdict(), triplets, tokens)
         return self._replace(**{key: getattr(getattr(self, key), name) for key, name in chosen.items()}), chosen
 
     def num_neutral(self, kind: str) -> int:

@@ -20,6 +20,7 @@ from debias.report.many_runs.collection import Run
 from debias.report.many_runs.labels import Label, by_choice_and_seed, content, differences, ordered, words
 from debias.report.outcome import Outcome, by_adapter, outcome
 
+ROUNDING = 1e-6  # allowed difference, in points, of a figure and the same from the records
 Benchmarks = Callable[[dict[str, Any]], Sequence[Benchmark]]  # a run's config -> the benchmarks that scored it
 
 
@@ -147,7 +148,8 @@ def _configuration(key: str, group: Sequence[LabelledRun], benchmarks_of: Benchm
         change = _roughly(group, delta) if len(group) > 1 else _alone(delta)
         if not exact and all(member.run.records for member in group):
             try:
-                change, exact = difference_over_seeds(group, benchmarks_of, delta.benchmark), True
+                if over_both := difference_over_seeds(group, benchmarks_of, delta):
+                    change, exact = over_both, True
             except UserError as error:  # records of another version: everything else needs only figures
                 trouble = str(error)
         figures[place] = delta._replace(
@@ -200,23 +202,31 @@ def _mean(same: Sequence[Figure]) -> Figure:
     return first._replace(p_value=seeds.p_value, test="seeds") if first.p_value is not None else first
 
 
-def difference_over_seeds(group: Sequence[LabelledRun], benchmarks_of: Benchmarks, name: str = "stereoset") -> Seeds:
-    """The difference of a benchmark's SS for the targeted bias (or overall), over runs that differ only by seed.
+def difference_over_seeds(group: Sequence[LabelledRun], benchmarks_of: Benchmarks, delta: Figure) -> Seeds | None:
+    """The change that `delta` is the mean of, over runs that differ only by seed; None without resamples.
 
-    Raises UserError if a run has no records, or records of another benchmark than its config's.
+    A percentage of independent pairs has none, because its interval and test are exact enough without.
+
+    Raises UserError if a run has no records, or records that do not give its own figures.
     """
     found = []
     for member in group:
         run, records = member.run, records_of_run(member)
-        mine = records[records["benchmark"] == name]
-        mine = mine[mine["bias"] == run.bias] if run.bias in set(mine["bias"]) else mine
+        mine = records[(records["benchmark"] == delta.benchmark) & (records["protocol"] == delta.protocol)]
+        mine = mine[mine["bias"] == delta.bias] if delta.bias in set(mine["bias"]) else mine
+        wrong = f"{run.name}: its records are not of the {delta.benchmark} of its config"
         benchmarks = scored(benchmarks_of(run.config), mine)
         if not benchmarks:
-            place = run.folder / "likelihoods.parquet"
-            raise UserError(f"{place}: its {name} is not the one of the config; run this job again")
-        benchmark, by_model = benchmarks[0], records_of(benchmarks[0], mine)
-        comparisons = benchmark.comparisons(by_model["base"], by_model["debiased"])
-        found.append(next(c for c in comparisons if c.metric == "SS"))
+            raise UserError(f"{wrong}; run this job again")
+        by_model = records_of(benchmarks[0], mine)
+        comparisons = benchmarks[0].comparisons(by_model["base"], by_model["debiased"])
+        same = [c for c in comparisons if (c.bias, c.metric) == (delta.bias, delta.metric)]
+        figure = next(f for f in member.figures if f[:5] == delta[:5])
+        if not same or abs(same[0].delta.value - figure.value) > ROUNDING:
+            raise UserError(f"{wrong}, or its figures are not of these records; run this job again")
+        found.append(same[0])
+    if not all(c.samples.size for c in found):
+        return None
     return over_seeds([c.delta.value for c in found], [c.samples[2] for c in found], found[0].freedom)
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from debias.benchmarks.evaluation import figures_of
 from debias.records import Figure, UserError
-from debias.report.comparison import headline_cells
+from debias.report.comparison import headline_cells, headlines, title_of
 from debias.report.grid import Cell, Grid, Line, number_columns, row, text_columns
 from debias.report.many_runs.answer import answers
 from debias.report.many_runs.collection import Planned, Run, collect, nothing_in
@@ -62,7 +62,10 @@ def report(
     study = Study(made, notes_on(found, [*left_out, *troubles]))
     if len(kept) <= FEW:
         console.print(_runs(kept).terminal())
-        console.print("base -> debiased on StereoSet, targeted bias; change of SS with its 95% interval", style="dim")
+        found_ss = [ss for m in kept if (ss := headlines(m.figures, m.run.bias).get("SS"))]
+        of = " or ".join(dict.fromkeys(title_of(ss.base) for ss in found_ss))
+        console.print(f"base -> debiased{of and f' on {of}'}, targeted bias; change of SS with its 95% interval",
+                      style="dim")  # fmt: skip
     if any(len(c.members) > 1 for c in study.configurations) or len(kept) > FEW:
         console.print(Text("\nover seeds: mean ± standard deviation", style="bold"))
         console.print(_configurations(study).terminal())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from debias.records import SIGNIFICANT
 from debias.report import comparison
-from debias.report.comparison import HEADLINES, UNCHANGED, Row, number, p_text, rows, title_of
+from debias.report.comparison import HEADLINES, UNCHANGED, Row, number, p_text, rows, title_of, under
 from debias.report.grid import Cell, Grid, Line, number_columns, text_columns
 from debias.report.many_runs.collection import Run
 from debias.report.many_runs.configurations import Configuration, by_baseline
@@ -94,11 +95,12 @@ def main(study: Study) -> Grid:
         "mean ± standard deviation over seeds",
         note="SS: 50 is unbiased. LMS and ICAT: 100 is best. Perplexity: lower is better. The 95% interval of the "
         "change of SS covers both seeds and examples; ≈: combined from the intervals of the runs, because their "
-        "records are missing. p is corrected for the number of configurations (Benjamini-Hochberg); *: significant, "
-        "p below .05. n: examples behind SS. Inconclusive: bias fell, but ability is not shown to be kept. Seeds with "
-        "p < .05: those whose own change is significant (p corrected for the figures of the run). ★ best: the highest "
-        "ICAT among the debiased. ◆ Pareto: ability not broken, bias not overshot or worse, and no other such "
-        "configuration with the same bias and base model is as good in SS, LMS and perplexity and better in one.",
+        "records are missing or are of independent pairs. p is corrected for the number of configurations "
+        "(Benjamini-Hochberg); *: significant, p below .05. n: examples behind SS. Inconclusive: bias fell, but "
+        "ability is not shown to be kept. Seeds with p < .05: those whose own change is significant (p corrected "
+        "for the figures of the run). ★ best: the highest ICAT among the debiased. ◆ Pareto: ability not broken, "
+        "bias not overshot or worse, and no other such configuration with the same bias and base model is as good "
+        "in SS, LMS and perplexity and better in one.",
     )  # fmt: skip
 
 
@@ -165,8 +167,7 @@ def others(study: Study) -> Grid:
     found: dict[str, dict[tuple[str, str], Row]] = {}
     for configuration in study.configurations:
         by_metric = found.setdefault(configuration.key, {})
-        rank = {configuration.bias: 0, "overall": 1, "all": 2}
-        for row in sorted(rows(configuration.figures), key=lambda r: rank.get(r.base.bias, 3)):
+        for row in sorted(rows(configuration.figures), key=partial(_distance, bias=configuration.bias)):
             by_metric.setdefault((title_of(row.base), row.base.metric), row)
     headline = {("StereoSet", m) for m in HEADLINES[:3]} | {("Perplexity", "perplexity")}
     names = [name for name in dict.fromkeys(n for of in found.values() for n in of) if name not in headline]
@@ -179,6 +180,13 @@ def others(study: Study) -> Grid:
                 caption="Other figures: base → debiased, mean over seeds",
                 note="For the targeted bias where the benchmark has it, otherwise over all. *: the change is "
                 "significant (p below .05, corrected for the number of figures of the configuration).")  # fmt: skip
+
+
+def _distance(row: Row, bias: str) -> int:
+    """How far a row is from the targeted bias: of it, of all biases, of texts that have none, of another bias."""
+    if row.base.bias in under(bias, row.base.benchmark):
+        return 0
+    return {"overall": 1, "all": 2}.get(row.base.bias, 3)
 
 
 def _arrow(row: Row | None) -> Cell:
