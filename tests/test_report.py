@@ -262,6 +262,16 @@ def test_bounds_are_the_users() -> None:
     assert outcome(story(lms=(89, -2.9, -1.1)), "gender", Bounds(max_lms_drop=3)).verdict == "debiased"
 
 
+def test_the_targeted_bias_is_first_under_its_name_in_each_benchmark() -> None:
+    """CrowS-Pairs calls race race-color, and its figures come in the order of the alphabet."""
+    biases = ("overall", "age", "race-color")
+    found = [f for bias in biases for f in figures("crows_pairs", "SS", 60, 55, -8, -2, bias)]
+    assert [row.base.bias for row in comparison.rows(found, "race")] == ["race-color", "overall", "age"]
+    several = [f._replace(protocol=protocol) for protocol in ("p", "q") for f in found]
+    shown = comparison.protocols(comparison.rows(several, "race"), "race")
+    assert {line.cells[2].text for line in shown.lines} == {"race-color SS", "overall SS"}
+
+
 def test_rows_put_the_targeted_bias_first_and_know_what_is_better() -> None:
     mixed = [*figures("stereoset", "SS", 60, 55, -8, -2, "age"), *figures("stereoset", "SS", 60, 65, 2, 8, "overall"),
              *figures("stereoset", "SS", 60, 58, -5, 1, p=0.2)]  # fmt: skip

@@ -105,8 +105,12 @@ def rows(figures: Iterable[Figure], first: str = "") -> list[Row]:
     for f in figures:
         by.setdefault((f.benchmark, f.protocol, f.bias, f.metric), {})[f.model] = f
     benchmarks = list(dict.fromkeys(key[:2] for key in by))
-    rank = {first: 0, "overall": 1}
-    ordered = sorted(by, key=lambda key: (benchmarks.index(key[:2]), rank.get(key[2], 2)))
+
+    def place(key: tuple[str, str, str, str]) -> tuple[int, int]:
+        benchmark, _, bias, _ = key
+        return benchmarks.index(key[:2]), 0 if bias in under(first, benchmark) else 1 if bias == "overall" else 2
+
+    ordered = sorted(by, key=place)
     return [row for key in ordered for row in _rows_of(by[key])]
 
 
@@ -149,7 +153,7 @@ def protocols(rows: Sequence[Row], first: str) -> Grid:
     lines = []
     for row in rows:
         base, texts = row.base, row.texts()
-        shown = base.bias in (first, "overall") and base.metric in ("SS", "LMS", "ICAT")
+        shown = base.bias in (*under(first, base.benchmark), "overall") and base.metric in ("SS", "LMS", "ICAT")
         if base.benchmark not in several or not shown:
             continue
         change = f"{texts['difference']} ({texts['95% interval']})" if row.delta else ""
