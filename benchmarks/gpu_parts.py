@@ -395,7 +395,7 @@ TURNS = dict.fromkeys(WAYS, ("first", "again")) | {
 
 def _examples(base: Base, triplets: Sequence[Triplet], objective: Attribute) -> list[Any]:
     """The spans of each sentence that this objective can be trained on."""
-    texts, _ = paired(triplets, objective.contrasts)
+    texts, _ = paired(triplets, objective.contrasts, objective.compares)
     found = examples(texts, objective, base.tokens, base.max_positions)
     return [spans for spans in found if not isinstance(spans, str)]
 
