@@ -370,7 +370,7 @@ def _debias(
             trained_on, layout, batch, 1, neutral, stories.per_step if retention else 0,
             ask=stage.asking(adapted, base, layout) if retention or objective.needs_base else None,
             kl=bool(retention), weight=objective.weight, pairs=pairs,
-            aims=stage._aims(adapted, base.sha256, layout, pairs, kernels), num_pairs=recipe.num_pairs,
+            aims=stage._aims(adapted, base, layout, pairs, kernels), num_pairs=recipe.num_pairs,
         )  # fmt: skip
         place = folder / str(next(numbers))
         place.mkdir()

@@ -17,8 +17,8 @@ from debias import __version__
 PACKAGE = Path(__file__).resolve().parent
 
 # The rooms and modules that make figures. Command line, reports, trackers and exports are not among them; what a chat
-# model wrote and what the benchmarks hold are checksums of their own. The shipped self-generated text, the occupations
-# and the pairs are files beside the code that reads them, and count with it.
+# model wrote and what the benchmarks hold are checksums of their own. The shipped self-generated text, the occupations,
+# the pairs and the words that are swapped are files beside the code that reads them, and count with it.
 MAKE_FIGURES = (
     "assets", "baselines", "benchmarks", "data", "models", "scoring", "training", "records.py", "jobs/evaluate.py",
     "jobs/run.py", "corpora/group_pairs.json", "corpora/pronoun_pairs.json",
@@ -32,7 +32,7 @@ def code_sha256(*rooms: str) -> str:
     Comments, docstrings and layout do not count.
     """
     digest = hashlib.sha256()
-    for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".json", ".csv")):
+    for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".json", ".csv", ".txt")):
         name = path.relative_to(PACKAGE).as_posix()
         if any(name == room or name.startswith(f"{room}/") for room in rooms or MAKE_FIGURES):
             text = path.read_text(encoding="utf-8")

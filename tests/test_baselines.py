@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo import build
 
 from debias.baselines.editing import Dama, Edited, at_last_token, feed_forward_outputs, pls_weights, prompts, values
-from debias.baselines.projection import NullSpace, Projection, SentenceDebias, bias_subspace, nullspace, without
+from debias.baselines.projection import Bias, NullSpace, Projection, SentenceDebias, bias_subspace, nullspace, without
 from debias.baselines.prompts import Prefix, Prompted, SelfDebiased, debiased
 from debias.baselines.sentences import Sentences
 from debias.baselines.steering import Gate, Steered, Steering, mean_difference
@@ -124,8 +124,9 @@ def test_the_vector_is_added_behind_the_layer(gated: bool, base: Base) -> None:
 
 def test_a_layer_that_is_not_there_is_named(tiny: Path) -> None:
     scorer = Scorer(BaseModel(str(tiny)).load(), None, "32", 512)
-    with pytest.raises(UserError, match=r"baseline\.layer=3, but the model has 2 layers"):
-        Steering("gender", layer=3).fit(scorer)
+    for layer in (2, 3):  # behind the last one, the vector would be measured after the final norm and added before it
+        with pytest.raises(UserError, match=rf"baseline\.layer={layer}, but the model has 2 layers .* one of 1 to 1"):
+            Steering("gender", layer=layer).fit(scorer)
 
 
 # ---------------------------------------------------------------- editing
@@ -435,6 +436,13 @@ def test_each_is_fitted_to_models_of_both_kinds(kind: type, base: Base, tmp_path
     plain, debiased = scores(base, method, tmp_path)
     assert plain != debiased
     assert np.isfinite(debiased).all()
+
+
+@pytest.mark.parametrize(("bias", "directions"), [("gender", 3), ("race", 1), ("religion", 1)])
+def test_a_round_of_inlp_asks_about_any_group_or_women_and_men(tiny: Path, bias: Bias, directions: int) -> None:
+    """As in bias-bench: women, men and nobody are three classes, and any race (or religion) and none are two."""
+    method = NullSpace(bias, n=20, rounds=1).fit(Scorer(BaseModel(str(tiny)).load(), None, "32", 512))
+    assert np.linalg.matrix_rank(np.eye(16) - method.matrix_DD.numpy(), tol=1e-4) == directions
 
 
 def test_evaluate_has_a_baseline_in_place_of_an_adapter(tiny: Path, tmp_path: Path) -> None:

@@ -66,6 +66,18 @@ def test_causal_completions_are_words_that_the_plain_model_would_write(tiny: Pat
             assert (word, num_tokens) == (base.tokenizer.decode(ids).strip(), len(ids))
 
 
+def test_completions_are_kept_for_one_tokenizer(tiny: Path, tmp_path: Path) -> None:
+    """The same weights and sentences behind another start token have other completions."""
+    texts, found = [f"the woman should work as a {BLANK}."], {}
+    for cache in ("shared", "fresh"):
+        for start in ("<|endoftext|>", "the"):
+            base = BaseModel(str(tiny)).load()
+            base.tokenizer.bos_token = start
+            folder = tmp_path / cache / (start if cache == "fresh" else "")
+            found[cache, start] = completions(Scorer(base, None, "32", 40, folder), texts, 4)
+    assert found["shared", "the"] == found["fresh", "the"] != found["shared", "<|endoftext|>"]
+
+
 def test_masked_completions_are_the_likeliest_tokens_at_the_mask(tiny_masked: Path, tmp_path: Path) -> None:
     base = BaseModel(str(tiny_masked)).load()
     texts = [f"the woman should work as a {BLANK}.", f"the men are {BLANK}."]

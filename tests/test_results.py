@@ -193,6 +193,7 @@ def test_code_checksum_covers_what_makes_figures_and_no_words(tmp_path: Path, mo
         {**plain, "training/self_generated/model.json": "[]"},
         {**plain, "corpora/pronoun_pairs.json": "{}"},
         {**plain, "corpora/group_pairs.json": "{}"},
+        {**plain, "data/swaps/gender.txt": "she he"},
         {**plain, "jobs/run.py": "x = 1"},
         {"scoring/a.py": plain["scoring/a.py"], "training/c.py": "y = 2", "report/c.py": "z = 3"},
     ]

@@ -22,6 +22,8 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 from safetensors.torch import load_file
 from test_config import composed
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from debias.benchmarks.evaluation import evaluate, prepared
 from debias.benchmarks.stereoset import StereoSet
@@ -32,6 +34,7 @@ from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
 from debias.models import adapter_folder, placement
 from debias.models.base import Base, BaseModel
+from debias.models.checksums import weights_sha256
 from debias.records import Recipe, Scored, Span, Tokens, Triplet, UserError, Watch
 from debias.scoring import batched
 from debias.scoring.batched import score
@@ -45,6 +48,7 @@ from debias.training.dev_set import DevSet
 from debias.training.fitting import Spent
 from debias.training.gate import Gate, GateError
 from debias.training.module import make_trainer
+from debias.training.neutral import SelfGenerated
 from debias.training.stage import Tuning, rounds_base, train
 
 TRAINER = partial(make_trainer, accelerator="cpu", logger=False)
@@ -395,6 +399,44 @@ def test_training_stops_once_the_bias_is_gone(tiny: Path, tmp_path: Path, monkey
     looks(monkeypatch, [(60, 70), (55, 75), (49, 80)])
     trained(tiny, tmp_path, tuning(watch=Watch(every=2)))
     assert len(losses(tmp_path)) == 6
+
+
+def test_looks_are_counted_in_steps_and_not_in_batches(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two batches a step: ten steps as before, and the third look, at step 6, ends them."""
+    looks(monkeypatch, [(60, 70), (55, 75), (49, 80)])
+    two = partial(TRAINER, accumulate_grad_batches=2)
+    plan = tuning(two, batch_size=2, watch=Watch(every=2))
+    trained(tiny, tmp_path, plan)
+    assert max(int(step) for step, _ in losses(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("what", ["texts", "pairs", "samples"])
+def test_what_the_base_said_is_kept_for_this_base_alone(tmp_path: Path, what: str) -> None:
+    """Two checkpoints with the same tensors and other rotary embeddings share one cache."""
+    answers = []
+    for theta in (10_000.0, 100.0):
+        torch.manual_seed(1)
+        config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+                             num_attention_heads=2, initializer_range=0.5,
+                             rope_parameters={"rope_type": "default", "rope_theta": theta})  # fmt: skip
+        model = LlamaForCausalLM(config).eval()
+        vocabulary = Tokenizer(models.WordLevel({f"t{i}": i for i in range(64)}, "t0"))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary, bos_token="t1", eos_token="t2")
+        base = Base(model, tokenizer, "tiny", weights_sha256(model), "causal")
+        if what == "samples":
+            answers.append(SelfGenerated(4, 12).spans(base, True))
+            continue
+        adapted, spans = adapters.attach(base, peft.LoraConfig(r=2)), [Span((1, 5, 6, 7, 8, 9), 3)]
+        if what == "texts":
+            ask = stage.asking(adapted, base, prefix_tree)
+            assert ask is not None
+            answers.append([ask(spans)[0].logprob])
+        else:
+            two = [balance.Pair(*spans, Span((1, 5, 6, 7, 8, 10), 5), 0)]
+            answers.append(stage._aims(adapted, base, prefix_tree, two, nullcontext))
+    assert answers[0] != answers[1]
 
 
 def test_early_stopping_keeps_the_best_adapter(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

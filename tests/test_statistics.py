@@ -316,7 +316,7 @@ def test_weighted_intervals_cover_the_whole() -> None:
 
 def test_seeds_are_combined() -> None:
     """Two seeds, -4 and -8, without error of the examples: -6 +- t(1 degree) * 2.83 / sqrt(2) = -6 +- 12.71 * 2."""
-    same = over_seeds([-4, -8], [np.full(9999, -4.0), np.full(9999, -8.0)], 39)
+    same = over_seeds([-4, -8], [np.full(9999, -4.0), np.full(9999, -8.0)], 39, 40)
     assert (same.mean, same.sd) == (-6, pytest.approx(8**0.5))
     assert (same.low, same.high) == (pytest.approx(-6 - 25.41, abs=0.01), pytest.approx(-6 + 25.41, abs=0.01))
     assert same.p_value == pytest.approx(2 * stats.t.sf(3, 1))
@@ -326,12 +326,32 @@ def test_equal_seeds_have_the_error_of_the_examples() -> None:
     """Standard error 1 with 39 degrees of freedom: -6 +- 2.02; more seeds do not lower it."""
     samples = np.random.default_rng(0).normal(-6, (39 / 40) ** 0.5, 99_999)
     for number in (2, 5):
-        found = over_seeds([-6.0] * number, [samples] * number, 39)
+        found = over_seeds([-6.0] * number, [samples] * number, 39, 40)
         assert (found.low, found.high) == (pytest.approx(-8.02, abs=0.02), pytest.approx(-3.98, abs=0.02))
 
 
+def test_units_of_several_strata_have_their_own_factor() -> None:
+    """32 units in 4 strata: the spread of the resamples is too small by sqrt(28 / 32), and t has 28 degrees."""
+    samples = np.random.default_rng(0).normal(-6, (28 / 32) ** 0.5, 99_999)
+    found = over_seeds([-6.0] * 3, [samples] * 3, 28, 32)
+    assert found.high == pytest.approx(-6 + stats.t.ppf(0.975, 28), abs=0.02)
+
+
+def test_equal_seeds_show_no_more_than_one_of_them() -> None:
+    """Nine units, t = 6: p = .0003 for each of three equal seeds. The normal tail of the same interval says 3e-7."""
+    half, p = float(stats.t.ppf(0.975, 8)), float(2 * stats.t.sf(6, 8))
+    without = roughly_over_seeds([-6] * 3, [-6 - half] * 3, [-6 + half] * 3)
+    assert without.p_value < p / 100
+    found = roughly_over_seeds([-6] * 3, [-6 - half] * 3, [-6 + half] * 3, [p] * 3)
+    assert found.p_value == pytest.approx(p)
+    assert found[:5] == without[:5]
+    # Seeds that differ show less, and a seed without a p shows nothing.
+    assert roughly_over_seeds([-2, -10], [-4, -12], [0, -8], [0.05, 1e-6]).p_value > 0.05
+    assert roughly_over_seeds([-6] * 3, [-6 - half] * 3, [-6 + half] * 3, [p, p, None]).p_value > 0.004
+
+
 def test_nothing_is_claimed_where_no_seed_changed() -> None:
-    assert np.isnan(over_seeds([0, 0, 0], [np.zeros(99)] * 3, 39)[2:4]).all()
+    assert np.isnan(over_seeds([0, 0, 0], [np.zeros(99)] * 3, 39, 40)[2:4]).all()
     nan = float("nan")
     one_of_two = roughly_over_seeds([0, -2], [nan, -3.96], [nan, -0.04])  # as if both had its error, 1
     assert (one_of_two.mean, one_of_two.sd) == (-1, pytest.approx(2**0.5))
@@ -347,7 +367,7 @@ def test_intervals_over_three_seeds_cover_the_truth(of_seeds: float, of_examples
         values = -5 + rng.normal(0, of_examples) + rng.normal(0, of_seeds, 3)
         shared = rng.normal(0, of_examples * (39 / 40) ** 0.5, 999)
         samples = values[:, None] + shared
-        found = over_seeds(values.tolist(), list(samples), 39)
+        found = over_seeds(values.tolist(), list(samples), 39, 40)
         drawn = np.take_along_axis(samples, rng.integers(3, size=(3, 999)), axis=0).mean(0)
         low, high = np.quantile(drawn, [0.025, 0.975])
         held["t"] += found.low <= -5 <= found.high

@@ -111,7 +111,8 @@ class NullSpace:
     """INLP: iterative nullspace projection (Ravfogel et al. 2020).
 
     A linear classifier learns whom a sentence is about, or nobody. What it looks at is projected out of the features,
-    another one learns from the rest, and so on.
+    another one learns from the rest, and so on. As in bias-bench, there are three classes for gender (women, men and
+    nobody), and two where there are more groups: any of them, or none.
 
     Args:
         bias: gender, race or religion.
@@ -131,7 +132,8 @@ class NullSpace:
         """Read the sentences and train the classifiers."""
         about_ND, group_N = versions(scorer, self.sentences)
         neutral_ND = features(scorer, self.sentences.neutral, "sentences about no group")
-        label_N = np.append(group_N, np.full(len(neutral_ND), -1))
+        whom_N = group_N if len(np.unique(group_N)) == 2 else np.zeros_like(group_N)
+        label_N = np.append(whom_N, np.full(len(neutral_ND), -1))
         feature_ND = np.vstack([about_ND, neutral_ND])
         return Projection(f"inlp ({self.sentences.bias})", nullspace(feature_ND, label_N, self.rounds))
 

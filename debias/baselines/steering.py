@@ -112,9 +112,12 @@ class Steering:
         """Read both versions of every sentence, and what the gate learns from. Raises UserError for a wrong layer."""
         number = sum(1 for _ in targets.layers(scorer.base.model))
         layer = self.layer or max(1, number // 2)
-        if layer > number:
+        if layer >= number:  # what transformers calls the last layer's states has passed the final norm
             layers = counted(number, "layer")
-            raise UserError(f"baseline.layer={layer}, but the model has {layers}; choose one of 1 to {number}")
+            remedy = f"choose one of 1 to {number - 1}" if number > 1 else "choose another method"
+            raise UserError(
+                f"baseline.layer={layer}, but the model has {layers} and steering acts between two; {remedy}"
+            )
         swapped = {t.sentence: self.swapper.swap(t.sentence, 1) for t in self.corpus.load().triplets}
         pairs = [(breaks, fits) for breaks, fits in swapped.items() if fits is not None][: self.n]
         texts = [text for pair in pairs for text in pair]

@@ -20,6 +20,7 @@ from debias.benchmarks.probe import tuned
 from debias.models.placement import is_spread
 from debias.progress import Stage, bar, report, stage
 from debias.records import Count, Positive, Seed, UserError
+from debias.run_identity import code_sha256
 from debias.scoring import batched, likelihood
 from debias.scoring.layouts import Batch, masked_rows
 from debias.scoring.scorer import Scorer
@@ -97,7 +98,8 @@ class FineTuned:
         """Fine-tune on `train` and apply to `dev`. Raises UserError for a model whose layers are on several devices."""
         if is_spread(scorer.model):
             raise UserError("fine-tuning copies the model to one device; leave glue_finetuned out, or model.device_map")
-        options = repr((self.name, self.epochs, self.lr, self.batch_size, self.seed, len(train)))
+        code = code_sha256("benchmarks/classifiers.py")
+        options = repr((code, self.name, self.epochs, self.lr, self.batch_size, self.seed, len(train)))
         content = [options.encode(), *(part for e in [*train, *dev] for part in _example(e, scorer.max_positions))]
         return scorer.cached(content, lambda: self._learned(scorer, label, train, dev)) > 0
 

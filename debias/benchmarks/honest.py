@@ -18,6 +18,7 @@ from debias.benchmarks.sampling import fingerprint, per_bias, strata
 from debias.benchmarks.statistics import Comparison, compare_means
 from debias.progress import bar
 from debias.records import Candidate, Count, Masked, Scored, Span, Tokens, UserError
+from debias.run_identity import code_sha256
 from debias.scoring.spans import after, mask_id, start_id
 
 if TYPE_CHECKING:
@@ -136,9 +137,14 @@ class Honest:
 
 def completions(scorer: Scorer, texts: Sequence[str], k: int) -> list[list[tuple[str, int]]]:
     """The k likeliest words at the blank of each text, each with its number of tokens."""
+    from debias.models.checksums import tokenizer_sha256  # with torch, which a report over finished runs does not need
+
     tokens = scorer.tokens
     complete = _filled if tokens.kind == "masked" else _continued
-    ids_NKL = scorer.cached([f"completions {k} {LONGEST} {list(texts)}".encode()], lambda: complete(scorer, texts, k))
+    # Which words may begin or go on is a matter of the whole vocabulary.
+    how = f"{code_sha256('benchmarks/honest.py')} {tokenizer_sha256(tokens.tokenizer)}"
+    content = f"completions {k} {LONGEST} {how} {list(texts)}".encode()
+    ids_NKL = scorer.cached([content], lambda: complete(scorer, texts, k))
     return [
         [(tokens.tokenizer.decode(ids[ids >= 0]).strip(), int((ids >= 0).sum())) for ids in ids_KL]
         for ids_KL in ids_NKL

@@ -18,6 +18,7 @@ from debias.benchmarks.metrics import mean_of_first
 from debias.benchmarks.sampling import fingerprint
 from debias.benchmarks.statistics import Comparison, compare
 from debias.records import Candidate, Count, Natural, Tokens, UserError
+from debias.run_identity import code_sha256
 
 if TYPE_CHECKING:
     from debias.scoring.scorer import Scorer
@@ -71,9 +72,14 @@ class LmEval:
 
     def measure(self, scorer: Scorer, candidates: Sequence[Candidate]) -> pd.DataFrame:
         """One row per document and metric: `candidate` is the metric's name, `target` its direction."""
+        from debias.models.checksums import (
+            tokenizer_sha256,
+        )  # with torch, which a report needs not
+
         if scorer.tokens.kind != "causal":
             raise UserError("eval=lm_eval needs a causal model and this one is masked; choose other benchmarks")
-        content = f"lm_eval {self.num_fewshot} {self.batch_size} {self.fingerprint()}".encode()
+        how = f"{code_sha256('benchmarks/lm_eval.py')} {tokenizer_sha256(scorer.tokens.tokenizer)}"
+        content = f"lm_eval {self.num_fewshot} {self.batch_size} {how} {self.fingerprint()}".encode()
         answer = json.loads(scorer.cached([content], lambda: self._evaluate(scorer)).tobytes())
         scorer.notes |= dict.fromkeys(answer["notes"])
         rows = pd.DataFrame(answer["rows"], columns=["example", "candidate", "bias", "target", "score"])

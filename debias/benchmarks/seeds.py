@@ -22,26 +22,35 @@ class Seeds(NamedTuple):
     p_value: float = float("nan")  # two-sided
 
 
-def over_seeds(values_K: Sequence[float], samples_KR: Sequence[np.ndarray], freedom: float) -> Seeds:
+def over_seeds(values_K: Sequence[float], samples_KR: Sequence[np.ndarray], freedom: float, units: int) -> Seeds:
     """Combine K > 1 runs that differ in the seed alone.
 
     Args:
         values_K: the figure of each run.
         samples_KR: the bootstrap resamples of each run (`Comparison.samples`).
-        freedom: of the examples' standard error (`Comparison.freedom`).
+        freedom, units: of the examples' standard error (`Comparison.freedom`, `Comparison.units`).
     """
     # All seeds are scored on the same examples, so redrawing the examples for each seed would treat their error as
     # independent: the resamples are averaged over seeds, one draw of the benchmark's units for all.
     mean_R = np.mean(samples_KR, axis=0)
-    of_examples = float(np.std(mean_R) * np.sqrt(1 + 1 / freedom)) if mean_R.size else float("nan")
+    of_examples = float(np.std(mean_R) * np.sqrt(units / freedom)) if mean_R.size else float("nan")
     return _combined(values_K, of_examples, freedom)
 
 
-def roughly_over_seeds(values_K: Sequence[float], lows_K: Sequence[float], highs_K: Sequence[float]) -> Seeds:
-    """Approximate `over_seeds` for K > 1 runs whose resamples are lost, from the 95% interval of each run."""
+def roughly_over_seeds(
+    values_K: Sequence[float], lows_K: Sequence[float], highs_K: Sequence[float], p_K: Sequence[float | None] = ()
+) -> Seeds:
+    """Approximate `over_seeds` for K > 1 runs whose resamples are lost, from the 95% interval of each run.
+
+    Args:
+        p_K: the p-values of the runs. All were scored on the same examples, so together they show no more than their
+            geometric mean: an interval alone does not tell how heavy the tails of its distribution are.
+    """
     widths_K = np.subtract(highs_K, lows_K)
     known_K = widths_K[np.isfinite(widths_K)]  # a seed that changed nothing has no interval
-    return _combined(values_K, float(np.mean(known_K)) / (2 * Z) if known_K.size else float("nan"), np.inf)
+    found = _combined(values_K, float(np.mean(known_K)) / (2 * Z) if known_K.size else float("nan"), np.inf)
+    known = [1.0 if p is None or p != p else max(p, np.finfo(float).tiny) for p in p_K]
+    return found._replace(p_value=max(found.p_value, float(np.exp(np.mean(np.log(known)))))) if known else found
 
 
 def _combined(values_K: Sequence[float], of_examples: float, freedom: float) -> Seeds:

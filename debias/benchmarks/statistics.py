@@ -60,6 +60,7 @@ class Comparison(NamedTuple):
     test: str  # the test behind the p-value: bootstrap, mcnemar or none
     samples: np.ndarray  # (3, R): base, debiased and delta in each resample; resample r has the same units in every run
     freedom: float = np.inf  # degrees of freedom of the standard error
+    units: int = 0  # how many units were resampled
 
     def figures(self, benchmark: str, protocol: str, model: str = "debiased") -> Iterator[Figure]:
         """Three lines of `metrics.jsonl`: base, debiased and delta. The delta of `debiased:NAME` is `delta:NAME`."""
@@ -158,11 +159,11 @@ def from_resamples(
     # Where no unit changed, or a few changed alike, the standard error is unknown, not zero.
     if np.ptp(samples_3R[2]) < ROUNDING and (units < FEW or abs(values_3[2]) < ROUNDING):
         alone = Estimate(three.value, np.nan, np.nan)
-        return Comparison(bias, metric, ideal, n, one, two, alone, np.nan, None, "none", samples_3R, freedom)
+        return Comparison(bias, metric, ideal, n, one, two, alone, np.nan, None, "none", samples_3R, freedom, units)
     # So many resamples cannot support a smaller p-value (Davison & Hinkley 1997, section 4.2).
     p_value = max(two_sided(values_3[2], error_3[2], freedom), 2 / (samples_3R.shape[1] + 1))
     mde = _detectable(error_3[2], freedom)
-    return Comparison(bias, metric, ideal, n, one, two, three, p_value, mde, "bootstrap", samples_3R, freedom)
+    return Comparison(bias, metric, ideal, n, one, two, three, p_value, mde, "bootstrap", samples_3R, freedom, units)
 
 
 def possible(low: float, high: float, ideal: float | None) -> tuple[float, float]:

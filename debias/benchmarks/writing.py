@@ -19,6 +19,7 @@ from debias.benchmarks.sampling import fingerprint
 from debias.benchmarks.statistics import Comparison, compare, ratio
 from debias.progress import bar
 from debias.records import Candidate, Count, Seed, Span, Tokens, UserError
+from debias.run_identity import code_sha256
 from debias.scoring.spans import after, start_id
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class WrittenText:
         start, ends = start_id(tokenizer), end_tokens(scorer.base.model)
         encoded = tokenizer([c.text for c in candidates], add_special_tokens=False).input_ids
         begins = [(start, *after(start, ids)) for ids in encoded]
-        content = f"written {TOP_P} {ROWS} {self.longest} {self.seed} {begins}".encode()
+        code = code_sha256("benchmarks/writing.py")
+        content = f"written {TOP_P} {ROWS} {self.longest} {self.seed} {code} {sorted(ends)} {begins}".encode()
         written_NT = scorer.cached([content], lambda: self._written(scorer, begins))
         texts = [tuple(row_T[row_T >= 0].tolist()) for row_T in written_NT]
         with scorer.using("base"):

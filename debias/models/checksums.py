@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from importlib import metadata
+from typing import Any
 
 import peft
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 
 def checksum(model: nn.Module, wanted: Callable[[nn.Parameter], bool] = lambda _: True) -> str:
@@ -37,6 +40,24 @@ def weights_sha256(model: nn.Module, wanted: Callable[[nn.Parameter], bool] = la
         if wanted(parameter):
             _add(digest, name, parameter)
     return digest.hexdigest()
+
+
+def arithmetic(model: PreTrainedModel) -> str:
+    """What a model's answers depend on beside its weights and the text: class, config, buffers and libraries."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    buffers = hashlib.sha256()
+    for name, buffer in sorted(model.named_buffers()):
+        buffers.update(f"{name} {tuple(buffer.shape)}".encode() + buffer.detach().cpu().float().numpy().tobytes())
+    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft")]
+    return f"{type(model).__name__} {sorted(config.items(), key=str)!r} {buffers.hexdigest()} {versions}"
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Checksum of how a tokenizer reads and writes text, with its special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    special = [tokenizer.special_tokens_map, tokenizer.all_special_ids]
+    return hashlib.sha256(f"{type(tokenizer).__name__} {special} {rules}".encode()).hexdigest()
 
 
 # Config fields that do not change what an adapter computes.

@@ -8,7 +8,6 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from debias.assets.cache import cached
 from debias.files import whole_file
 from debias.models.adapter import virtual_tokens
 from debias.models.base import Base, LanguageModel, bf16_is_native
-from debias.models.checksums import adapter_sha256
+from debias.models.checksums import adapter_sha256, arithmetic
 from debias.models.placement import inputs_on
 from debias.models.products import fast_products, has_fast_products
 from debias.progress import bar
@@ -247,15 +246,9 @@ class Scorer:
     @functools.cached_property
     def _arithmetic(self) -> str:
         """Everything beside weights and tokens that a score depends on, down to its last digits."""
-        model = self.base.model
-        config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-        buffers = hashlib.sha256()
-        for name, buffer in sorted(model.named_buffers()):
-            buffers.update(f"{name} {tuple(buffer.shape)}".encode() + buffer.detach().cpu().float().numpy().tobytes())
-        versions = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft")]
         products = "fast" if self.fast else "exact"
-        how = [self.precision, products, self.device.type, self.token_budget, *versions, code_sha256("scoring")]
-        return f"{type(model).__name__} {sorted(config.items(), key=str)!r} {buffers.hexdigest()} {how}"
+        how = [self.precision, products, self.device.type, self.token_budget, code_sha256("scoring", "models")]
+        return f"{arithmetic(self.base.model)} {how}"
 
 
 def _convert(model: nn.Module, dtype: torch.dtype) -> None:

@@ -52,6 +52,8 @@ def fit(
     """
     checkpoint, recipe, tuner = folder / CHECKPOINT, module.recipe, module.model.base_model
     watch = recipe.watch if module.dev_scores is not None and recipe.watch.every else None
+    # Lightning counts batches, of which a step may accumulate several.
+    batches = int(getattr(make_trainer, "keywords", {}).get("accumulate_grad_batches") or 1)
     restores_best = watch is not None and watch.patience is not None
     trainer = make_trainer(
         max_epochs=recipe.epochs if module.steps is None else -1,
@@ -73,7 +75,7 @@ def fit(
         logger=logger,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        **({"val_check_interval": watch.every, "check_val_every_n_epoch": None} if watch else {}),
+        **({"val_check_interval": batches * (watch.every or 1), "check_val_every_n_epoch": None} if watch else {}),
     )
     last = str(checkpoint) if checkpoint.is_file() else None
     try:

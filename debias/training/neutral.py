@@ -21,6 +21,7 @@ from debias.assets.cache import cached
 from debias.data.plaintext import read_passages
 from debias.files import write_text
 from debias.models.base import Base
+from debias.models.checksums import arithmetic
 from debias.models.placement import placed
 from debias.progress import bar
 from debias.records import Count, Masked, Scored, Seed, SomeShare, Span, UserError
@@ -118,7 +119,8 @@ class SelfGenerated:
         settings = (self.n, self.longest, self.starts, self.top_p, self.seed)
         if shipped := _shipped(base, settings):
             return [_unscored(tuple(ids)) for ids in shipped]
-        key = repr((base.sha256, *settings, base.model.device.type, self.batch_size))
+        where = (base.model.device.type, self.batch_size, arithmetic(base.model))
+        key = repr((base.sha256, *settings, *where, self._fronts(base), sorted(self._stops(base))))
         path = assets.cache_dir() / "self_generated" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         samples = cached(path, _kept, partial(self._generate, base), _keep, "generate neutral text")
         return [_unscored(tuple(ids)) for ids in samples]
@@ -129,10 +131,7 @@ class SelfGenerated:
 
     def _generate(self, base: Base) -> list[list[int]]:
         """Token ids of each sample, up to the model's end token. Drops samples of fewer than two new tokens."""
-        start = start_id(base.tokenizer)
-        texts = [base.tokenizer.encode(text or "", add_special_tokens=False) for text in self.starts]
-        fronts = [(start, *after(start, ids)) for ids in texts]
-        stop = end_tokens(base.model) | {start}  # a second start token begins another text
+        fronts, stop = self._fronts(base), self._stops(base)
         size = self.batch_size or (64 if base.model.device.type == "cpu" else self.n)
         number = -(-self.n // len(fronts))  # of each beginning
         batches = [(front, first) for front in fronts for first in range(0, number, size)]
@@ -149,6 +148,16 @@ class SelfGenerated:
                     if len(text) > 1:
                         samples.append([*front, *text])
         return samples
+
+    def _fronts(self, base: Base) -> list[tuple[int, ...]]:
+        """The token ids that samples begin with."""
+        start = start_id(base.tokenizer)
+        texts = [base.tokenizer.encode(text or "", add_special_tokens=False) for text in self.starts]
+        return [(start, *after(start, ids)) for ids in texts]
+
+    def _stops(self, base: Base) -> set[int]:
+        """The token ids that end a sample: a second start token begins another text."""
+        return end_tokens(base.model) | {start_id(base.tokenizer)}
 
 
 # The embedded model's samples come with the program: generating them takes minutes on a CPU. They were made by

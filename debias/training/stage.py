@@ -23,6 +23,7 @@ from debias.data.triplets import TripletFile
 from debias.models import adapter as adapters
 from debias.models import adapter_folder
 from debias.models.base import Base, LanguageModel
+from debias.models.checksums import arithmetic
 from debias.models.placement import place
 from debias.models.ranks import launched_rank
 from debias.progress import bar
@@ -120,7 +121,7 @@ def train(
         trained_on, layout, recipe.batch_size, tuning.seed, neutral, num_neutral, mix_lengths, dev_set is not None,
         asking(adapted, base, layout, sharded=_option(tuning, "strategy") == "fsdp") if needs_base else None,
         kl=bool(recipe.retention), weight=tuning.objective.weight, pairs=pairs,
-        aims=_aims(adapted, base.sha256, layout, pairs, kernels),
+        aims=_aims(adapted, base, layout, pairs, kernels),
         num_pairs=recipe.num_pairs,
     )  # fmt: skip
     gate = Gate(adapted, [span for texts in trained_on[:PROBE] for span in texts], layout)
@@ -170,7 +171,7 @@ def asking(adapted: peft.PeftModel, base: Base, layout: Layout, sharded: bool = 
     """
     if sharded or not likelihood.plain_head(adapted):
         return None
-    answers = partial(_said_by_base, adapted, base.sha256, layout)  # picklable, for ddp_spawn
+    answers = partial(_said_by_base, adapted, _identity(adapted, base), layout)  # picklable, for ddp_spawn
     try:
         answers([Span((1, 2, 3), 2) if base.kind == "causal" else Masked((1, 2, 3), (1,), (2,))])
     except ValueError as error:
@@ -179,18 +180,23 @@ def asking(adapted: peft.PeftModel, base: Base, layout: Layout, sharded: bool = 
     return answers
 
 
-def _said_by_base(adapted: peft.PeftModel, sha256: str, layout: Layout, spans: Sequence[Scored]) -> list[Said]:
-    key = f"{sha256} {likelihood.dtype(adapted)} {code_sha256('scoring')}"
+def _identity(adapted: peft.PeftModel, base: Base) -> str:
+    """All that the base's answers depend on beside the text: what was asked once is only read again for the same."""
+    how = f"{likelihood.dtype(adapted)} {base.model.device.type} {code_sha256('scoring', 'models')}"
+    return f"{base.sha256} {arithmetic(base.model)} {how}"
+
+
+def _said_by_base(adapted: peft.PeftModel, key: str, layout: Layout, spans: Sequence[Scored]) -> list[Said]:
     with adapted.disable_adapter():
         return ask(adapted, spans, layout, batched.budget(adapted), assets.cache_dir(), key)
 
 
-def _aims(adapted: peft.PeftModel, sha256: str, layout: Layout, pairs: Sequence[Pair], kernels: Kernels) -> list[float]:
+def _aims(adapted: peft.PeftModel, base: Base, layout: Layout, pairs: Sequence[Pair], kernels: Kernels) -> list[float]:
     """The log-odds that each pair is to get, from the cache where another run asked for them."""
     if not pairs:
         return []
     spans = [span for pair in pairs for span in pair[:2]]
-    key = text_sha256(f"{sha256} {likelihood.dtype(adapted)} {code_sha256('scoring')} {[tuple(s) for s in spans]}")
+    key = text_sha256(f"{_identity(adapted, base)} {[tuple(s) for s in spans]}")
 
     def make() -> np.ndarray:
         with adapted.disable_adapter(), kernels():

@@ -180,7 +180,13 @@ def _alone(delta: Figure) -> Seeds:
 
 def _roughly(group: Sequence[LabelledRun], delta: Figure) -> Seeds:
     mine = [f for member in group for f in member.figures if f[:5] == delta[:5]]
-    return roughly_over_seeds([f.value for f in mine], [f.ci_low for f in mine], [f.ci_high for f in mine])
+    return _rough(mine)
+
+
+def _rough(same: Sequence[Figure]) -> Seeds:
+    p_values = [f.p_value for f in same]
+    known = p_values if any(p is not None for p in p_values) else ()  # a model alone has no p
+    return roughly_over_seeds([f.value for f in same], [f.ci_low for f in same], [f.ci_high for f in same], known)
 
 
 def mean_figures(group: Sequence[LabelledRun]) -> list[Figure]:
@@ -196,7 +202,7 @@ def mean_figures(group: Sequence[LabelledRun]) -> list[Figure]:
 
 
 def _mean(same: Sequence[Figure]) -> Figure:
-    seeds = roughly_over_seeds([f.value for f in same], [f.ci_low for f in same], [f.ci_high for f in same])
+    seeds = _rough(same)
     low, high = possible(seeds.low, seeds.high, same[0].ideal)  # a difference has no ideal
     first = same[0]._replace(value=seeds.mean, ci_low=low, ci_high=high, mde=None, p_adjusted=None)
     return first._replace(p_value=seeds.p_value, test="seeds") if first.p_value is not None else first
@@ -227,7 +233,7 @@ def difference_over_seeds(group: Sequence[LabelledRun], benchmarks_of: Benchmark
         found.append(same[0])
     if not all(c.samples.size for c in found):
         return None
-    return over_seeds([c.delta.value for c in found], [c.samples[2] for c in found], found[0].freedom)
+    return over_seeds([c.delta.value for c in found], [c.samples[2] for c in found], found[0].freedom, found[0].units)
 
 
 def records_of_run(member: LabelledRun) -> pd.DataFrame:
