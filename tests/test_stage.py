@@ -439,6 +439,17 @@ def test_what_the_base_said_is_kept_for_this_base_alone(tmp_path: Path, what: st
     assert answers[0] != answers[1]
 
 
+def test_what_a_rounded_base_said_is_not_what_the_exact_one_says(tiny: Path) -> None:
+    """Training beside rounded weights asks within its block; the same question outside has another answer."""
+    base, adapted = attached(tiny)
+    ask = stage.asking(adapted, base, prefix_tree)
+    assert ask is not None
+    exact = ask(SPANS)[0].logprob
+    with arithmetic.frozen_in_bf16(adapted):
+        assert ask(SPANS)[0].logprob != exact
+    assert ask(SPANS)[0].logprob == exact
+
+
 def test_early_stopping_keeps_the_best_adapter(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ICAT 70, 80, 75, 75 with patience 2: it ends at step 8 with the adapter of step 4."""
     looks(monkeypatch, [(60, 70), (58, 80), (59, 75), (58, 75)])

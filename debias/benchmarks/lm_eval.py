@@ -72,9 +72,7 @@ class LmEval:
 
     def measure(self, scorer: Scorer, candidates: Sequence[Candidate]) -> pd.DataFrame:
         """One row per document and metric: `candidate` is the metric's name, `target` its direction."""
-        from debias.models.checksums import (
-            tokenizer_sha256,
-        )  # with torch, which a report needs not
+        from debias.models.checksums import tokenizer_sha256  # with torch, which a report does without
 
         if scorer.tokens.kind != "causal":
             raise UserError("eval=lm_eval needs a causal model and this one is masked; choose other benchmarks")

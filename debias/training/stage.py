@@ -131,11 +131,11 @@ def train(
     module = Debiaser(adapted, tuning.objective, recipe, tuning.seed, steps, dev_set)
 
     keep = partial(_keep, adapted, base, folder / "adapter.before_divergence")  # picklable, for ddp_spawn
-    with ExitStack() as arithmetic:
-        arithmetic.enter_context(kernels())
+    with ExitStack() as ways:
+        ways.enter_context(kernels())
         make_trainer = tuning.make_trainer
         if rounds_base(tuning, adapted):
-            arithmetic.enter_context(frozen_in_bf16(adapted))
+            ways.enter_context(frozen_in_bf16(adapted))
             make_trainer = partial(make_trainer, precision="bf16-mixed")
             log.info("training in bfloat16, scoring in float32 (trainer.precision=32-true trains in float32)")
         spent = fitting.fit(module, batches, make_trainer, folder, keep, tuning.logger)
@@ -171,7 +171,7 @@ def asking(adapted: peft.PeftModel, base: Base, layout: Layout, sharded: bool = 
     """
     if sharded or not likelihood.plain_head(adapted):
         return None
-    answers = partial(_said_by_base, adapted, _identity(adapted, base), layout)  # picklable, for ddp_spawn
+    answers = partial(_said_by_base, adapted, _identity(base), layout)  # picklable, for ddp_spawn
     try:
         answers([Span((1, 2, 3), 2) if base.kind == "causal" else Masked((1, 2, 3), (1,), (2,))])
     except ValueError as error:
@@ -180,13 +180,13 @@ def asking(adapted: peft.PeftModel, base: Base, layout: Layout, sharded: bool = 
     return answers
 
 
-def _identity(adapted: peft.PeftModel, base: Base) -> str:
-    """All that the base's answers depend on beside the text: what was asked once is only read again for the same."""
-    how = f"{likelihood.dtype(adapted)} {base.model.device.type} {code_sha256('scoring', 'models')}"
-    return f"{base.sha256} {arithmetic(base.model)} {how}"
+def _identity(base: Base) -> str:
+    """What the base's answers depend on beside the text and the type in which the weights are held at the time."""
+    return f"{base.sha256} {arithmetic(base.model)} {base.model.device.type} {code_sha256('scoring', 'models')}"
 
 
-def _said_by_base(adapted: peft.PeftModel, key: str, layout: Layout, spans: Sequence[Scored]) -> list[Said]:
+def _said_by_base(adapted: peft.PeftModel, identity: str, layout: Layout, spans: Sequence[Scored]) -> list[Said]:
+    key = f"{identity} {likelihood.dtype(adapted)}"  # of now: training may round the weights
     with adapted.disable_adapter():
         return ask(adapted, spans, layout, batched.budget(adapted), assets.cache_dir(), key)
 
@@ -196,7 +196,7 @@ def _aims(adapted: peft.PeftModel, base: Base, layout: Layout, pairs: Sequence[P
     if not pairs:
         return []
     spans = [span for pair in pairs for span in pair[:2]]
-    key = text_sha256(f"{_identity(adapted, base)} {[tuple(s) for s in spans]}")
+    key = text_sha256(f"{_identity(base)} {likelihood.dtype(adapted)} {[tuple(s) for s in spans]}")
 
     def make() -> np.ndarray:
         with adapted.disable_adapter(), kernels():
