@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import httpx2
 import huggingface_hub
 import peft
 import pytest
 import torch
 from adapter_table import base_of, config_of, logits, trained
+from huggingface_hub.errors import OfflineModeIsEnabled
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
@@ -385,9 +388,21 @@ def test_uploading_asks_the_hub_for_a_repo_and_sends_the_folder(
     assert hub.asked[1][1]["folder_path"] == folder
 
 
-def test_the_hub_says_no(tmp_path: Path) -> None:
-    """These tests run offline."""
-    with pytest.raises(UserError, match=r"the model hub refused me/mine .*set HF_TOKEN"):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            httpx2.HTTPError("403 Forbidden"),
+            r"the model hub refused me/mine \(403 Forbidden\); set HF_TOKEN to a token",
+        ),
+        (httpx2.ConnectError("no route"), r"the model hub cannot be reached \(no route\); run the same command again"),
+        (OfflineModeIsEnabled("offline"), "me/mine cannot be uploaded while HF_HUB_OFFLINE is set; unset it"),
+    ],
+)
+def test_the_hub_says_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
+    """A token helps where the hub refuses, and nowhere else."""
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", Mock(side_effect=error))
+    with pytest.raises(UserError, match=said):
         export.upload(tmp_path, "me/mine", private=True)
 
 

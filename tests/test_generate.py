@@ -332,6 +332,9 @@ def test_what_failed_for_good_stays_so_when_the_ledger_is_replayed(tmp_path: Pat
         generate(server, tmp_path, "generate.n=12", "generate.cap_target=1")
         assert triplets(tmp_path)[:3] == rows
         assert server.counts.keys.count(key) == 3
+        shown = generate(server, tmp_path, "generate.n=3", "generate.cap_target=1")
+        assert "held 12 triplets and holds 3 now; the ledger keeps the others" in " ".join(shown.err.split())
+        assert "0 calls paid now" in shown.out
 
 
 def test_dry_run_costs_nothing(tmp_path: Path) -> None:

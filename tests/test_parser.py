@@ -97,9 +97,9 @@ def test_hostile_texts_cost_little(text: str) -> None:
     assert triplets(text) == []
 
 
-def test_half_a_surrogate_pair_can_be_written() -> None:
+def test_half_a_surrogate_pair_can_be_written_and_is_seen() -> None:
     (found,) = triplets('["A \\ud83d man wept.", "man", "wept"]')
-    assert found["sentence"].encode("utf-8") == b"A ? man wept."
+    assert found["sentence"].encode("utf-8") == "A \ufffd man wept.".encode()
 
 
 @pytest.mark.parametrize(

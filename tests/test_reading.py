@@ -55,8 +55,14 @@ def test_half_an_emoji_does_not_cost_the_answer() -> None:
     body = WHOLE.replace("\\ud83d\\ude00", "\\ud83d")
     reading = read_body(body)
     assert reading[1:] == ("stop", 7, 3, "m", "c", True)
-    assert reading.text == TEXT.replace("\U0001f600", "?")
+    assert reading.text == TEXT.replace("\U0001f600", "\ufffd")
 
 
 def test_a_tower_of_brackets_is_no_answer() -> None:
     assert read_body("[" * 100_000).text is None
+
+
+def test_a_long_answer_is_read_once() -> None:
+    """Looking for the end of a thought at every character would take hours."""
+    text = "She mends the roof. " * 50_000
+    assert read_body(WHOLE.replace(json.dumps(TEXT), json.dumps(text))).text == text

@@ -199,6 +199,17 @@ def test_an_answer_that_fails_its_schema_is_asked_for_again_from_the_first_call_
         assert (server.counts.calls, len(sentences(tmp_path))) == (3, 6)
 
 
+def test_charged_answers_that_hold_nothing_are_bounded_and_end_the_run(tmp_path: Path) -> None:
+    """Three attempts at each request, and three such requests in a row are the server's failure."""
+    with serving([Fault(body=b'{"id": "x", "choices": []}')] * 99, reply=writer) as server:
+        shown = generate(server, tmp_path, status=3)
+        told = " ".join(shown.out.split())
+        assert server.counts.calls == 9
+        assert "3 requests in a row failed at" in told
+        assert "a charged answer that cannot be used" in told
+        assert "9 calls paid now, 9 in all" in told
+
+
 def test_one_request_that_is_refused_is_skipped(tmp_path: Path) -> None:
     """The second prompt is too long: it is asked three times in all, and the others are answered."""
     with serving(reply=writer) as server:
@@ -375,7 +386,7 @@ def test_only_what_follows_the_reasoning_counts(draft: str, tmp_path: Path) -> N
         assert not any("draft" in body["messages"][-1]["content"] for body in server.counts.bodies)
         assert not any("draft" in sentence for sentence in sentences(tmp_path))
         assert len(sentences(tmp_path)) == 60
-        assert "rejected" not in shown.out.split("calls,")[0]
+        assert "rejected" not in shown.out.split("used,")[0]
         assert_accounts_agree(server, tmp_path)
 
 

@@ -228,9 +228,11 @@ def doctor_job(cfg: DictConfig) -> int:
 
 def export_job(cfg: DictConfig) -> None:
     """Merge or upload an adapter, or only say what would be done."""
-    from debias.jobs import export, export_plan
+    from debias.jobs import cost, export, export_plan
 
     settings = settings_of(cfg, Export)
+    if settings.threads:
+        cost.set_threads(settings.threads)
     quieten()
     warnings.simplefilter("ignore")  # advice to programmers from other libraries
     plan = export_plan.planned(

@@ -127,6 +127,7 @@ class Export:
     """`conf/export.yaml`."""
 
     adapter: Exported
+    threads: Threads | None
     merge: bool
     folder: str | None
     repo: str | None

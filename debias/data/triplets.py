@@ -166,13 +166,13 @@ def _record(row: Any, bias: str, source: str, place: int) -> Record | str:
     if not isinstance(row, dict):
         return f"expected an object or [sentence, target, attribute], found {str(row)[:60]!r}"
     for key in FIELDS:
-        if fault := _fault(row.get(key)):
-            return f"{key!r} {fault}"
+        if why := fault(row.get(key)):
+            return f"{key!r} {why}"
     sentence, target, attribute = (row[key].strip() for key in FIELDS)
     counterparts = {name: row.get(name) for name in COUNTERPARTS}
     for name, word in counterparts.items():
-        if word is not None and (fault := _fault(word)):
-            return f"{name!r} {fault}"
+        if word is not None and (why := fault(word)):
+            return f"{name!r} {why}"
     return Record(
         sentence,
         target,
@@ -185,7 +185,7 @@ def _record(row: Any, bias: str, source: str, place: int) -> Record | str:
     )
 
 
-def _fault(value: Any) -> str | None:
+def fault(value: Any) -> str | None:
     """Why a value is not a text to read or to look for; None if it is one."""
     if value is None:
         return "is missing"
@@ -199,7 +199,16 @@ def _fault(value: Any) -> str | None:
         return "holds half a surrogate pair, which is not a character"
     if not any(unicodedata.category(character)[0] in "LNPS" for character in value):
         return "has no visible character"
+    if hidden := next(filter(_hides, value), None):
+        return f"holds U+{ord(hidden):04X}, which no reader sees as it is"
     return None
+
+
+def _hides(character: str) -> bool:
+    """Whether a character is for machines alone, turns the direction of the text, or stands for one that was lost."""
+    if character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufffd":
+        return True
+    return unicodedata.category(character) in ("Cc", "Co") and not character.isspace()
 
 
 # ---------------------------------------------------------------- record -> triplet

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from debias.data.quality import NearDuplicates, opening, words
-from debias.data.triplets import Record, strict
+from debias.data.triplets import Record, fault, strict
 from debias.generation.wanted import Wanted
 from debias.records import Triplet
 
@@ -52,6 +52,8 @@ def form(item: Mapping[str, Any], bias: str, source: str, wanted: Wanted) -> Tri
     if not all(isinstance(text, str) and text.strip() for text in texts.values()):
         return Rejection("schema: a field is missing or not text")
     record = {key: str(text).strip() for key, text in texts.items()}
+    if hidden := next(filter(None, map(fault, record.values())), None):
+        return Rejection(f"schema: a field {hidden}")
     if leak := _LEAK.search(record["sentence"]):
         return Rejection("template: markup, numbering or talk about the task", leak[0].strip())
     if not wanted.min_words <= len(words(record["sentence"])) <= wanted.max_words:

@@ -57,7 +57,6 @@ class Harvest:
     rejected: list[Rejected] = field(default_factory=list)
     losses: list[dict[str, Any]] = field(default_factory=list)  # histogram of each round of loss_guided
     calls: int = 0  # judged answers, from the ledger or new, for terms and for triplets
-    bought: int = 0  # answers paid in this run
     poor: Counter[str] = field(default_factory=Counter)  # answers without any triplet, by kind
     barren: int = 0  # consecutive calls without an accepted triplet
     filtered: int = 0  # requests that a content filter refused
@@ -171,8 +170,7 @@ class Loop:
         each = (expected * seen + len(harvest.kept)) / (seen + harvest.calls)
         return math.ceil((wanted.n - len(harvest.kept)) / each)
 
-    def _arrived(self, answer: Answer) -> None:
-        self.harvest.bought += not answer.cached
+    def _arrived(self, _: Answer) -> None:
         self.watcher.arrived(self.harvest, self.partner.spent)
 
     def _examined(self, request: Request, answer: Answer | None, holds: str) -> Examined:

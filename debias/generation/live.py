@@ -12,6 +12,7 @@ import logging
 import random
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, NamedTuple
@@ -86,6 +87,7 @@ class Live:
         self._proven = False  # whether it has answered a request, so that its settings are right
         self._not_before = 0.0  # in the event loop's time: a Retry-After holds for all workers
         self._failed_in_a_row = 0
+        self._broken: Counter[str] = Counter()  # by key of a request: charged bodies without an answer
         self._filtered = False  # whether a content filter has refused a request
 
     async def ask(
@@ -125,24 +127,25 @@ class Live:
 
     async def _answer(self, question: Question, end: End) -> Answer | None:
         """Ask until there is an answer; None if it failed for good or sending stopped."""
-        failures = broken = refused = 0
-        while True:
+        failures = refused = 0
+        while self._broken[question.key] < MAX_BROKEN:  # it may be asked again, but each of these has been paid for
             await self._pause(self._not_before - asyncio.get_running_loop().time(), end)
             if (attempt := await self._send_line(question, end)) is None:
                 return None
             failure = await self._attempt(question, attempt)
             if failure is None:
-                self._failed_in_a_row = 0
                 if answer := self.ledger.memory.answers.get(question.key):
+                    self._failed_in_a_row = 0
                     self._proven |= answer.finish_reason != FILTERED
                     return answer._replace(cached=False)
-                broken += 1
+                self._broken[question.key] += 1
                 failure = Failure("a charged answer that cannot be used")
             elif failure.changed:
                 continue
             else:
                 failures += 1
                 refused += failure.refused
+            broken = self._broken[question.key]
             log.debug("%s: attempt %d failed: %s", question.key[:8], failures + broken, failure.reason)
             if refused == MAX_REFUSED:
                 self.ledger.given_up([question.key])
@@ -150,6 +153,7 @@ class Live:
                 self._give_up(failure, end)
                 return None
             await self._back_off(failure, failures + broken, end)
+        return None
 
     async def _send_line(self, question: Question, end: End) -> str | None:
         """Reserve the call's worst case and record it as sent; None if sending stopped or the budget is too small."""

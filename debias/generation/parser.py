@@ -51,7 +51,7 @@ def objects(text: str) -> list[Item]:
 
 def _values(text: str) -> Iterator[Any]:
     """JSON objects and lists in a text; the text between them is searched again after fixing quotes and commas."""
-    text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be written to a file
+    text = without_halves(text)
     done = 0
     for start, stop, value in _decoded(text):
         yield from _repaired(text[done:start])
@@ -120,4 +120,9 @@ def _terms_in(value: Any) -> Iterator[tuple[str, list[str]]]:
 
 def _clean(value: Any) -> Any:
     """A text on one line."""
-    return " ".join(value.encode("utf-8", "replace").decode("utf-8").split()) if isinstance(value, str) else value
+    return " ".join(without_halves(value).split()) if isinstance(value, str) else value
+
+
+def without_halves(text: str) -> str:
+    """The text with U+FFFD for half a surrogate pair, which cannot be written to a file."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -10,10 +10,12 @@ import jiter
 
 from debias.generation.complaints import complaint_in
 from debias.generation.exchange import FILTERED, THINKING
+from debias.generation.parser import without_halves
 
 FINISHED = ("stop", "length", "content_filter")
 # Reasoning that a server leaves in the answer; some models' chat templates open it in the prompt, so that it only ends.
-_THOUGHTS = re.compile(r".*(?:</(?:think|thinking|thought|reasoning)>|\[/THINK\])", re.IGNORECASE | re.DOTALL)
+# Anchored, since a search for an end that is not there would begin again at every character.
+_THOUGHTS = re.compile(r"\A.*(?:</(?:think|thinking|thought|reasoning)>|\[/THINK\])", re.IGNORECASE | re.DOTALL)
 _THOUGHT = re.compile(r"(?:<(?:think|thinking|thought|reasoning)>|\[THINK\]).*", re.IGNORECASE | re.DOTALL)
 
 
@@ -105,4 +107,4 @@ def _text(value: Any) -> str:
     """A string, or the text parts of a list of parts, as one string."""
     if isinstance(value, list):
         return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""  # no half surrogate pairs
+    return without_halves(value) if isinstance(value, str) else ""

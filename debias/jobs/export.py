@@ -50,8 +50,12 @@ def upload(folder: Path, repo: str, private: bool) -> str:
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload with debias export")
-    except (httpx2.HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
+    except OfflineModeIsEnabled as error:
+        raise UserError(f"{repo} cannot be uploaded while HF_HUB_OFFLINE is set; unset it") from error
+    except (httpx2.HTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
+        if isinstance(error, httpx2.TransportError):
+            raise UserError(f"the model hub cannot be reached ({reason}); run the same command again later") from error
         raise UserError(
             f"the model hub refused {repo} ({reason}); set HF_TOKEN to a token that may write there"
         ) from error

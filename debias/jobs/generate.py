@@ -63,14 +63,15 @@ def generate(folder: DataFolder, generation: Generation) -> Product:
 
 
 def _generated(folder: DataFolder, generation: Generation, chats: Sequence[Chat], memory: Memory) -> Product:
-    start = time.monotonic()
+    start, before = time.monotonic(), memory.spent.calls
     indices = benchmarks_of(generation.wanted)
     with _Live(generation.wanted.n) as live:
         loop = make_loop(generation, chats, live, indices)
 
         def write(asker: Naming | None, pairs: Replies[Pair] | None) -> Product:
             seconds = time.monotonic() - start
-            return _write(folder, generation, loop, asker, pairs, memory.spent, indices, seconds)
+            paid = memory.spent.calls - before
+            return _write(folder, generation, loop, asker, pairs, memory.spent, paid, indices, seconds)
 
         asker = None if generation.counterparts is None else Naming(generation.counterparts, chats[-1])
         pairs: Replies[Pair] | None = None
@@ -119,7 +120,7 @@ def _summary(harvest: Harvest, spent: Spent) -> str:
 
 def _write(
     folder: DataFolder, generation: Generation, loop: Loop, asker: Naming | None,
-    pairs: Replies[Pair] | None, spent: Spent,
+    pairs: Replies[Pair] | None, spent: Spent, paid: int,
     indices: Sequence[leakage.Index], seconds: float,
 ) -> Product:  # fmt: skip
     """Write the set, the rejected triplets, the card, the cost and the quality report."""
@@ -128,6 +129,11 @@ def _write(
     rows = list(_rows(harvest, generation.strategy.name))
     if pairs is not None:
         rows = [row | pair_columns(reply.value) for row, reply in zip(rows, pairs.each, strict=True)]
+    had = sum(map(bool, path.read_text(encoding="utf-8").split("\n"))) if path.is_file() else 0
+    if had > len(rows):
+        log.warning(
+            "%s held %s and holds %d now; the ledger keeps the others", path.name, counted(had, "triplet"), len(rows)
+        )
     write_lines(path, rows)
     write_lines(folder.path / "rejected.jsonl", _rejected(harvest))
     diagnosis = doctor.examine(path, generation.task.label, indices, _unread(generation.wanted)) if rows else None
@@ -137,7 +143,8 @@ def _write(
     if harvest.losses:
         write_json(folder.path / "losses.json", {"rounds": harvest.losses})
     product = Product(
-        path, generation.strategy, generation.llms, generation.task, harvest, spent, diagnosis, len(rows), seconds,
+        path, generation.strategy, generation.llms, generation.task, harvest, spent, paid, diagnosis, len(rows),
+        seconds,
         _verdicts(loop), None if asker is None or pairs is None else named_of(asker, pairs),
         all(isinstance(writer.server, LlamaServer) and writer.server.tries_out for writer in generation.writers),
     )  # fmt: skip

@@ -119,6 +119,7 @@ class Product(NamedTuple):
     task: Task
     harvest: Harvest
     spent: Spent
+    paid: int  # calls in this run, by the writers, the judge and for counterparts, with or without a usable answer
     diagnosis: Diagnosis | None  # None if nothing was accepted
     n: int
     seconds: float

@@ -163,10 +163,9 @@ def _blocks(product: Product) -> Iterator[RenderableType]:
     harvest, spent, folder = product.harvest, product.spent, product.path.parent
     yield counts(product).terminal()
     yield Text()
-    new = f"{harvest.bought} of them new" if harvest.bought else "all of them from the ledger"
     tokens = f"{spent.prompt_tokens:,} prompt and {counted(spent.completion_tokens, 'answer token')}"
-    yield Text(f"{counted(harvest.calls, 'call')}, {new}; {dollars(spent.dollars)} in all, {tokens}; "
-               f"{product.accepted_share:.0%} accepted")  # fmt: skip
+    paid = f"{counted(product.paid, 'call')} paid now, {spent.calls:,} in all ({dollars(spent.dollars)}, {tokens})"
+    yield Text(f"{counted(harvest.calls, 'answer')} used, {product.accepted_share:.0%} accepted; {paid}")
     if harvest.filtered:
         share = f"{harvest.filtered / harvest.calls:.0%}"
         refused = counted(harvest.filtered, "request")
