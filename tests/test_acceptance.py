@@ -46,7 +46,9 @@ def test_a_sound_triplet_is_spelled_as_in_its_sentence() -> None:
         (item("The nurse was very bold.", " ", "bold"), "schema: a field is missing or not text"),
         *((item(f"The {hidden}nurse was very bold.", "nurse", "bold"),
            f"schema: a field holds U+{ord(hidden):04X}, which no reader sees as it is")
-          for hidden in ("\x00", "\u202e", "\u2066", "\ue000", "\ufffd")),
+          for hidden in ("\x00", "\u202e", "\u2066")),
+        *((item(f"The {lost}nurse was very bold.", "nurse", "bold"),
+           f"schema: a field holds U+{ord(lost):04X}, which stands for a lost character") for lost in "\ue000\ufffd"),
         (item("1. The nurse was very bold.", "nurse", "bold"), TEMPLATE),
         (item("As an AI I say the nurse was bold.", "nurse", "bold"), TEMPLATE),
         (item("Against the stereotype the nurse was bold.", "nurse", "bold"), TEMPLATE),

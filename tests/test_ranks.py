@@ -88,15 +88,17 @@ def test_a_launch_without_an_address_is_refused_at_once(
 class Loads:
     """A model, and the data of a tuning, that say what was done with them."""
 
+    tokens = "its tokens"
+
     def __init__(self) -> None:
         self.loaded = False
 
-    def load(self) -> str:
+    def load(self) -> Loads:
         self.loaded = True
-        return "base"
+        return self
 
-    def settled(self, triplets: list[Triplet]) -> tuple[str, dict[str, str]]:
-        return f"settled by {len(triplets)}", {}
+    def settled(self, triplets: list[Triplet], tokens: str) -> tuple[str, dict[str, str]]:
+        return f"settled by {len(triplets)} for {tokens}", {}
 
 
 def assisted(monkeypatch: pytest.MonkeyPatch, *messages: Any) -> tuple[bool, list[Any]]:
@@ -130,8 +132,9 @@ def test_the_others_train_on_what_the_first_process_read(monkeypatch: pytest.Mon
     (tmp_path / "adapter").mkdir()
     (tmp_path / "status.json").write_text('{"state": "done"}')
     work = {"folder": str(tmp_path), "resumes": False}
-    expected = ["settled by 1", TRIPLETS, "base", tmp_path, tmp_path / "adapter"]
-    assert assisted(monkeypatch, work, TRIPLETS) == (True, expected)
+    loaded, (tuning, triplets, base, *folders) = assisted(monkeypatch, work, TRIPLETS)
+    assert (loaded, tuning, triplets) == (True, "settled by 1 for its tokens", TRIPLETS)
+    assert (type(base), folders) == (Loads, [tmp_path, tmp_path / "adapter"])
 
 
 @pytest.mark.parametrize(

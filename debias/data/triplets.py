@@ -205,10 +205,10 @@ def fault(value: Any) -> str | None:
 
 
 def _hides(character: str) -> bool:
-    """Whether a character is for machines alone, turns the direction of the text, or stands for one that was lost."""
-    if character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufffd":
+    """Whether a character is for machines alone, or turns the direction of the text."""
+    if character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069":
         return True
-    return unicodedata.category(character) in ("Cc", "Co") and not character.isspace()
+    return unicodedata.category(character) == "Cc" and not character.isspace()
 
 
 # ---------------------------------------------------------------- record -> triplet

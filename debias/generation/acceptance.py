@@ -18,6 +18,7 @@ _LEAK = re.compile(
     r"|[\[\]{}<>|*_#\\]|https?:|\.\.\.|^\W*\d+\s*[.):]|^\s*[-•–]",
     re.IGNORECASE,
 )
+_LOST = re.compile("[\ufffd\ue000-\uf8ff]")  # the replacement character, and those of private use
 # Words that say nothing about a person: a model cannot learn from them.
 _EMPTY = frozenset(
     re.findall(
@@ -54,6 +55,8 @@ def form(item: Mapping[str, Any], bias: str, source: str, wanted: Wanted) -> Tri
     record = {key: str(text).strip() for key, text in texts.items()}
     if hidden := next(filter(None, map(fault, record.values())), None):
         return Rejection(f"schema: a field {hidden}")
+    if lost := _LOST.search(" ".join(record.values())):
+        return Rejection(f"schema: a field holds U+{ord(lost[0]):04X}, which stands for a lost character")
     if leak := _LEAK.search(record["sentence"]):
         return Rejection("template: markup, numbering or talk about the task", leak[0].strip())
     if not wanted.min_words <= len(words(record["sentence"])) <= wanted.max_words:
