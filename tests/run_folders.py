@@ -12,6 +12,10 @@ import yaml
 
 from debias.records import Candidate, Figure, Tokens
 
+RECORD = (  # columns of likelihoods.parquet
+    "benchmark", "protocol", "example", "candidate", "bias", "target", "model", "logprob", "num_tokens", "score",
+)  # fmt: skip
+
 
 def figure(metric: str, base: float, after: float, p: float = 0.001, **more: Any) -> list[Figure]:
     """Base, debiased and difference, each with an interval of 2 to either side."""
@@ -69,19 +73,7 @@ def write_records(folder: Path, leans: Mapping[str, tuple[str, float, float]]) -
         for model, lean in (("base", before), ("debiased", after))
         for candidate, score in (("stereotype", lean - 5), ("anti-stereotype", -5.0), ("unrelated", -9.0))
     ]
-    names = [
-        "benchmark",
-        "protocol",
-        "example",
-        "candidate",
-        "bias",
-        "target",
-        "model",
-        "logprob",
-        "num_tokens",
-        "score",
-    ]
-    pd.DataFrame(rows, columns=names).to_parquet(folder / "likelihoods.parquet", index=False)
+    pd.DataFrame(rows, columns=RECORD).to_parquet(folder / "likelihoods.parquet", index=False)
 
 
 class Sentences:

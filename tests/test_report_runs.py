@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 from rich.console import Console
-from run_folders import Sentences, config, figure, scores, write_records, write_run
+from run_folders import RECORD, Sentences, config, figure, scores, write_records, write_run
 from scipy import stats
 
 from debias.benchmarks.metrics import mean_of_first
@@ -90,18 +90,6 @@ def test_other_figures_are_of_the_targeted_bias_under_any_name(tmp_path: Path) -
 @pytest.mark.parametrize("pairs", [False, True], ids=["resamples", "independent pairs"])
 def test_seeds_and_examples_are_of_the_figure_that_is_shown(tmp_path: Path, pairs: bool) -> None:
     """Race: 8 of 10 pairs, then 5 and 4. The whole, 10 pairs of gender that do not move, would change by half of it."""
-    names = [
-        "benchmark",
-        "protocol",
-        "example",
-        "candidate",
-        "bias",
-        "target",
-        "model",
-        "logprob",
-        "num_tokens",
-        "score",
-    ]
     for seed, after in ((1, 5), (2, 4)):
         rows = [
             ("crows_pairs", "p", f"{bias} {i}", "more", bias, "", model, 0.0, 1, 1.0 if i < liked else -1.0)
@@ -109,7 +97,7 @@ def test_seeds_and_examples_are_of_the_figure_that_is_shown(tmp_path: Path, pair
             for model, liked in (("base", 8), ("debiased", after if bias == "race-color" else 8))
             for i in range(10)
         ]
-        records = pd.DataFrame(rows, columns=names)
+        records = pd.DataFrame(rows, columns=RECORD)
         of_model = [records[records["model"] == model] for model in ("base", "debiased")]
         figures = [f for c in Crows(pairs).comparisons(*of_model) for f in c.figures("crows_pairs", "p")]
         folder = write_run(tmp_path / f"s/{seed}", {**config(seed=seed), "data": {"bias": "race"}}, figures)
